@@ -1,0 +1,51 @@
+"""What can go wrong, and the exit code each kind of failure ends the command with."""
+
+from __future__ import annotations
+
+
+def printable(text: object) -> str:
+    r"""`text` on one line, with every control, bidi or otherwise unprintable character escaped.
+
+    Names come from untrusted files; a terminal must never obey them.
+
+    >>> printable("a\x1b[2Jb\n")
+    'a\\x1b[2Jb\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+class FedloraError(Exception):
+    """Where it happened, what was found, and what to do: always one printable line.
+
+    >>> str(InputError("adapter_config.json", "r is -4", "write the rank it was trained with"))
+    'adapter_config.json: r is -4; write the rank it was trained with'
+    """
+
+    exit_code = 3
+
+    def __init__(self, where: object, found: str, cure: str) -> None:
+        super().__init__(f"{printable(where)}: {printable(found)}; {printable(cure)}")
+
+
+class UsageError(FedloraError):
+    """The options contradict each other or the chosen method."""
+
+    exit_code = 2
+
+
+class InputError(FedloraError):
+    """A file that was read is missing, damaged, unsupported, or does not fit the others."""
+
+    exit_code = 3
+
+
+class OutputError(FedloraError):
+    """The result could not be written where it was asked for."""
+
+    exit_code = 4
+
+
+class VerificationError(FedloraError):
+    """What was written is not the update that was asked for."""
+
+    exit_code = 5

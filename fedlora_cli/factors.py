@@ -1,0 +1,33 @@
+"""An update that is never formed: ΔW = scale · B A.
+
+Letters, fixed everywhere: clients k = 1..K, samples n_k, ranks r_k, `B (out, rank)`,
+`A (rank, in)`, rank index i = 0..R-1, singular values `s` in descending order, energy = s².
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """The low-rank update ΔW = scale · B A, kept as its two factors.
+
+    Shapes: `B` (out, rank), `A` (rank, in). `scale` is PEFT's scaling, alpha / r, or
+    alpha / sqrt(r) under rsLoRA (arXiv:2312.03732).
+    """
+
+    B: Tensor
+    A: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the update."""
+        return self.B.shape[0], self.A.shape[1]

@@ -1,0 +1,128 @@
+"""The vocabulary of rules: how much each client counts at each rank index.
+
+A rule is a pure function `Holdings -> Weights` for one module. Partitions by distinct rank and
+weights by rank index are the same thing, so everything here goes by index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Holdings:
+    """Who holds which rank index of one module.
+
+    Shapes: `ranks`, `samples` and `norms` are (K,). A client that does not adapt the module has
+    rank 0: it holds nothing. `norms` are ‖ΔW_k‖_F. `previous_rank` is the rank of the previous
+    global adapter in this module, 0 without one.
+    """
+
+    ranks: IntArray
+    samples: FloatArray
+    norms: FloatArray
+    previous_rank: int = 0
+
+    @property
+    def rank(self) -> int:
+        """R, the number of rank indices that anyone holds."""
+        return max(int(self.ranks.max(initial=0)), self.previous_rank)
+
+    @property
+    def held(self) -> FloatArray:
+        """(K, R): 1 where client k holds rank index i (r_k > i), else 0."""
+        return (self.ranks[:, None] > np.arange(self.rank)).astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The diagonals of ΔW = sum_k s_k B_k diag(w_k) A_k + s_g B_g diag(w_g) A_g.
+
+    Shapes: `clients` (K, R), zero where a client does not hold the index; `previous` (R,).
+    """
+
+    clients: FloatArray
+    previous: FloatArray
+
+
+Rule = Callable[[Holdings], Weights]
+
+
+def coverage(holdings: Holdings) -> FloatArray:
+    """c_i = N(i) / N, the share of samples that hold rank index i. Shape (R,).
+
+    >>> example = Holdings(np.array([1, 2]), np.array([30.0, 10.0]), np.ones(2))
+    >>> coverage(example)
+    array([1.  , 0.25])
+    """
+    return _fraction(holdings.samples @ holdings.held, holdings.samples.sum())
+
+
+def by_samples(holdings: Holdings) -> Weights:
+    """w_k[i] = p_k = n_k / N for every index that k holds; the previous adapter counts nothing.
+
+    The columns sum to the coverage c_i, which is why energy sinks into the shared ranks.
+
+    >>> example = Holdings(np.array([1, 2]), np.array([30.0, 10.0]), np.ones(2))
+    >>> by_samples(example).clients
+    array([[0.75, 0.  ],
+           [0.25, 0.25]])
+    """
+    return _scalar(holdings, _fraction(holdings.samples, holdings.samples.sum()))
+
+
+def uniform(holdings: Holdings) -> Weights:
+    """w_k[i] = 1 / K over the K clients that adapt the module at all."""
+    adapts = (holdings.ranks > 0).astype(np.float64)
+    return _scalar(holdings, _fraction(adapts, adapts.sum()))
+
+
+def by_norm(holdings: Holdings) -> Weights:
+    """w_k[i] = ‖ΔW_k‖_F / sum_j ‖ΔW_j‖_F (HetLoRA, arXiv:2401.06432); uniform if all are zero."""
+    if not holdings.norms.any():
+        return uniform(holdings)
+    return _scalar(holdings, holdings.norms / holdings.norms.sum())
+
+
+def by_holders(holdings: Holdings, quorum: float) -> Weights:
+    """w_k[i] = n_k / D(i) for the holders of i, w_g[i] = 1 - N(i) / D(i), D(i) = max(N(i), q N).
+
+    The previous global adapter takes what the holders leave, all of it where nobody holds i.
+    The quorum q = 0 is raFLoRA (arXiv:2602.13486), q = 1 the residual form (arXiv:2505.18494).
+
+    >>> example = Holdings(np.array([1, 2]), np.array([30.0, 10.0]), np.ones(2), previous_rank=3)
+    >>> by_holders(example, quorum=0.0).clients
+    array([[0.75, 0.  , 0.  ],
+           [0.25, 1.  , 0.  ]])
+    >>> by_holders(example, quorum=0.5).previous
+    array([0. , 0.5, 1. ])
+    """
+    held_samples = holdings.samples @ holdings.held
+    denominator = np.maximum(held_samples, quorum * holdings.samples.sum())
+    return Weights(
+        clients=holdings.held * _fraction(holdings.samples[:, None], denominator),
+        previous=_previous_only(holdings, 1.0 - _fraction(held_samples, denominator)),
+    )
+
+
+def _scalar(holdings: Holdings, share: FloatArray) -> Weights:
+    """One number per client, at every index it holds."""
+    return Weights(holdings.held * share[:, None], np.zeros(holdings.rank))
+
+
+def _previous_only(holdings: Holdings, weights: FloatArray) -> FloatArray:
+    """A previous adapter has no weight beyond its own rank."""
+    return np.where(np.arange(holdings.rank) < holdings.previous_rank, weights, 0.0)
+
+
+def _fraction(part: FloatArray, whole: FloatArray | float) -> FloatArray:
+    """part / whole, and 0 where the whole is 0: clients without samples have no vote."""
+    shape = np.broadcast_shapes(np.shape(part), np.shape(whole))
+    return np.divide(part, whole, out=np.zeros(shape), where=np.broadcast_to(whole, shape) > 0)
