@@ -1,0 +1,30 @@
+"""Residual: what a low-rank client could not hold is kept from the previous global adapter.
+
+ΔW = sum_k p_k s_k B_k A_k + s_g B_g diag(1 - c) A_g: a client that holds rank index i votes on it
+with its share p_k, and the share of the others, 1 - c_i, stays with the previous global adapter in
+SVD order. That is the rule by holders at quorum 1; without a previous adapter it is FlexLoRA.
+Idea: FedHL, arXiv:2505.18494.
+"""
+
+from __future__ import annotations
+
+from fedlora_cli.method import Method
+from fedlora_cli.weights import Holdings, Weights, by_holders
+
+
+def rule(holdings: Holdings) -> Weights:
+    """w_k[i] = n_k / N for the holders of i, w_g[i] = 1 - N(i) / N."""
+    return by_holders(holdings, quorum=1.0)
+
+
+METHOD = Method(
+    name="residual",
+    summary="by samples; what low-rank clients cannot hold stays",
+    formula="n_k / N, and 1 - c_i for the previous adapter",
+    source="arXiv:2505.18494",
+    rule=rule,
+    merge="stack",
+    compress="svd",
+    basis_free=True,
+    uses_previous=True,
+)
