@@ -1,0 +1,86 @@
+"""One adapter, whatever its format: module names to lazy factors, and what is not a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from fedlora_cli.factors import Factors
+
+Kind = Literal["linear", "embedding"]
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """The narrowest dtype that holds all of these without loss of range or precision.
+
+    >>> widest(["bfloat16", "bfloat16"]), widest(["bfloat16", "float16"])
+    ('bfloat16', 'float32')
+    """
+    distinct = set(dtypes)
+    if len(distinct) == 1:
+        return distinct.pop()
+    return "float64" if "float64" in distinct else "float32"
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """An adapted module, known from headers alone; `read` brings its factors, all values finite.
+
+    `shape` is (out, in) of the update, `scale` is PEFT's scaling, `dtype` torch's name of one.
+    An embedding of n tokens and width d has shape (d, n).
+    """
+
+    shape: tuple[int, int]
+    rank: int
+    scale: float
+    dtype: str
+    kind: Kind
+    read: Callable[[], Factors]
+
+
+@dataclass(frozen=True, eq=False)
+class FullTensor:
+    """A tensor with absolute values, not an update: a head that was trained in full, for example.
+
+    `trained` is false for base weights that PEFT stores beside an adapted embedding.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    trained: bool
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What an adapter says of its base model and training. Empty or None: it does not say."""
+
+    base_model: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    modules_to_save: tuple[str, ...] = ()
+    dropout: float = 0.0
+    fan_in_fan_out: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA adapter. `weights_file` is the file that its tensors come from; `notes` are remarks
+    about the reading that the user should see.
+    """
+
+    path: Path
+    weights_file: Path
+    modules: Mapping[str, Module]
+    tensors: Mapping[str, FullTensor]
+    facts: Facts
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(module.rank for module in self.modules.values())

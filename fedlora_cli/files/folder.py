@@ -1,0 +1,120 @@
+"""Output folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedlora_cli.errors import OutputError
+
+#: linux/fcntl.h and linux/fs.h: arguments of renameat2(2).
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def check_target(target: Path, *, force: bool, own_files: Collection[str]) -> None:
+    """Whether `target` may be written, decided before any work. Raises OutputError.
+
+    An existing folder needs `force`, and even then must hold nothing but `own_files`: nothing is
+    ever deleted that could not have been written here.
+    """
+    if not target.parent.is_dir():
+        raise OutputError(target, "its parent folder does not exist", f"mkdir -p {target.parent}")
+    if target.is_symlink():
+        raise OutputError(target, "a symbolic link", "name the folder itself")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise OutputError(target, "a file of that name exists", "choose another output folder")
+    if not force:
+        raise OutputError(target, "it exists already", "choose another folder, or give --force")
+    foreign = sorted({path.name for path in target.iterdir()} - set(own_files))
+    if foreign:
+        raise OutputError(
+            target,
+            f"it holds {foreign[0]}, which is not part of an adapter",
+            "move that away; --force replaces adapters only",
+        )
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well.
+
+    The files are on the disk before the name is; whoever looks sees the old folder or the new one.
+    On any failure the temporary folder is removed. Raises OutputError.
+    """
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    try:
+        yield temporary
+        _settle(temporary)
+        _publish(temporary, target)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    finally:
+        # Nothing is left here after a success but the folder that was replaced, if any.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Ordinary permissions (temporary files are private), and everything on the disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in sorted(folder.iterdir()):
+        path.chmod(0o666 & ~umask)
+        _sync(path)
+    folder.chmod(0o777 & ~umask)
+    _sync(folder)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Give the folder its name; a folder that had it ends up under the temporary name."""
+    if not target.exists():
+        temporary.rename(target)
+    elif not _exchange(temporary, target):
+        # Two steps where the system cannot exchange names: for a moment there is no target.
+        old = temporary.with_name(temporary.name + ".old")
+        target.rename(old)
+        try:
+            temporary.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        old.rename(temporary)
+    _sync(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, where the system can (Linux 3.15 and glibc 2.28 or newer)."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    arguments = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return bool(renameat2(*arguments) == 0)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or, where the system allows it, a folder."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(target: Path, error: OSError) -> OutputError:
+    reason = (error.strerror or str(error)).lower()
+    return OutputError(target, f"cannot be written ({reason})", "check space and permissions")

@@ -1,0 +1,195 @@
+"""Safetensors files: a strict header, lazily read tensors, reproducible bytes on writing.
+
+The header is parsed here, more strictly than the library does, before a tensor byte is touched;
+duplicate keys, holes, lying sizes and unprintable names are refused. Reading goes through plain
+file reads rather than a memory map, because a client that truncates its file under a memory map
+kills the reader without a message.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlora_cli.errors import InputError
+from fedlora_cli.files.documents import parse_object, regular_file, unreadable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: An adapter of all 128 experts of a large mixture model has a header of about 11 MB.
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,512}")
+#: torch's name and the bytes of one number, for every dtype that adapters hold.
+_DTYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file that has not been read yet. `dtype` is torch's name for it."""
+
+    path: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # bytes from the beginning of the file
+    length: int  # bytes
+    state: tuple[int, int]  # size and modification time of the file when its header was read
+
+    @property
+    def is_float(self) -> bool:
+        return "float" in self.dtype
+
+    def read(self) -> Tensor:
+        """The tensor, every value finite. Raises InputError."""
+        import torch
+
+        buffer = bytearray(self.length)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                file.seek(self.start)
+                complete = _fill(file, buffer)
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        if not complete or (status.st_size, status.st_mtime_ns) != self.state:
+            raise InputError(self.path, "changed while being read", "wait until it is uploaded")
+        tensor = torch.frombuffer(buffer, dtype=getattr(torch, self.dtype)).reshape(self.shape)
+        if self.is_float and not bool(torch.isfinite(tensor).all()):
+            bad = ~torch.isfinite(tensor.flatten())
+            raise InputError(
+                self.path,
+                f"{self.key} holds {int(bad.sum())} NaN or infinite values, "
+                f"the first at position {int(bad.nonzero()[0])}",
+                "leave this client out; its training has diverged",
+            )
+        return tensor
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors that a safetensors file declares, in the order of their names. Reads no tensor.
+
+    Raises InputError for anything but a complete, regular file whose header describes it exactly.
+    """
+    status = regular_file(path)
+    size = status.st_size
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            header = file.read(length) if length <= min(MAX_HEADER_BYTES, size - 8) else b""
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if prefix[:2] in (b"PK", b"\x80\x02"):
+        raise InputError(path, "a pickle, not safetensors", "save it with safe_serialization=True")
+    if len(prefix) < 8:
+        raise InputError(path, f"only {size} bytes long", "upload it again; it is not complete")
+    if length > size - 8:
+        raise InputError(
+            path,
+            f"a header of {length} bytes in a file of {size}",
+            "upload it again; it is truncated or not safetensors",
+        )
+    if length > MAX_HEADER_BYTES:
+        raise InputError(
+            path, f"a header of {length} bytes, more than {MAX_HEADER_BYTES}", "save it again"
+        )
+    if not header.startswith(b"{"):
+        raise InputError(path, "a header that is not JSON", "save it again with safetensors")
+    entries = parse_object(header.rstrip(b" "), where=path)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise InputError(path, "__metadata__ is not text to text", "save it again with safetensors")
+    state = (size, status.st_mtime_ns)
+    result = {key: _entry(path, key, entries[key], 8 + length, state) for key in sorted(entries)}
+    _check_tiling(path, list(result.values()), 8 + length, size)
+    return result
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on nothing but the arguments.
+
+    The library writes the metadata in random order when it has two keys or more; the header is
+    put in order afterwards, in place, because a permutation has the same length. Raises OSError.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) > length:
+            raise AssertionError("a reordered safetensors header cannot grow")
+        file.seek(8)
+        file.write(ordered.ljust(length))
+
+
+def _fill(file: Any, buffer: bytearray) -> bool:
+    """Read until the buffer is full: one read of a raw file returns at most 2 GiB."""
+    view = memoryview(buffer)
+    while view:
+        count = file.readinto(view)
+        if not count:
+            return False
+        view = view[count:]
+    return True
+
+
+def _entry(path: Path, key: str, value: Any, data: int, state: tuple[int, int]) -> Entry:
+    """One header entry, checked field by field; `data` is where the tensor bytes begin."""
+    if not _NAME.fullmatch(key):
+        raise InputError(path, f"a tensor named {key[:80]!r}", "save it again with plain names")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise InputError(path, f"{key} is not described as safetensors ask", "save it again")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise InputError(path, f"{key} has dtype {dtype}", "save it as float32 or bfloat16")
+    if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
+        raise InputError(path, f"{key} has shape {shape}, offsets {offsets}", "save it again")
+    begin, end = offsets
+    if begin > end or end - begin != math.prod(shape) * _DTYPES[dtype][1]:
+        raise InputError(
+            path,
+            f"{key} of shape {shape} and dtype {dtype} claims bytes {begin} to {end}",
+            "save it again; the header lies about the file",
+        )
+    return Entry(path, key, _DTYPES[dtype][0], tuple(shape), data + begin, end - begin, state)
+
+
+def _is_naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _check_tiling(path: Path, entries: list[Entry], data: int, size: int) -> None:
+    """The tensors must fill the file exactly: no hole, no overlap, nothing missing or left over."""
+    position = data
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.length)):
+        if entry.start != position:
+            raise InputError(path, f"a gap or overlap before {entry.key}", "save it again")
+        position += entry.length
+    if position != size:
+        found = f"{size} bytes where its header describes {position}"
+        raise InputError(path, found, "upload it again; it is truncated or has bytes added")

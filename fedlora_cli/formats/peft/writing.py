@@ -1,0 +1,77 @@
+"""A global adapter to a PEFT folder that every PEFT-compatible tool reads the same way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlora_cli.adapter import Facts, Kind
+from fedlora_cli.factors import Factors
+from fedlora_cli.files import safetensors
+from fedlora_cli.formats.peft.names import CONFIG, ENDINGS, PREFIX, WEIGHTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalAdapter:
+    """An adapter ready to be written: every module at one rank and one scale."""
+
+    rank: int
+    scale: float
+    factors: Mapping[str, Factors]
+    kinds: Mapping[str, Kind]
+    tensors: Mapping[str, Tensor]
+    facts: Facts
+
+
+def write(adapter: GlobalAdapter, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write config and weights into an existing folder. Raises OSError.
+
+    One uniform rank, exact module names, no pattern and no rsLoRA: what serving engines ignore
+    cannot be misread. `provenance` goes into the metadata, not into the config, where PEFT would
+    warn about it.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, factors in adapter.factors.items():
+        ending_B, ending_A = ENDINGS[adapter.kinds[name]]
+        tensors[f"{PREFIX}{name}{ending_B}"] = factors.B.contiguous()
+        tensors[f"{PREFIX}{name}{ending_A}"] = factors.A.contiguous()
+    for name, tensor in adapter.tensors.items():
+        tensors[f"{PREFIX}{name}"] = tensor.contiguous()
+    metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
+    safetensors.write(folder / WEIGHTS, tensors, metadata)
+    config = json.dumps(_config(adapter), indent=2, sort_keys=True, allow_nan=False)
+    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+
+
+def _config(adapter: GlobalAdapter) -> dict[str, Any]:
+    """What PEFT needs to apply scale · B A, and nothing that came from a client unread."""
+    alpha = adapter.scale * adapter.rank
+    facts = adapter.facts
+    return {
+        "alpha_pattern": {},
+        "base_model_name_or_path": facts.base_model,
+        "bias": "none",
+        "exclude_modules": None,
+        "fan_in_fan_out": facts.fan_in_fan_out,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": facts.dropout,
+        "modules_to_save": list(facts.modules_to_save) or None,
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "rank_pattern": {},
+        "revision": facts.revision,
+        "target_modules": sorted(adapter.factors),
+        "task_type": facts.task_type,
+        "use_dora": False,
+        "use_rslora": False,
+    }
