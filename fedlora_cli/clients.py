@@ -1,0 +1,154 @@
+"""From what the person named on the command line to a cohort: folders, names, sample counts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora_cli import formats
+from fedlora_cli.cohort import Client, Cohort, align
+from fedlora_cli.errors import InputError
+from fedlora_cli.files.documents import parse_object, read_bytes, read_object
+
+#: Where a client's own folder may tell its sample count, first found wins: fedlora's own file, then
+#: those of the Hugging Face Trainer.
+COUNT_FILES = (
+    ("fedlora.json", "samples"),
+    ("all_results.json", "train_samples"),
+    ("train_results.json", "train_samples"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Clients:
+    """A cohort and how it was found: `remarks` are for the person, `uniform` says that nobody
+    told a sample count.
+    """
+
+    cohort: Cohort
+    remarks: tuple[str, ...]
+    uniform: bool
+
+
+def read_clients(
+    paths: Sequence[Path], samples: Path | None = None, base_model: str | None = None
+) -> Clients:
+    """The clients in `paths`: adapter folders, or folders whose children are adapter folders.
+
+    Sample counts come from the file `samples` (a JSON object, or CSV `client,samples`), else from
+    the client's folder (`COUNT_FILES`), else all clients count the same. Raises InputError.
+    """
+    folders, left_out = find_folders(paths)
+    names = [folder.absolute().name for folder in folders]
+    counts = _counts_from_file(samples, names) if samples else _counts_from_folders(folders, names)
+    clients = [
+        Client(name, formats.read(folder), counts[name] if counts else 1.0)
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    return Clients(align(clients, base_model), left_out, uniform=counts is None)
+
+
+def find_folders(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """The adapter folders in `paths`, and a remark about every child folder without an adapter.
+
+    Hidden folders are not looked at: unfinished output has a hidden name. Raises InputError.
+    """
+    folders: list[Path] = []
+    remarks: list[str] = []
+    for path in paths:
+        if formats.is_adapter(path):
+            folders.append(path)
+            continue
+        children = _children(path)
+        adapters = [child for child in children if formats.is_adapter(child)]
+        if not adapters:
+            cure = "name adapter folders, or a folder whose children are adapter folders"
+            raise InputError(path, "no adapters in it", cure)
+        folders += adapters
+        others = [child for child in children if child not in adapters]
+        remarks += [f"{child} left out: no adapter in it" for child in others]
+    return folders, tuple(remarks)
+
+
+def _children(path: Path) -> list[Path]:
+    try:
+        return sorted(
+            child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
+        )
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(path, f"cannot be read ({reason})", "check the path") from None
+
+
+def _counts_from_file(path: Path, names: Sequence[str]) -> dict[str, float]:
+    """The sample count of every client, from one file that knows exactly these clients."""
+    text = read_bytes(path)
+    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] == b"{"
+    raw = parse_object(text, where=path) if is_json else _parse_csv(text, path)
+    counts = {name: _count(value, path, name) for name, value in raw.items()}
+    unknown = sorted(set(counts) - set(names))
+    if unknown:
+        raise InputError(path, f"a count for {unknown[0]}, which is no client", "correct the name")
+    missing = sorted(set(names) - set(counts))
+    if missing:
+        raise InputError(path, f"no count for {missing[0]}", "add it, or leave the client out")
+    return counts
+
+
+def _parse_csv(text: bytes, path: Path) -> dict[str, Any]:
+    """Lines `client,samples`; a first line with these words is a header."""
+    try:
+        rows = list(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(path, f"not CSV ({error})", "write lines `client,samples`") from None
+    result: dict[str, Any] = {}
+    for number, row in enumerate(rows, start=1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or (number == 1 and cells == ["client", "samples"]):
+            continue
+        if len(cells) != 2:
+            found = f"line {number} has {len(cells)} columns"
+            raise InputError(path, found, "write lines `client,samples`")
+        if cells[0] in result:
+            raise InputError(path, f"line {number} names {cells[0]} again", "count a client once")
+        try:
+            result[cells[0]] = float(cells[1])
+        except ValueError:
+            found = f"line {number} says {cells[1]!r} samples"
+            raise InputError(path, found, "write a number") from None
+    return result
+
+
+def _counts_from_folders(folders: Sequence[Path], names: Sequence[str]) -> dict[str, float] | None:
+    """The sample count that every client's folder tells; None if not one does."""
+    told = {name: _told(folder) for name, folder in zip(names, folders, strict=True)}
+    if all(count is None for count in told.values()):
+        return None
+    missing = [name for name, count in told.items() if count is None]
+    if missing:
+        found = f"no sample count for {missing[0]}, while other clients have one"
+        raise InputError(missing[0], found, 'write {"samples": n} to its fedlora.json')
+    return {name: count for name, count in told.items() if count is not None}
+
+
+def _told(folder: Path) -> float | None:
+    for file, field in COUNT_FILES:
+        path = folder / file
+        if path.exists():
+            value = read_object(path).get(field)
+            if value is not None:
+                return _count(value, path, field)
+    return None
+
+
+def _count(value: Any, path: Path, name: str) -> float:
+    """A finite number, 0 or more; a client with 0 samples has no vote."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        found = f"{name}: {str(value)[:80]} samples"
+        raise InputError(path, found, "a sample count is a number, 0 or more")
+    return float(value)

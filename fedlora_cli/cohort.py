@@ -1,0 +1,207 @@
+"""The clients of one round, aligned module by module. What does not fit is an error here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from fedlora_cli.adapter import Adapter, Facts, Module, widest
+from fedlora_cli.errors import InputError
+from fedlora_cli.weights import FloatArray, IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Client:
+    """One client's adapter and its number of training samples."""
+
+    name: str
+    adapter: Adapter
+    samples: float
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Clients in the order of their names, so that the order they were given in never matters.
+
+    `modules` and `tensors` are unions over the clients; `facts` is what all clients agree on.
+    """
+
+    clients: tuple[Client, ...]
+    modules: tuple[str, ...]
+    tensors: tuple[str, ...]
+    facts: Facts
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(client.name for client in self.clients)
+
+    @property
+    def samples(self) -> FloatArray:
+        """n_k, shape (K,)."""
+        return np.array([client.samples for client in self.clients], dtype=np.float64)
+
+    @property
+    def rank(self) -> int:
+        """R, the largest rank of any client."""
+        return max(client.adapter.rank for client in self.clients)
+
+    @property
+    def shared_rank(self) -> int:
+        """r_1, the smallest rank that a client has in a module it adapts."""
+        return min(self.distinct_ranks)
+
+    @property
+    def distinct_ranks(self) -> tuple[int, ...]:
+        """Every rank that occurs, ascending: the upper bounds of the rank partitions."""
+        modules = (module for client in self.clients for module in client.adapter.modules.values())
+        return tuple(sorted({module.rank for module in modules}))
+
+    @property
+    def common_scale(self) -> float | None:
+        """The scaling alpha / r that all clients share in all modules; None if they differ."""
+        adapters = [client.adapter for client in self.clients]
+        scales = {module.scale for adapter in adapters for module in adapter.modules.values()}
+        return scales.pop() if len(scales) == 1 else None
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest dtype that holds the factors of all clients."""
+        adapters = [client.adapter for client in self.clients]
+        return widest(m.dtype for adapter in adapters for m in adapter.modules.values())
+
+    def ranks(self, module: str) -> IntArray:
+        """r_k in that module, shape (K,); 0 where a client does not adapt it."""
+        found = (client.adapter.modules.get(module) for client in self.clients)
+        return np.array([0 if one is None else one.rank for one in found], dtype=np.int64)
+
+
+def align(clients: Sequence[Client], base_model: str | None = None) -> Cohort:
+    """The cohort of these clients. `base_model` declares one base model for all of them.
+
+    Raises InputError where two clients have one name, shapes or base models disagree, or the
+    sample counts add up to nothing.
+    """
+    ordered = sorted(clients, key=lambda client: client.name)
+    for one, other in pairwise(ordered):
+        if one.name == other.name:
+            found = f"a client named {one.name}, like {one.adapter.path}"
+            raise InputError(other.adapter.path, found, "give every client its own folder name")
+    if not sum(client.samples for client in ordered) > 0:
+        raise InputError("samples", "all counts are zero", "give at least one client samples")
+    adapters = [client.adapter for client in ordered]
+    modules = _first_holders(adapters)
+    tensors = sorted({name for adapter in adapters for name in adapter.tensors})
+    for adapter in adapters:
+        _check_modules(modules, adapter)
+    for name in tensors:
+        _check_tensor(name, [adapter for adapter in adapters if name in adapter.tensors], modules)
+    return Cohort(
+        clients=tuple(ordered),
+        modules=tuple(sorted(modules)),
+        tensors=tuple(tensors),
+        facts=_common_facts(adapters, base_model),
+        notes=(*(note for adapter in adapters for note in adapter.notes), *_gaps(ordered)),
+    )
+
+
+def check_fits(cohort: Cohort, adapter: Adapter) -> None:
+    """Whether a previous global adapter belongs to this cohort. Raises InputError."""
+    _check_modules(_first_holders([client.adapter for client in cohort.clients]), adapter)
+    theirs, ours = adapter.facts.base_model, cohort.facts.base_model
+    if theirs and ours and theirs != ours:
+        found = f"its base model is {theirs}, the clients' is {ours}"
+        raise InputError(adapter.path, found, "give the previous global adapter of these clients")
+
+
+def _first_holders(adapters: Sequence[Adapter]) -> dict[str, Adapter]:
+    """For every module, the first adapter that has it."""
+    first: dict[str, Adapter] = {}
+    for adapter in adapters:
+        for name in adapter.modules:
+            first.setdefault(name, adapter)
+    return first
+
+
+def _check_modules(first: Mapping[str, Adapter], adapter: Adapter) -> None:
+    """Shape and kind of every module as in the first adapter that has it."""
+    for name, module in adapter.modules.items():
+        if name not in first:
+            continue
+        expected = first[name].modules[name]
+        if module.shape != expected.shape or module.kind != expected.kind:
+            raise InputError(
+                adapter.weights_file,
+                f"{name} is {_describe(module)}, but {_describe(expected)} in {first[name].path}",
+                "leave out the adapters of another base model",
+            )
+
+
+def _describe(module: Module) -> str:
+    return f"{module.kind} {module.shape[0]} x {module.shape[1]}"
+
+
+def _check_tensor(name: str, holders: Sequence[Adapter], modules: Mapping[str, Adapter]) -> None:
+    """One shape and one role everywhere, and never beside factors of the same module."""
+    first = holders[0].tensors[name]
+    for adapter in holders:
+        tensor = adapter.tensors[name]
+        if (tensor.shape, tensor.trained) != (first.shape, first.trained):
+            found = f"{name} is {list(tensor.shape)}, but {list(first.shape)} in {holders[0].path}"
+            raise InputError(adapter.weights_file, found, "leave out adapters of another model")
+    parts = name.split(".")
+    for end in range(1, len(parts) if first.trained else 0):
+        parent = ".".join(parts[:end])
+        if parent in modules:
+            found = f"{parent} is saved in full, but {modules[parent].path} has LoRA factors of it"
+            raise InputError(holders[0].weights_file, found, "train it one way in all clients")
+
+
+def _common_facts(adapters: Sequence[Adapter], base_model: str | None) -> Facts:
+    """What the adapters say of themselves, where they agree; a contradiction is an error."""
+    facts = [adapter.facts for adapter in adapters]
+    dropouts = {one.dropout for one in facts}
+    return Facts(
+        base_model=base_model or _agreed(adapters, "base_model", "give --base to declare it"),
+        revision=_agreed(adapters, "revision", "leave out the adapters of another revision"),
+        task_type=_agreed(adapters, "task_type", "leave out the adapters of another task"),
+        modules_to_save=tuple(sorted({name for one in facts for name in one.modules_to_save})),
+        # Dropout is a choice of training; where clients differ, the global adapter has none.
+        dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
+        # PEFT corrects this by the type of the layer; false is its default.
+        fan_in_fan_out=all(one.fan_in_fan_out for one in facts),
+    )
+
+
+def _agreed(adapters: Sequence[Adapter], name: str, cure: str) -> str | None:
+    """The one value of a fact; adapters that do not say are not asked."""
+    said = [(getattr(a.facts, name), a) for a in adapters if getattr(a.facts, name) is not None]
+    for value, adapter in said:
+        if value != said[0][0]:
+            label = name.replace("_", " ")
+            found = f"its {label} is {value}, but {said[0][0]} in {said[0][1].path}"
+            raise InputError(adapter.path, found, cure)
+    return said[0][0] if said else None
+
+
+def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:
+    """A remark about every client that lacks modules or trained tensors of the others."""
+    modules = {name for client in clients for name in client.adapter.modules}
+    tensors = {name for client in clients for name in client.adapter.tensors}
+    return tuple(
+        f"{client.name} has no {what}: {_shortened(sorted(missing))}"
+        for client in clients
+        for what, missing in (
+            ("factors of", modules - set(client.adapter.modules)),
+            ("tensor", tensors - set(client.adapter.tensors)),
+        )
+        if missing
+    )
+
+
+def _shortened(names: Sequence[str], shown: int = 3) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
