@@ -1,0 +1,1 @@
+"""Report dataclasses, and what becomes of them: terminal, JSON, model card."""

@@ -1,0 +1,45 @@
+"""A progress bar with an estimate, on a terminal, for work that takes longer than a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Timer
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+#: Seconds of work before a bar is worth a look.
+PATIENCE = 1.0
+
+Stage = Callable[[str], Callable[[int, int], None]]
+
+
+@contextmanager
+def progress_on(console: Console, *, shown: bool) -> Iterator[Stage]:
+    """A function that begins a stage of the work and returns what to tell its progress to."""
+    if not (shown and console.is_terminal):
+        yield lambda name: lambda done, total: None
+        return
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    timer = Timer(PATIENCE, bars.start)
+    timer.daemon = True
+    timer.start()
+
+    def begin(name: str) -> Callable[[int, int], None]:
+        task = bars.add_task(name, total=None)
+        return lambda done, total: bars.update(task, completed=done, total=total)
+
+    try:
+        yield begin
+    finally:
+        timer.cancel()
+        timer.join()
+        bars.stop()

@@ -1,0 +1,91 @@
+"""What a command found out, as plain values. Everything that is shown or stored comes from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """A client. `weight` is its weight at the first rank index, which everyone holds, averaged over
+    its modules; `max_weight` the largest it has at any index of any module.
+    """
+
+    name: str
+    path: str
+    rank: int
+    samples: float
+    weight: float | None
+    max_weight: float | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """A module of the written adapter. `ranks` are the clients' ranks in the order of the clients,
+    0 where a client does not adapt it; `rank` counts the directions written, padding excluded;
+    `kept_energy` is the share of the weighted sum's energy that they hold.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    ranks: tuple[int, ...]
+    rank: int
+    energy_ratio: float | None
+    kept_energy: float | None
+    singular_values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PartitionRow:
+    """Rank indices first..last, counted from 1, between two ranks that occur among the clients.
+
+    `coverage` is the share of samples of its holders, `energy` its share of the written energy,
+    `max_weight` the largest weight of one client in it, `heaviest` that client.
+    """
+
+    first: int
+    last: int
+    holders: int
+    coverage: float
+    energy: float | None
+    max_weight: float | None
+    heaviest: str | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the written files are from the weighted sum, beyond what truncation must cost: the
+    largest relative Frobenius error of any module or tensor, and what was allowed.
+    """
+
+    max_error: float
+    tolerance: float
+    worst: str
+
+
+@dataclass(frozen=True)
+class AggregateReport:
+    """One aggregation. Values that only tensors can tell are None after a dry run."""
+
+    method: str
+    source: str
+    output: str
+    base_model: str | None
+    shared_rank: int
+    rank: int | None
+    scale: float
+    dtype: str
+    options: Mapping[str, Any]
+    energy_ratio: float | None
+    flexlora_energy_ratio: float | None
+    kept_energy: float | None
+    clients: tuple[ClientRow, ...]
+    partitions: tuple[PartitionRow, ...]
+    modules: tuple[ModuleRow, ...]
+    tensors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    verification: Verification | None = None
+    version: str = field(default="")

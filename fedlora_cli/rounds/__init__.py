@@ -1,0 +1,1 @@
+"""Workflows that write: one round of a federation as files."""

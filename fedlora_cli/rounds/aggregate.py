@@ -1,0 +1,159 @@
+"""The main job: client adapters in, one global adapter out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlora_cli import __version__, engine, formats
+from fedlora_cli.adapter import Adapter
+from fedlora_cli.clients import Clients, read_clients
+from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.files.folder import check_target, new_folder
+from fedlora_cli.formats import peft
+from fedlora_cli.render.card import model_card
+from fedlora_cli.render.document import aggregate_document, to_json
+from fedlora_cli.render.report import AggregateReport
+from fedlora_cli.rounds.module import ModuleResult, aggregate_module, at_rank
+from fedlora_cli.rounds.options import Options
+from fedlora_cli.rounds.plan import Plan, make_plan
+from fedlora_cli.rounds.summary import summarize
+from fedlora_cli.rounds.tensors import average_tensor, tensor_names
+from fedlora_cli.rounds.verify import verify
+from fedlora_cli.spectrum import rank_for_energy
+
+#: Told what is being done, before every stage, and gives the progress of that stage.
+Stage = Callable[[str], engine.Progress]
+
+
+#: The choices of the command when no option is given.
+DEFAULTS = Options()
+
+
+def _quiet(stage: str) -> engine.Progress:
+    return lambda done, total: None
+
+
+def aggregate(
+    clients: Sequence[Path],
+    output: Path,
+    options: Options = DEFAULTS,
+    stage: Stage = _quiet,
+) -> AggregateReport:
+    """Aggregate the adapters in `clients` into a PEFT adapter in the folder `output`.
+
+    `clients` are adapter folders, or folders whose children are adapter folders. The folder is
+    there whole afterwards or not at all. Raises UsageError, InputError, OutputError and
+    VerificationError; nothing is written then.
+    """
+    found = read_clients(clients, options.samples, options.base)
+    previous = None if options.previous is None else formats.read(options.previous)
+    before = None if options.before_previous is None else formats.read(options.before_previous)
+    plan = make_plan(found.cohort, options, previous, before)
+    remarks = _remarks(found, previous, before)
+    _check_output(output, options, clients, plan)
+    if options.dry_run:
+        return summarize(plan, [], plan.rank, {}, remarks, str(output))
+
+    jobs = options.jobs or engine.available_cores()
+    _check_device(options.device)
+    digests = _digests(plan, jobs, stage("reading clients"))
+    progress = stage("aggregating modules")
+    tasks = engine.run(lambda name: aggregate_module(plan, name), plan.modules, jobs, progress)
+    results = list(tasks)
+    rank = plan.rank or _rank_for_energy(results, options.energy)
+    report = summarize(plan, results, rank, digests, remarks, str(output))
+    with new_folder(output) as folder:
+        _write(folder, plan, results, rank, report)
+        if options.verify:
+            checked = verify(plan, folder, jobs, stage("verifying"))
+            report = replace(report, verification=checked)
+        # Paths in the folder are its own: the bytes do not depend on where it stands.
+        document = aggregate_document(replace(report, output="."))
+        (folder / "fedlora.json").write_text(to_json(document), encoding="utf-8")
+    return report
+
+
+def _write(
+    folder: Path, plan: Plan, results: Sequence[ModuleResult], rank: int, report: AggregateReport
+) -> None:
+    adapter = peft.GlobalAdapter(
+        rank=rank,
+        scale=plan.scale,
+        factors={result.name: at_rank(result, rank) for result in results},
+        kinds={name: plan.kind(name) for name in plan.modules},
+        tensors={name: average_tensor(plan, name) for name in tensor_names(plan)},
+        facts=plan.facts,
+    )
+    peft.write(adapter, folder, _provenance(report))
+    (folder / "README.md").write_text(model_card(report), encoding="utf-8")
+
+
+def _provenance(report: AggregateReport) -> dict[str, Any]:
+    """What the weights file itself remembers, when it travels alone."""
+    return {
+        "version": __version__,
+        "method": report.method,
+        "source": report.source,
+        "options": {flag: str(value) for flag, value in report.options.items()},
+        "shared_rank": report.shared_rank,
+        "clients": [
+            {"name": row.name, "rank": row.rank, "samples": row.samples, "sha256": row.sha256}
+            for row in report.clients
+        ],
+    }
+
+
+def _digests(plan: Plan, jobs: int, progress: engine.Progress) -> dict[str, str]:
+    """SHA-256 of every client's weights file, as `sha256sum` prints it."""
+
+    def digest(path: Path) -> str:
+        total = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+        except OSError as error:
+            raise InputError(path, f"cannot be read ({error.strerror})", "check it") from None
+        return total.hexdigest()
+
+    files = [client.adapter.weights_file for client in plan.cohort.clients]
+    return dict(zip(plan.cohort.names, engine.run(digest, files, jobs, progress), strict=True))
+
+
+def _rank_for_energy(results: Sequence[ModuleResult], fraction: float | None) -> int:
+    """The smallest rank that keeps the fraction in every module; 1 if there is no energy."""
+    return max([1, *(rank_for_energy(result.s, fraction or 1.0) for result in results)])
+
+
+def _remarks(found: Clients, *earlier: Adapter | None) -> tuple[str, ...]:
+    uniform = "no sample counts found, all clients count the same; --samples FILE gives them"
+    notes = [note for adapter in earlier if adapter is not None for note in adapter.notes]
+    return (*([uniform] if found.uniform else []), *found.remarks, *notes)
+
+
+def _check_output(output: Path, options: Options, clients: Sequence[Path], plan: Plan) -> None:
+    """The output may not stand inside anything that is read, nor hold it."""
+    target = output.resolve()
+    read = [*clients, *(client.adapter.path for client in plan.cohort.clients)]
+    read += [path for path in (options.previous, options.before_previous) if path is not None]
+    for path in {folder.resolve() for folder in read}:
+        if target == path or path in target.parents or target in path.parents:
+            found = f"the output would stand inside the input {path}"
+            raise InputError(output, found, "choose a folder beside the clients, not among them")
+    if not options.dry_run:
+        check_target(output, force=options.force, own_files=peft.FILES)
+
+
+def _check_device(name: str) -> None:
+    """Whether that device is there and computes in float64. Raises UsageError."""
+    try:
+        torch.ones(1, dtype=torch.float64, device=name).sum().item()
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError("--device", f"{name} cannot be used ({reason})", "try cpu") from None

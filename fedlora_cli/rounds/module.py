@@ -1,0 +1,188 @@
+"""One module: rule, merge, compress. Pure but for the tensors it reads, and run for all modules."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_cli import lowrank
+from fedlora_cli.adapter import Adapter
+from fedlora_cli.errors import InputError
+from fedlora_cli.factors import Factors
+from fedlora_cli.rounds.plan import Plan
+from fedlora_cli.weights import FloatArray, Weights, by_samples
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """One module's factors of the clients that adapt it, and how much each of them counts.
+
+    `holders` are their positions in the cohort, `rule` the method's weights of all clients and of
+    the previous adapter, `flexlora` what FlexLoRA would weigh, one vector per holder.
+    """
+
+    holders: tuple[int, ...]
+    factors: tuple[Factors, ...]
+    rule: Weights
+    flexlora: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSum:
+    """The update that a method asks for before it compresses: sum_j s_j B_j diag(w_j) A_j."""
+
+    terms: tuple[Factors, ...]
+    weights: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleResult:
+    """The global factors of one module in the output dtype, and what the report needs.
+
+    Where the method truncates, the directions of `factors` are ordered by energy. `s` are all
+    singular values of the weighted sum, `flexlora_s` those under FlexLoRA's weights, `weights` the
+    clients' weights (K, R).
+    """
+
+    name: str
+    factors: Factors
+    s: FloatArray
+    flexlora_s: FloatArray
+    weights: FloatArray
+
+
+def aggregate_module(plan: Plan, name: str) -> ModuleResult:
+    """The global factors of one module. Raises InputError."""
+    read = read_module(plan, name)
+    target = weighted_sum(plan, name, read)
+    stack, weights = lowrank.stack(target.terms), torch.cat(target.weights)
+    if plan.method.compress == "svd":
+        update, s = lowrank.svd(stack, weights, plan.rank)
+        factors = lowrank.split(update, plan.options.split, plan.scale)
+    else:
+        s = lowrank.singular_values(stack, weights)
+        factors = lowrank.stacked(target.terms, target.weights, plan.scale)
+    return ModuleResult(
+        name=name,
+        factors=_cast(factors, plan.dtype, name),
+        s=_array(s),
+        flexlora_s=_array(_flexlora_spectrum(plan, read, stack, weights, s)),
+        weights=read.rule.clients,
+    )
+
+
+def read_module(plan: Plan, name: str) -> Read:
+    """The factors of one module and their weights. Raises InputError."""
+    clients = plan.cohort.clients
+    holders = tuple(k for k, client in enumerate(clients) if name in client.adapter.modules)
+    factors = tuple(_factors(plan, clients[k].adapter, name) for k in holders)
+    if plan.options.basis == "svd":
+        factors = tuple(lowrank.canonical(one) for one in factors)
+    norms = np.zeros(len(clients))
+    norms[list(holders)] = [lowrank.norm(one) for one in factors]
+    holdings = plan.holdings(name, norms)
+    rule = plan.rule(holdings)
+    flexlora = _rows(by_samples(holdings).clients, holders, factors)
+    return Read(holders, factors, rule, flexlora)
+
+
+def weighted_sum(plan: Plan, name: str, read: Read) -> WeightedSum:
+    """The terms of the method's sum; averaged factors are a sum of one term. Raises InputError."""
+    weights = _rows(read.rule.clients, read.holders, read.factors)
+    if plan.method.merge == "stack":
+        earlier = _earlier(plan, name, read.rule)
+        return WeightedSum((*read.factors, *earlier.terms), (*weights, *earlier.weights))
+    try:
+        merged = lowrank.MERGES[plan.method.merge](read.factors, weights, plan.scale)
+    except lowrank.NotShared as error:
+        client = plan.cohort.clients[read.holders[error.position]]
+        found = f"lora_A of {name} is not the A of the other clients"
+        cure = f"{plan.method.name} needs one frozen A; choose raflora"
+        raise InputError(client.adapter.path, found, cure) from None
+    return WeightedSum((merged,), (_ones(merged),))
+
+
+def at_rank(result: ModuleResult, rank: int) -> Factors:
+    """The factors at exactly that rank, on the CPU: truncated, or padded so that they can train."""
+    factors = result.factors
+    cut = Factors(factors.B[:, :rank].cpu(), factors.A[:rank].cpu(), factors.scale)
+    return lowrank.pad(cut, rank, seed=_seed(result.name))
+
+
+def _earlier(plan: Plan, name: str, rule: Weights) -> WeightedSum:
+    """The terms of earlier global adapters: w_g + β for the previous one, -β for the one before.
+
+    The previous one is brought into SVD order, so that its index i means what the clients' does.
+    """
+    momentum = plan.options.momentum
+    terms: list[Factors] = []
+    weights: list[Tensor] = []
+    if plan.previous is not None and name in plan.previous.modules:
+        term = lowrank.canonical(_factors(plan, plan.previous, name))
+        kept = np.zeros(term.rank)
+        kept[: rule.previous.size] = rule.previous[: term.rank]
+        terms.append(term)
+        weights.append(_tensor(kept + momentum, term))
+    if plan.before_previous is not None and name in plan.before_previous.modules:
+        term = _factors(plan, plan.before_previous, name)
+        terms.append(term)
+        weights.append(-momentum * _ones(term))
+    return WeightedSum(tuple(terms), tuple(weights))
+
+
+def _flexlora_spectrum(
+    plan: Plan, read: Read, stack: lowrank.Stack, weights: Tensor, s: Tensor
+) -> Tensor:
+    """Singular values under FlexLoRA's weights, from the bases at hand where they serve."""
+    if not read.factors:
+        return s[:0]
+    reference = torch.cat(read.flexlora)
+    if plan.method.merge != "stack":
+        return lowrank.singular_values(lowrank.stack(read.factors), reference)
+    # Terms of earlier adapters stand behind the clients' and count nothing here.
+    reference = torch.nn.functional.pad(reference, (0, stack.rank - reference.numel()))
+    return s if torch.equal(reference, weights) else lowrank.singular_values(stack, reference)
+
+
+def _factors(plan: Plan, adapter: Adapter, name: str) -> Factors:
+    factors = adapter.modules[name].read()
+    device = plan.options.device
+    return Factors(factors.B.to(device), factors.A.to(device), factors.scale)
+
+
+def _rows(
+    weights: FloatArray, holders: tuple[int, ...], factors: tuple[Factors, ...]
+) -> tuple[Tensor, ...]:
+    """The weights (K, R) as one vector of r_k entries for every holder."""
+    pairs = zip(holders, factors, strict=True)
+    return tuple(_tensor(weights[k, : one.rank], one) for k, one in pairs)
+
+
+def _tensor(values: FloatArray, like: Factors) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.B.device)
+
+
+def _array(values: Tensor) -> FloatArray:
+    return np.asarray(values.cpu().numpy(), dtype=np.float64)
+
+
+def _ones(like: Factors) -> Tensor:
+    return torch.ones(like.rank, dtype=torch.float64, device=like.B.device)
+
+
+def _cast(factors: Factors, dtype: str, name: str) -> Factors:
+    """The factors in the output dtype; what leaves its range is an error, never an infinity."""
+    target = getattr(torch, dtype)
+    B, A = factors.B.to(target), factors.A.to(target)
+    if not (bool(torch.isfinite(B).all()) and bool(torch.isfinite(A).all())):
+        raise InputError(name, f"its factors overflow {dtype}", "give --dtype float32")
+    return Factors(B, A, factors.scale)
+
+
+def _seed(name: str) -> int:
+    """A seed for one module that depends on its name alone, not on the order of work."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1

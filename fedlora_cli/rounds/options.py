@@ -1,0 +1,88 @@
+"""Everything that `fedlora aggregate` lets a person choose, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedlora_cli.errors import UsageError
+
+Basis = Literal["stored", "svd"]
+Missing = Literal["renormalize", "zero"]
+Split = Literal["balanced", "left", "right"]
+Dtype = Literal["float32", "float16", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of one aggregation; the defaults are those of the command.
+
+    - `rank`: of the output; None is the largest that occurs. `energy`: instead of a rank, the
+      smallest that keeps this share of the energy in every module.
+    - `samples`: a file with sample counts. `base`: the base model, however the clients name it.
+    - `previous`, `before_previous`: the last two global adapters; `momentum`: β of the heavy ball
+      term β (ΔW_g - ΔW_g').
+    - `quorum`: q of raFLoRA's denominator max(N(i), q N). `max_rank`: refuse clients above it.
+    - `basis`: "svd" brings every client into SVD order first. `missing`: whether a client that does
+      not adapt a module leaves its weight to the others, or counts as a zero update.
+    - `split`: where the singular values go. `dtype`: of the output; None is that of the clients.
+    - `jobs`: threads, 0 for all cores. `device`: where to compute.
+    - `verify`: read the result back and compare. `force`: replace an existing adapter.
+      `dry_run`: read headers only and write nothing.
+
+    Raises UsageError for a number out of its range.
+    """
+
+    method: str = "raflora"
+    rank: int | None = None
+    energy: float | None = None
+    samples: Path | None = None
+    base: str | None = None
+    previous: Path | None = None
+    before_previous: Path | None = None
+    momentum: float = 0.0
+    quorum: float | None = None
+    max_rank: int | None = None
+    basis: Basis = "stored"
+    missing: Missing = "renormalize"
+    split: Split = "balanced"
+    dtype: Dtype | None = None
+    device: str = "cpu"
+    jobs: int = 0
+    verify: bool = False
+    force: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.rank is None or self.rank >= 1, "--rank", self.rank, "1 or more")
+        _require(self.energy is None or 0 < self.energy <= 1, "--energy", self.energy, "in (0, 1]")
+        _require(0 <= self.momentum < 1, "--momentum", self.momentum, "in [0, 1)")
+        _require(self.quorum is None or 0 <= self.quorum <= 1, "--quorum", self.quorum, "in [0, 1]")
+        _require(self.max_rank is None or self.max_rank >= 1, "--max-rank", self.max_rank, "1 up")
+        _require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
+        if self.rank is not None and self.energy is not None:
+            raise UsageError("--energy", "given together with --rank", "give one of them")
+
+    def changed(self) -> dict[str, Any]:
+        """The choices that make the result and are not the default, as command-line flags.
+
+        Where things are and how they are computed is left out: it does not change the bytes.
+        """
+        default = Options()
+        names = ("rank", "energy", "momentum", "quorum", "max_rank", "basis", "missing", "split")
+        chosen = {
+            f"--{name.replace('_', '-')}": getattr(self, name)
+            for name in (*names, "dtype", "base")
+            if getattr(self, name) != getattr(default, name)
+        }
+        for name in ("previous", "before_previous"):
+            path: Path | None = getattr(self, name)
+            if path is not None:
+                chosen[f"--{name.replace('_', '-')}"] = path.name
+        return chosen
+
+
+def _require(holds: bool, flag: str, value: object, range_: str) -> None:
+    if not holds:
+        raise UsageError(flag, f"{value} is out of range", f"it must be {range_}")

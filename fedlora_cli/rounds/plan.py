@@ -1,0 +1,153 @@
+"""What will be computed, decided from headers alone; every contradiction is found here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedlora_cli.adapter import Adapter, Facts, Kind, Module
+from fedlora_cli.cohort import Cohort, check_fits
+from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.method import Method
+from fedlora_cli.methods import find
+from fedlora_cli.rounds.options import Options
+from fedlora_cli.weights import FloatArray, Holdings, Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One aggregation, ready to run. `rank` is None while `--energy` has still to decide it."""
+
+    cohort: Cohort
+    options: Options
+    method: Method
+    rule: Rule
+    previous: Adapter | None
+    before_previous: Adapter | None
+    modules: tuple[str, ...]
+    rank: int | None
+    scale: float
+    dtype: str
+    warnings: tuple[str, ...]
+
+    def holdings(self, module: str, norms: FloatArray) -> Holdings:
+        """Who holds what in one module. A client that does not adapt it takes its samples with it,
+        unless `--missing zero` lets it count as a zero update.
+        """
+        ranks = self.cohort.ranks(module)
+        samples = self.cohort.samples
+        if self.options.missing == "renormalize":
+            samples = np.where(ranks > 0, samples, 0.0)
+        return Holdings(ranks, samples, norms, self.previous_rank(module))
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """(out, in) of a module."""
+        return self._first(module).shape
+
+    def kind(self, module: str) -> Kind:
+        return self._first(module).kind
+
+    @property
+    def facts(self) -> Facts:
+        """What the output says of itself: the clients' facts, and heads that only the previous
+        adapter has.
+        """
+        facts = self.cohort.facts
+        previous = self.previous.facts.modules_to_save if self.previous is not None else ()
+        saved = tuple(sorted({*facts.modules_to_save, *previous}))
+        return replace(facts, modules_to_save=saved)
+
+    def _first(self, module: str) -> Module:
+        earlier = (self.previous, self.before_previous)
+        adapters = [*(client.adapter for client in self.cohort.clients), *earlier]
+        return next(a.modules[module] for a in adapters if a is not None and module in a.modules)
+
+    def previous_rank(self, module: str) -> int:
+        """The previous adapter's rank in a module, for methods that use it."""
+        if self.previous is None or not self.method.uses_previous:
+            return 0
+        found = self.previous.modules.get(module)
+        return 0 if found is None else found.rank
+
+
+def make_plan(
+    cohort: Cohort,
+    options: Options,
+    previous: Adapter | None = None,
+    before_previous: Adapter | None = None,
+) -> Plan:
+    """The plan for these clients and choices. Raises UsageError and InputError."""
+    method = find(options.method)
+    _check_choices(method, options, previous, before_previous)
+    _check_ranks(cohort, options)
+    for adapter in (previous, before_previous):
+        if adapter is not None:
+            check_fits(cohort, adapter)
+    uses_previous = method.uses_previous or options.momentum > 0
+    earlier = [a for a in (previous, before_previous) if a is not None and uses_previous]
+    unused = previous is not None and not uses_previous
+    return Plan(
+        cohort=cohort,
+        options=options,
+        method=method,
+        rule=method.rule if options.quorum is None else _quorum_rule(method, options.quorum),
+        previous=previous if uses_previous else None,
+        before_previous=before_previous,
+        modules=tuple(sorted({*cohort.modules, *(m for a in earlier for m in a.modules)})),
+        rank=_output_rank(cohort, options, method, previous),
+        # One scaling for all clients is kept, so that training goes on as before.
+        scale=cohort.common_scale or 1.0,
+        dtype=options.dtype or cohort.dtype,
+        warnings=(f"{method.name} does not use the previous adapter",) if unused else (),
+    )
+
+
+def _check_choices(
+    method: Method, options: Options, previous: Adapter | None, before: Adapter | None
+) -> None:
+    if options.momentum and (previous is None or before is None):
+        found = f"{options.momentum} without two earlier global adapters"
+        raise UsageError("--momentum", found, "give --previous and --before-previous")
+    if before is not None and not options.momentum:
+        raise UsageError("--before-previous", "given without --momentum", "give both or neither")
+    if method.compress == "none":
+        for flag, value in (("--momentum", options.momentum or None), ("--energy", options.energy)):
+            if value is not None:
+                found = f"{method.name} does not truncate"
+                raise UsageError(flag, found, "choose raflora, residual or flexlora")
+
+
+def _quorum_rule(method: Method, quorum: float) -> Rule:
+    if method.with_quorum is None:
+        found = f"the rule of {method.name} has no quorum"
+        raise UsageError("--quorum", found, "choose raflora; quorum 1 is the residual form")
+    return method.with_quorum(quorum)
+
+
+def _check_ranks(cohort: Cohort, options: Options) -> None:
+    for client in cohort.clients:
+        rank = client.adapter.rank
+        if options.max_rank is not None and rank > options.max_rank:
+            found = f"rank {rank}, above --max-rank {options.max_rank}"
+            raise InputError(client.adapter.path, found, "leave the client out or raise the limit")
+
+
+def _output_rank(
+    cohort: Cohort, options: Options, method: Method, previous: Adapter | None
+) -> int | None:
+    """The uniform rank of the output: asked for, or the largest that occurs."""
+    if method.compress == "none":
+        natural = cohort.rank
+        if method.merge == "stack":
+            natural = max(int(cohort.ranks(module).sum()) for module in cohort.modules)
+        if options.rank is not None and options.rank < natural:
+            found = f"{options.rank}, but {method.name} does not truncate its rank {natural}"
+            raise UsageError("--rank", found, "choose raflora, residual or flexlora")
+        return options.rank or natural
+    if options.energy is not None:
+        return None
+    if options.rank is not None:
+        return options.rank
+    # A high-rank client that is absent this round must not shrink what the last round had.
+    return max(cohort.rank, previous.rank if previous and method.uses_previous else 0)

@@ -1,0 +1,59 @@
+"""Tensors with absolute values, trained heads for example: averaged by samples, not as factors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_cli.adapter import widest
+from fedlora_cli.cohort import Cohort
+from fedlora_cli.errors import InputError
+from fedlora_cli.rounds.plan import Plan
+
+
+def tensor_names(plan: Plan) -> tuple[str, ...]:
+    """The tensors of the output: those of the clients, and the previous adapter's own."""
+    previous = plan.previous.tensors if plan.previous is not None else {}
+    return tuple(sorted({*plan.cohort.tensors, *previous}))
+
+
+def average_tensor(plan: Plan, name: str) -> Tensor:
+    """sum_k n_k T_k / sum n_k over the clients that have it, in their dtype.
+
+    A tensor that only the previous adapter has is kept. Whole numbers, such as the counters of a
+    normalisation layer, are averaged and rounded. Base weights beside an adapted embedding are not
+    trained, so they must be the same everywhere. Raises InputError.
+    """
+    clients = [client for client in plan.cohort.clients if name in client.adapter.tensors]
+    if not clients:
+        if plan.previous is None:
+            raise KeyError(name)
+        return plan.previous.tensors[name].read()
+    first = clients[0].adapter.tensors[name].read()
+    if not clients[0].adapter.tensors[name].trained:
+        return _same_everywhere(plan.cohort, name, first)
+    samples = np.array([client.samples for client in clients])
+    shares = samples / samples.sum() if samples.any() else np.full(len(clients), 1 / len(clients))
+    mean = torch.zeros(first.shape, dtype=torch.float64)
+    for client, share in zip(clients, shares, strict=True):
+        mean += float(share) * client.adapter.tensors[name].read().double()
+    if not first.is_floating_point():
+        return mean.round().to(first.dtype)
+    dtypes = [client.adapter.tensors[name].dtype for client in clients]
+    result = mean.to(getattr(torch, widest(dtypes)))
+    if not bool(torch.isfinite(result).all()):
+        raise InputError(name, f"its mean overflows {result.dtype}", "save the heads as float32")
+    return result
+
+
+def _same_everywhere(cohort: Cohort, name: str, first: Tensor) -> Tensor:
+    for client in cohort.clients:
+        tensor = client.adapter.tensors.get(name)
+        if tensor is not None and not torch.equal(tensor.read(), first):
+            raise InputError(
+                client.adapter.weights_file,
+                f"its base weights {name} differ from the other clients'",
+                "start all clients from one base model with one vocabulary",
+            )
+    return first
