@@ -1,0 +1,54 @@
+"""The command `fedlora` and what all of its commands share."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from fedlora_cli import __version__
+from fedlora_cli.cli.aggregate import aggregate
+from fedlora_cli.cli.methods import methods
+
+app = typer.Typer(
+    name="fedlora",
+    help="Aggregate federated LoRA adapters of different ranks into one good adapter.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # A mistake in this program is one plain traceback, without the tensors in it.
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+app.command()(aggregate)
+app.command()(methods)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"fedlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def fedlora(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Aggregate federated LoRA adapters of different ranks into one good adapter."""
+
+
+def main() -> None:
+    """The console script. Being asked to stop ends it like any failure: nothing is left behind."""
+    signal.signal(signal.SIGTERM, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal that cannot show a character shows its escape.
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="fedlora")
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

@@ -1,0 +1,23 @@
+"""`fedlora methods`: the table of methods with their papers."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from fedlora_cli.cli.shared import Debug, Json, Quiet, guarded
+from fedlora_cli.methods import METHODS
+from fedlora_cli.render.document import methods_document, to_json
+from fedlora_cli.render.terminal import methods_view
+
+
+@guarded
+def methods(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """List the aggregation methods with their weights and papers.
+
+    Example: fedlora methods --json
+    """
+    if json:
+        typer.echo(to_json(methods_document(METHODS.values())), nl=False)
+    elif not quiet:
+        Console().print(methods_view(METHODS.values()))
