@@ -97,11 +97,12 @@ def read_header(path: Path) -> dict[str, Entry]:
             header = file.read(length) if length <= min(MAX_HEADER_BYTES, size - 8) else b""
     except OSError as error:
         raise unreadable(path, error) from None
-    if prefix[:2] in (b"PK", b"\x80\x02"):
-        raise InputError(path, "a pickle, not safetensors", "save it with safe_serialization=True")
     if len(prefix) < 8:
         raise InputError(path, f"only {size} bytes long", "upload it again; it is not complete")
     if length > size - 8:
+        if prefix[:4] == b"PK\x03\x04" or prefix[:1] == b"\x80":
+            cure = "save it with safe_serialization=True"
+            raise InputError(path, "a pickle, not safetensors", cure)
         raise InputError(
             path,
             f"a header of {length} bytes in a file of {size}",
