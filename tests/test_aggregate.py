@@ -405,7 +405,7 @@ def test_an_existing_target_needs_force_and_only_adapters_are_replaced(tmp_path:
     aggregate([tmp_path / "round"], out, Options(method="flexlora"))
     before = (out / "adapter_model.safetensors").read_bytes()
 
-    with pytest.raises(OutputError, match="it exists already; .* --force"):
+    with pytest.raises(OutputError, match=r"it exists already; .* --force"):
         aggregate([tmp_path / "round"], out)
     assert (out / "adapter_model.safetensors").read_bytes() == before
 

@@ -128,9 +128,9 @@ def test_a_previous_adapter_is_one_more_term(method, rank) -> None:
     expected = oracle.aggregate(method, given, 0.7 * B @ A)
 
     assert relative_error(run(method, given, previous), expected) < 1e-12
-    # With all clients at rank 2 or more, the previous first direction counts nothing; its ninth does.
+    # All clients hold the first direction, so the previous one counts nothing; the ninth does.
     alone = relative_error(run(method, given), expected)
-    assert alone < 1e-12 if rank == 1 else alone > 1e-3 or method == "raflora" and rank <= 5
+    assert alone < 1e-12 if rank == 1 else alone > 1e-3 or (method == "raflora" and rank <= 5)
 
 
 @EVERY
@@ -215,7 +215,7 @@ def test_with_equal_ranks_raflora_equals_flexlora() -> None:
 
 @pytest.mark.parametrize("quorum", [0.0, 0.3, 1.0])
 def test_a_quorum_bounds_what_one_high_rank_client_does(quorum) -> None:
-    """Rank inflation: one client in a hundred declares a high rank. q bounds its weight by 1 / qK."""
+    """One client in a hundred declares a high rank: q bounds its weight there by 1 / (q K)."""
     given = Holdings(np.array([8] * 99 + [64]), np.ones(100), np.ones(100))
     with_quorum = METHODS["raflora"].with_quorum
     assert with_quorum is not None

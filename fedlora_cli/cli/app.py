@@ -9,9 +9,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fedlora_cli import __version__
 from fedlora_cli.cli.aggregate import aggregate
 from fedlora_cli.cli.methods import methods
+from fedlora_cli.version import __version__
 
 app = typer.Typer(
     name="fedlora",

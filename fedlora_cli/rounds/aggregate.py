@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fedlora_cli import __version__, engine, formats
+from fedlora_cli import engine, formats
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.clients import Clients, read_clients
 from fedlora_cli.errors import InputError, UsageError
@@ -26,6 +26,7 @@ from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.tensors import average_tensor, tensor_names
 from fedlora_cli.rounds.verify import verify
 from fedlora_cli.spectrum import rank_for_energy
+from fedlora_cli.version import __version__
 
 #: Told what is being done, before every stage, and gives the progress of that stage.
 Stage = Callable[[str], engine.Progress]

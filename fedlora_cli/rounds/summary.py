@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedlora_cli import __version__
 from fedlora_cli.render.report import AggregateReport, ClientRow, ModuleRow, PartitionRow
 from fedlora_cli.rounds.module import ModuleResult
 from fedlora_cli.rounds.plan import Plan
 from fedlora_cli.rounds.tensors import tensor_names
 from fedlora_cli.spectrum import energy, energy_ratio
+from fedlora_cli.version import __version__
 from fedlora_cli.weights import FloatArray
 
 

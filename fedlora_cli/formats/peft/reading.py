@@ -49,6 +49,8 @@ def read(folder: Path) -> Adapter:
     if not pairs:
         raise InputError(weights, "no LoRA tensors in it", "save the adapter, not the base model")
 
+    # Before the factors: a tensor of another kind explains why a factor is missing.
+    tensors = _full_tensors(weights, others, kinds, config)
     notes = []
     if unknown:
         notes.append(f"{folder / CONFIG}: unknown fields ignored: {', '.join(unknown)}")
@@ -60,7 +62,7 @@ def read(folder: Path) -> Adapter:
         modules={
             name: _module(weights, name, kinds[name], pairs[name], config) for name in sorted(pairs)
         },
-        tensors=_full_tensors(weights, others, kinds, config),
+        tensors=tensors,
         facts=config.facts,
         notes=tuple(notes),
     )

@@ -1,0 +1,315 @@
+"""The command as a person and a pipeline meet it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from build import Spec, make
+from typer.testing import CliRunner, Result
+
+from fedlora_cli import METHODS, __version__, aggregate
+from fedlora_cli.cli import app
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), prog_name="fedlora", input=stdin)
+
+
+@pytest.fixture
+def clients(tmp_path: Path) -> Path:
+    for name, rank, samples in (("ann", 2, 30), ("bob", 6, 10)):
+        make(tmp_path / "round", Spec(name, rank=rank, samples=samples, alpha=2 * rank))
+    return tmp_path / "round"
+
+
+def test_the_result_is_on_stdout_and_the_rest_on_stderr(clients: Path, tmp_path: Path) -> None:
+    result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "--verify")
+
+    assert result.exit_code == 0
+    assert "ρ = " in result.stdout
+    assert "verified: the files hold the weighted sum within" in result.stdout
+    assert "rank indices 3-6 come from bob alone, with weight 1.00 for 0.25" in result.stderr
+    assert (
+        f"next round: fedlora aggregate CLIENTS -o DIR --previous {tmp_path}/out" in result.stderr
+    )
+    assert "\x1b" not in result.output
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+
+
+def test_json_is_one_document_and_the_one_that_is_kept(clients: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("aggregate", str(clients), "-o", str(out), "--json", "--verify")
+
+    document = json.loads(result.stdout, parse_constant=pytest.fail)
+    kept = json.loads((out / "fedlora.json").read_text())
+    assert document == kept | {"output": str(out)}
+    assert document["schema"] == "fedlora.aggregate/1"
+    expected = {
+        "method": str,
+        "output": str,
+        "shared_rank": int,
+        "rank": int,
+        "energy_ratio": float,
+        "clients": list,
+        "modules": list,
+        "warnings": list,
+    }
+    for key, kind in expected.items():
+        assert type(document[key]) is kind
+    assert set(document["clients"][0]) >= {"name", "path", "rank", "samples", "weight"}
+    for module in document["modules"]:
+        assert set(module) >= {"name", "shape", "ranks", "rank", "energy_ratio", "kept_energy"}
+        assert len(module["singular_values"]) == module["rank"] == 6
+        assert module["ranks"] == [2, 6]
+
+
+def test_a_dry_run_gives_the_same_document_without_what_only_tensors_tell(
+    clients: Path, tmp_path: Path
+) -> None:
+    result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "--json", "-n")
+
+    document = json.loads(result.stdout)
+    assert (document["rank"], document["energy_ratio"]) == (6, None)
+    assert [row["weight"] for row in document["clients"]] == [None, None]
+    assert not (tmp_path / "out").exists()
+
+
+def test_quiet_says_nothing(clients: Path, tmp_path: Path) -> None:
+    assert run("aggregate", str(clients), "-o", str(tmp_path / "out"), "-q").output == ""
+
+
+def test_verbose_shows_every_module(clients: Path, tmp_path: Path) -> None:
+    result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "-v")
+
+    assert "layers.0.v_proj" in result.stdout
+    assert "7 x 20" in result.stdout
+
+
+@pytest.mark.parametrize(("flags", "separator"), [([], "\n"), (["-0"], "\0")])
+def test_a_list_of_clients_may_come_on_stdin(
+    clients: Path, tmp_path: Path, flags, separator
+) -> None:
+    listed = separator.join([str(clients / "bob"), str(clients / "ann"), ""])
+
+    result = run("aggregate", "-", "-o", str(tmp_path / "out"), *flags, stdin=listed)
+
+    assert result.exit_code == 0, result.output
+    assert "2 clients" in result.stdout
+
+
+def test_an_empty_list_on_stdin_is_a_usage_error(tmp_path: Path) -> None:
+    result = run("aggregate", "-", "-o", str(tmp_path / "out"), stdin="")
+
+    assert result.exit_code == 2
+    assert "no folders in the list" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["round"],
+        ["round", "-o", "out", "--rank", "0"],
+        ["round", "-o", "out", "--rank", "two"],
+        ["round", "-o", "out", "--basis", "cubic"],
+        ["round", "-o", "out", "--method", "fedprox"],
+        ["round", "-o", "out", "--no-such-option"],
+        ["round", "-o", "out", "--rank", "2", "--energy", "0.9"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(clients: Path, tmp_path: Path, monkeypatch, arguments) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    result = run("aggregate", *arguments)
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["round"]
+
+
+def test_an_existing_target_is_exit_code_4_and_force_replaces_it(
+    clients: Path, tmp_path: Path
+) -> None:
+    command = ("aggregate", str(clients), "-o", str(tmp_path / "out"))
+
+    assert run(*command).exit_code == 0
+    refused = run(*command)
+    assert (refused.exit_code, refused.stdout) == (4, "")
+    assert "--force" in refused.stderr
+    assert run(*command, "--force").exit_code == 0
+
+
+def test_a_failed_verification_is_exit_code_5_and_nothing_is_written(
+    clients: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A wrong weight anywhere is seen: here one factor is changed on its way to the disk."""
+    from dataclasses import replace
+
+    from fedlora_cli.formats import peft
+    from fedlora_cli.rounds import aggregate as workflow
+
+    def careless(adapter: Any, folder: Path, provenance: Any) -> None:
+        name, factors = next(iter(adapter.factors.items()))
+        wrong = replace(factors, B=factors.B * 1.00001)
+        peft.write(replace(adapter, factors={**adapter.factors, name: wrong}), folder, provenance)
+
+    class Careless:
+        FILES, GlobalAdapter, write = peft.FILES, peft.GlobalAdapter, staticmethod(careless)
+
+    monkeypatch.setattr(workflow, "peft", Careless)
+    result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "--verify")
+
+    assert result.exit_code == 5
+    assert "layers.0.q_proj is off by 1.0e-05, more than 4.8e-07" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["round"]
+
+
+def test_an_interrupt_is_exit_code_130(clients: Path, tmp_path: Path, monkeypatch) -> None:
+    from fedlora_cli.rounds import aggregate as workflow
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workflow, "aggregate_module", interrupted)
+    result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "-j", "1")
+
+    assert result.exit_code == 130
+    assert "interrupted; nothing was written" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["round"]
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
+    command = ("aggregate", str(tmp_path / "no"), "-o", str(tmp_path / "out"))
+
+    assert "Traceback" not in run(*command).stderr
+    assert "Traceback" in run(*command, "--debug").stderr
+
+
+def test_methods_lists_the_table(tmp_path: Path) -> None:
+    table = run("methods").stdout
+    document = json.loads(run("methods", "--json").stdout)
+
+    assert document["schema"] == "fedlora.methods/1"
+    assert [row["name"] for row in document["methods"]] == list(METHODS)
+    for method in METHODS.values():
+        assert method.name in table
+        assert method.summary in table
+        assert method.source in table
+    assert all(len(line) <= 80 for line in table.splitlines())
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"fedlora {__version__}\n"
+    assert importlib.metadata.version("fedlora") == __version__
+
+
+def test_help_imports_neither_torch_nor_peft_nor_matplotlib() -> None:
+    """Nor does listing the methods; nobody waits a second for a page of text."""
+    for arguments in (["--help"], ["aggregate", "-h"], ["methods"]):
+        program = (
+            "import sys\n"
+            "from fedlora_cli.cli import app\n"
+            f"try: app({arguments!r}, prog_name='fedlora')\n"
+            "except SystemExit as stop: assert not stop.code\n"
+            "heavy = {'torch', 'peft', 'matplotlib', 'transformers', 'safetensors'}\n"
+            "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "fedlora" in done.stdout or "raflora" in done.stdout
+
+
+def test_an_aggregation_never_imports_peft_or_transformers(clients: Path, tmp_path: Path) -> None:
+    """They take many times as long to import as the whole job takes."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import fedlora_cli\n"
+        f"fedlora_cli.aggregate([Path({str(clients)!r})], Path({str(tmp_path / 'out')!r}))\n"
+        "assert not {'peft', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_public_names_are_all_there() -> None:
+    import fedlora_cli
+
+    for name in fedlora_cli.__all__:
+        assert getattr(fedlora_cli, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'aggregrate'"):
+        _ = fedlora_cli.aggregrate
+
+
+def test_the_library_gives_what_the_command_gives(clients: Path, tmp_path: Path) -> None:
+    run("aggregate", str(clients), "-o", str(tmp_path / "command"))
+    aggregate([clients], tmp_path / "library")
+
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md", "fedlora.json"):
+        assert (tmp_path / "library" / name).read_bytes() == (
+            tmp_path / "command" / name
+        ).read_bytes()
+
+
+def test_a_closed_pipe_is_no_traceback(clients: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m fedlora_cli aggregate round -o out --json | head -c 1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out/fedlora.json").exists()
+
+
+def on_a_terminal(folder: Path, arguments: list[str], **environment: str) -> str:
+    """What a command prints when its output is a terminal."""
+    main, terminal = pty.openpty()
+    ours = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "CI", "TERM")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedlora_cli", *arguments],
+        cwd=folder,
+        env=ours | {"TERM": "xterm-256color"} | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    output = b""
+    with open(main, "rb", buffering=0) as screen:  # noqa: PTH123 (a descriptor, not a path)
+        try:
+            while block := screen.read(65536):
+                output += block
+        except OSError:  # how Linux says that the other end is closed
+            pass
+    assert process.wait() == 0
+    return output.decode()
+
+
+def test_on_a_terminal_there_is_colour_and_with_no_color_there_is_none(
+    clients: Path, tmp_path: Path
+) -> None:
+    bar = "\x1b[36m"
+
+    assert bar in on_a_terminal(tmp_path, ["aggregate", "round", "-o", "one"])
+    assert bar not in on_a_terminal(tmp_path, ["aggregate", "round", "-o", "two"], NO_COLOR="1")
+
+
+def test_long_work_shows_its_progress_on_a_terminal_only(tmp_path: Path) -> None:
+    shapes = {f"layers.{i}.fc": (900, 1000) for i in range(16)}
+    for number in range(3):
+        make(tmp_path / "round", Spec(f"c{number}", rank=40, shapes=shapes, seed=number))
+
+    shown = on_a_terminal(tmp_path, ["aggregate", "round", "-o", "one", "--verify"])
+    hidden = run("aggregate", str(tmp_path / "round"), "-o", str(tmp_path / "two"))
+
+    assert "aggregating modules" in shown
+    assert "/16" in shown
+    assert "aggregating" not in hidden.output

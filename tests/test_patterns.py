@@ -1,0 +1,84 @@
+"""Module names are matched by PEFT's own rules, which PEFT itself is asked for here."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+
+from fedlora_cli import InputError
+from fedlora_cli.formats.peft.patterns import Targets, first_match, matches
+
+HERE = Path("adapter_config.json")
+
+part = st.sampled_from(["model", "layers", "h", "0", "1", "12", "attn", "q", "q_proj", "experts"])
+name = st.lists(part, min_size=1, max_size=6).map(".".join)
+pattern = st.one_of(
+    name,
+    st.sampled_from(
+        [".*q", r".*\.q_proj", r"model\..*", r"layers\.\d+.*", "^model.q", "q|h", "x?"]
+    ),
+)
+names = st.lists(name, min_size=1, max_size=3)
+
+
+@given(st.lists(pattern, max_size=4, unique=True), name)
+@example(["q", "attn.q"], "h.attn.q")
+@example(["^h.q"], "model.h.q")
+def test_patterns_resolve_as_in_peft(patterns: list[str], module: str) -> None:
+    expected = get_pattern_key(patterns, module)
+    found = first_match(patterns, module, where=HERE)
+
+    assert (module if found is None else found) == expected
+
+
+@given(
+    module=name,
+    target=st.one_of(names, pattern),
+    exclude=st.none() | names | pattern,
+    layers=st.none() | st.lists(st.integers(0, 12), max_size=2),
+    layers_pattern=st.none() | st.lists(st.sampled_from(["layers", "h"]), max_size=2),
+    saved=st.none() | names,
+)
+def test_targets_are_those_of_peft(module, target, exclude, layers, layers_pattern, saved) -> None:
+    if isinstance(target, str) or layers is None:
+        layers, layers_pattern = None, None  # PEFT refuses the combination
+    config = LoraConfig(
+        target_modules=target,
+        exclude_modules=exclude,
+        layers_to_transform=layers,
+        layers_pattern=layers_pattern,
+        modules_to_save=saved,
+    )
+    ours = Targets(
+        where=HERE,
+        target=target if isinstance(target, str) else frozenset(target),
+        exclude=exclude if exclude is None or isinstance(exclude, str) else frozenset(exclude),
+        layers=tuple(layers) if layers else None,
+        layers_pattern=tuple(layers_pattern or ()),
+        saved=tuple(saved or ()),
+    )
+
+    found = check_target_module_exists(config, module)
+    excluded = type(found).__name__ == "_ExcludedModule"
+    assert ours.match(module) == (bool(found) and not excluded)
+
+
+def test_an_expression_that_does_not_end_is_stopped() -> None:
+    began = time.monotonic()
+
+    with pytest.raises(InputError, match=r"does not end on .*; write it without nested repetition"):
+        matches("(a|aa)+b", "a" * 60, where=HERE)
+
+    assert time.monotonic() - began < 30
+
+
+def test_an_expression_of_any_length_is_refused() -> None:
+    with pytest.raises(InputError, match="an expression of 10001 characters"):
+        matches("a" * 10_001, "a", where=HERE)

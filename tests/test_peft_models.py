@@ -1,0 +1,278 @@
+"""What PEFT applies after loading the global adapter, on tiny models and adapters of its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from build import relative_error, truncated
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from fedlora_cli import METHODS, InputError, Options, aggregate
+
+SIZES: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def llama() -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 56, "num_key_value_heads": 1, "vocab_size": 61}
+    return LlamaForCausalLM(LlamaConfig(**SIZES, **sizes))
+
+
+def gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(n_embd=24, n_layer=2, n_head=2, vocab_size=50, n_positions=16)
+    )
+
+
+def bert() -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 70}
+    return BertForSequenceClassification(BertConfig(**SIZES, **sizes, num_labels=3))
+
+
+def vit() -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "image_size": 8, "patch_size": 4}
+    return ViTForImageClassification(ViTConfig(**SIZES, **sizes, num_labels=5))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and the configs of its clients."""
+
+    build: Callable[[], PreTrainedModel]
+    clients: tuple[dict[str, Any], ...]
+
+
+CASES = {
+    "llama": Case(
+        llama,
+        (
+            {"r": 2, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
+            {"r": 7, "lora_alpha": 5, "target_modules": r".*\.(q_proj|down_proj)"},
+            {"r": 3, "lora_alpha": 4, "use_rslora": True, "target_modules": "all-linear"},
+            {
+                "r": 4,
+                "target_modules": ["q_proj", "k_proj", "v_proj"],
+                "rank_pattern": {"k_proj": 6, r".*layers\.0\.self_attn\.q_proj": 9},
+                "alpha_pattern": {"layers.1.self_attn.v_proj": 31},
+                "init_lora_weights": "gaussian",
+            },
+            {"r": 5, "target_modules": ["embed_tokens", "q_proj"]},
+            {"r": 2, "target_modules": ["up_proj"], "layers_to_transform": [1]},
+        ),
+    ),
+    "gpt2": Case(
+        gpt2,
+        (
+            {"r": 2, "lora_alpha": 6, "target_modules": ["c_attn"], "fan_in_fan_out": True},
+            {"r": 5, "target_modules": ["c_attn", "wte"], "fan_in_fan_out": True},
+            {
+                "r": 3,
+                "target_modules": ["attn.c_attn", "mlp.c_fc"],
+                "fan_in_fan_out": True,
+                "exclude_modules": r".*\.h\.0\.mlp.*",
+            },
+        ),
+    ),
+    "bert": Case(
+        bert,
+        (
+            {"r": 2, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"},
+            {"r": 8, "lora_alpha": 3, "target_modules": ["query"], "task_type": "SEQ_CLS"},
+            {"r": 3, "target_modules": ["query", "word_embeddings"], "task_type": "SEQ_CLS"},
+        ),
+    ),
+    "vit": Case(
+        vit,
+        (
+            {"r": 2, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]},
+            {"r": 6, "target_modules": ["q_proj"], "modules_to_save": ["classifier"]},
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A client as PEFT holds it: factors by module, and its heads."""
+
+    folder: Path
+    samples: int
+    factors: dict[str, tuple[np.ndarray, np.ndarray, float]]
+    heads: dict[str, torch.Tensor]
+
+
+def adapted(model: PeftModel) -> dict[str, Any]:
+    """Every LoRA layer of a model, by the name of its module."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and hasattr(module, "get_delta_weight")
+    }
+
+
+def factors_of(layer: Any) -> tuple[np.ndarray, np.ndarray, float]:
+    if "default" in layer.lora_A:
+        pair = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+    else:
+        pair = layer.lora_embedding_B["default"], layer.lora_embedding_A["default"]
+    B, A = (factor.detach().double().numpy() for factor in pair)
+    return B, A, float(layer.scaling["default"])
+
+
+def delta_of(layer: Any) -> np.ndarray:
+    """What PEFT adds to the base weight, brought back to (out, in)."""
+    delta = layer.get_delta_weight("default").detach().double().numpy()
+    is_embedding = "default" not in layer.lora_A
+    return delta.T if is_embedding or layer.fan_in_fan_out else delta
+
+
+def train(case: Case, base: PreTrainedModel, root: Path) -> list[Trained]:
+    """Real adapters: PEFT makes and saves them, a step of random noise stands for training."""
+    clients = []
+    for number, config in enumerate(case.clients):
+        torch.manual_seed(number)
+        model = get_peft_model(copy.deepcopy(base), LoraConfig(**config))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name or "modules_to_save" in name:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        folder = root / "round" / f"client-{number}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT says that it stores the embeddings too
+            model.save_pretrained(str(folder))
+        samples = 10 * (number + 1)
+        (folder / "fedlora.json").write_text(json.dumps({"samples": samples}))
+        clients.append(
+            Trained(
+                folder,
+                samples,
+                {name: factors_of(layer) for name, layer in adapted(model).items()},
+                {k: v.clone() for k, v in model.state_dict().items() if "modules_to_save" in k},
+            )
+        )
+    return clients
+
+
+@pytest.mark.parametrize("method", ["raflora", "flexlora", "flora", "fedavg", "rbla"])
+@pytest.mark.parametrize("name", CASES)
+def test_peft_applies_exactly_the_aggregated_update(tmp_path: Path, name: str, method: str) -> None:
+    case = CASES[name]
+    torch.manual_seed(99)
+    base = case.build()
+    clients = train(case, base, tmp_path)
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method, verify=True))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "out"))
+    layers = adapted(loaded)
+    assert set(layers) == {module for client in clients for module in client.factors}
+    for module, layer in layers.items():
+        holders = [c for c in clients if module in c.factors]
+        given = [(*client.factors[module], float(client.samples)) for client in holders]
+        expected = oracle.aggregate(method, given)
+        if METHODS[method].compress == "svd":
+            expected = truncated(expected, report.rank)
+        assert relative_error(delta_of(layer), expected) < 1e-5
+    state = loaded.state_dict()
+    for key in {key for client in clients for key in client.heads}:
+        holders = [client for client in clients if key in client.heads]
+        total = sum(client.samples for client in holders)
+        mean = sum(client.samples / total * client.heads[key].double() for client in holders)
+        torch.testing.assert_close(state[key].double(), mean, rtol=1e-6, atol=1e-7)
+
+
+def test_training_goes_on_from_the_global_adapter_in_every_direction(tmp_path: Path) -> None:
+    """Every row of A or column of B gets a gradient, padding included."""
+    case = CASES["vit"]
+    base = case.build()
+    train(case, base, tmp_path)
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(rank=20))
+
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out"), is_trainable=True)
+    model(torch.randn(4, 3, 8, 8), labels=torch.arange(4)).loss.backward()
+
+    for layer in adapted(model).values():
+        A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        moved = A.grad.abs().amax(dim=1) + B.grad.abs().amax(dim=0)
+        assert A.shape[0] == 20
+        assert moved.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"use_dora": True}, "it uses DoRA"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "lora_only"}, "bias is 'lora_only'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base"),
+        ({"trainable_token_indices": {"embed_tokens": [1]}}, "trainable tokens"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_not_understood_yet_is_refused_by_name(tmp_path: Path, config, named: str) -> None:
+    arguments = {"r": 2, "target_modules": ["q_proj"]} | config
+    case = Case(llama, (arguments,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train(case, llama(), tmp_path)
+
+    with pytest.raises(InputError, match=named):
+        aggregate([tmp_path / "round"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_peft_types_are_refused_by_name(tmp_path: Path) -> None:
+    from peft import IA3Config
+
+    model = get_peft_model(llama(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    model.save_pretrained(str(tmp_path / "client"))
+
+    with pytest.raises(InputError, match="peft_type is 'IA3'"):
+        aggregate([tmp_path / "client"], tmp_path / "out")
+
+
+def test_lora_on_a_convolution_is_refused_by_name(tmp_path: Path) -> None:
+    model = get_peft_model(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), LoraConfig(r=2, target_modules=["0"])
+    )
+    model.save_pretrained(str(tmp_path / "client"))
+
+    with pytest.raises(InputError, match="LoRA on a convolution"):
+        aggregate([tmp_path / "client"], tmp_path / "out")
+
+
+def test_lora_on_mixture_of_experts_parameters_is_refused_by_name(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_key_value_heads": 1, "vocab_size": 30}
+    model = MixtralForCausalLM(MixtralConfig(**SIZES, **sizes, num_local_experts=2))
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]
+    )
+    get_peft_model(model, config).save_pretrained(str(tmp_path / "client"))
+
+    with pytest.raises(InputError, match="mixtures of experts"):
+        aggregate([tmp_path / "client"], tmp_path / "out")
