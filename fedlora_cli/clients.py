@@ -129,10 +129,10 @@ def _counts_from_folders(folders: Sequence[Path], names: Sequence[str]) -> dict[
     told = {name: _told(folder) for name, folder in zip(names, folders, strict=True)}
     if all(count is None for count in told.values()):
         return None
-    missing = [name for name, count in told.items() if count is None]
-    if missing:
-        found = f"no sample count for {missing[0]}, while other clients have one"
-        raise InputError(missing[0], found, 'write {"samples": n} to its fedlora.json')
+    for folder, (name, count) in zip(folders, told.items(), strict=True):
+        if count is None:
+            found = f"no sample count for {name}, while other clients have one"
+            raise InputError(folder, found, 'write {"samples": n} to its fedlora.json')
     return {name: count for name, count in told.items() if count is not None}
 
 

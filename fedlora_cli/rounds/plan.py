@@ -63,6 +63,13 @@ class Plan:
         adapters = [*(client.adapter for client in self.cohort.clients), *earlier]
         return next(a.modules[module] for a in adapters if a is not None and module in a.modules)
 
+    def weights(self) -> dict[str, FloatArray]:
+        """The clients' weights (K, R) by module as far as headers tell: not a number where the rule
+        needs the norms of the updates.
+        """
+        unknown = np.full(len(self.cohort.clients), np.nan)
+        return {name: self.rule(self.holdings(name, unknown)).clients for name in self.modules}
+
     def previous_rank(self, module: str) -> int:
         """The previous adapter's rank in a module, for methods that use it."""
         if self.previous is None or not self.method.uses_previous:

@@ -28,7 +28,8 @@ def summarize(
     written = [result.s[:rank] for result in results]
     flexlora = [result.flexlora_s[:rank] for result in results]
     total = sum(energy(result.s) for result in results)
-    partitions = _partitions(plan, results, written, rank)
+    weights = {result.name: result.weights for result in results} or plan.weights()
+    partitions = _partitions(plan, weights, written, rank)
     return AggregateReport(
         method=plan.method.name,
         source=plan.method.source,
@@ -42,7 +43,7 @@ def summarize(
         energy_ratio=_finite(energy_ratio(written, cohort.shared_rank)),
         flexlora_energy_ratio=_finite(energy_ratio(flexlora, cohort.shared_rank)),
         kept_energy=_ratio(sum(energy(s) for s in written), total),
-        clients=_clients(plan, results, digests),
+        clients=_clients(plan, weights, digests),
         partitions=partitions,
         modules=_modules(plan, results, rank),
         tensors=tensor_names(plan),
@@ -52,19 +53,19 @@ def summarize(
 
 
 def _clients(
-    plan: Plan, results: Sequence[ModuleResult], digests: Mapping[str, str]
+    plan: Plan, weights: Mapping[str, FloatArray], digests: Mapping[str, str]
 ) -> tuple[ClientRow, ...]:
     rows = []
     for k, client in enumerate(plan.cohort.clients):
-        own = [r.weights[k] for r in results if r.name in client.adapter.modules]
+        own = [weights[name][k] for name in client.adapter.modules]
         rows.append(
             ClientRow(
                 name=client.name,
                 path=str(client.adapter.path),
                 rank=client.adapter.rank,
                 samples=_whole(client.samples),
-                weight=float(np.mean([w[0] for w in own])) if own else None,
-                max_weight=float(max(w.max() for w in own)) if own else None,
+                weight=_finite(float(np.mean([w[0] for w in own]))),
+                max_weight=_finite(float(np.max([w.max() for w in own]))),
                 sha256=digests.get(client.name),
             )
         )
@@ -94,7 +95,10 @@ def _modules(
 
 
 def _partitions(
-    plan: Plan, results: Sequence[ModuleResult], written: Sequence[FloatArray], rank: int | None
+    plan: Plan,
+    weights: Mapping[str, FloatArray],
+    written: Sequence[FloatArray],
+    rank: int | None,
 ) -> tuple[PartitionRow, ...]:
     """The rank indices between one rank that occurs and the next, up to the output rank."""
     cohort = plan.cohort
@@ -106,7 +110,7 @@ def _partitions(
     ranks = np.array([client.adapter.rank for client in cohort.clients])
     rows = []
     for first, last in zip([0, *bounds], bounds, strict=False):
-        weight, heaviest = _heaviest(plan, results, first, last)
+        weight, heaviest = _heaviest(plan, weights, first, last)
         rows.append(
             PartitionRow(
                 first=first + 1,
@@ -122,15 +126,13 @@ def _partitions(
 
 
 def _heaviest(
-    plan: Plan, results: Sequence[ModuleResult], first: int, last: int
+    plan: Plan, weights: Mapping[str, FloatArray], first: int, last: int
 ) -> tuple[float | None, str | None]:
     """The largest weight of one client in a partition of any module, and whose it is."""
-    slices = [result.weights[:, first:last] for result in results]
-    tops = [(float(part.max()), int(part.max(axis=1).argmax())) for part in slices if part.size]
-    if not tops:
-        return None, None
-    weight, position = max(tops, key=lambda top: top[0])
-    return weight, plan.cohort.names[position]
+    parts = [one[:, first:last] for one in weights.values()]
+    tops = [(float(part.max()), int(part.max(axis=1).argmax())) for part in parts if part.size]
+    weight, position = max(tops, key=lambda top: top[0], default=(float("nan"), 0))
+    return (weight, plan.cohort.names[position]) if np.isfinite(weight) else (None, None)
 
 
 def _lone_holders(plan: Plan, partitions: Sequence[PartitionRow]) -> tuple[str, ...]:

@@ -1,0 +1,89 @@
+"""What people are shown: tables that fit, bars that measure, progress when it is worth it."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from build import Spec, make
+from rich.console import Console
+
+from fedlora_cli import AggregateReport, Options, aggregate
+from fedlora_cli.render import progress
+from fedlora_cli.render.card import model_card
+from fedlora_cli.render.document import aggregate_document, to_json
+from fedlora_cli.render.terminal import aggregate_view
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> AggregateReport:
+    for name, rank in (("ann", 2), ("bob", 4)):
+        make(tmp_path / "round", Spec(name, rank=rank, samples=10))
+    return aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+
+
+def shown(report: AggregateReport, *, modules: bool = False, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(aggregate_view(report, modules=modules))
+    output: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return output
+
+
+def test_bars_are_as_long_as_the_energy_they_stand_for(report: AggregateReport) -> None:
+    low, high = report.partitions
+    even = replace(report, partitions=(replace(low, energy=0.75), replace(high, energy=0.25)))
+
+    bars = [line.count("█") for line in shown(even).splitlines() if " %  █" in line]
+
+    assert bars == [21, 7]
+    assert "▏" in shown(replace(report, partitions=(replace(low, energy=1e-9),)))
+
+
+def test_a_cohort_of_many_clients_with_long_names_still_fits(report: AggregateReport) -> None:
+    rows = tuple(replace(report.clients[0], name=f"{i:03}-" + "x" * 90) for i in range(100))
+    modules = tuple(replace(report.modules[0], name="base." * 30) for _ in range(3))
+
+    text = shown(replace(report, clients=rows, modules=modules), modules=True)
+
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "and 80 more" in text
+
+
+def test_json_has_null_where_there_is_no_number(report: AggregateReport) -> None:
+    document = aggregate_document(replace(report, energy_ratio=float("nan")))
+
+    assert json.loads(to_json(document), parse_constant=pytest.fail)["energy_ratio"] is None
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"x": float("inf")})
+
+
+def test_the_card_escapes_names(report: AggregateReport) -> None:
+    rows = (replace(report.clients[0], name="a|b\x1b[2J"),)
+
+    assert "| a\\|b\\x1b[2J | 2 |" in model_card(replace(report, clients=rows, base_model=None))
+
+
+@pytest.mark.parametrize(
+    ("patience", "terminal", "wanted", "visible"),
+    [(0.0, True, True, True), (60.0, True, True, False), (0.0, False, True, False),
+     (0.0, True, False, False)],
+)  # fmt: skip
+def test_progress_is_shown_on_a_terminal_for_long_work(
+    monkeypatch, patience: float, terminal: bool, wanted: bool, visible: bool
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", patience)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
+
+    with progress.progress_on(console, shown=wanted) as stage:
+        advance = stage("aggregating modules")
+        for done in range(1, 4):
+            time.sleep(0.1)
+            advance(done, 3)
+
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("aggregating modules" in output) == visible
+    assert ("3/3" in output) == visible
