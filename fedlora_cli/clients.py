@@ -126,14 +126,16 @@ def _parse_csv(text: bytes, path: Path) -> dict[str, Any]:
 
 def _counts_from_folders(folders: Sequence[Path], names: Sequence[str]) -> dict[str, float] | None:
     """The sample count that every client's folder tells; None if not one does."""
-    told = {name: _told(folder) for name, folder in zip(names, folders, strict=True)}
-    if all(count is None for count in told.values()):
+    told = [_told(folder) for folder in folders]
+    if all(count is None for count in told):
         return None
-    for folder, (name, count) in zip(folders, told.items(), strict=True):
+    counts = {}
+    for folder, name, count in zip(folders, names, told, strict=True):
         if count is None:
             found = f"no sample count for {name}, while other clients have one"
             raise InputError(folder, found, 'write {"samples": n} to its fedlora.json')
-    return {name: count for name, count in told.items() if count is not None}
+        counts[name] = count
+    return counts
 
 
 def _told(folder: Path) -> float | None:

@@ -15,7 +15,7 @@ import oracle
 import pytest
 import torch
 from build import relative_error, truncated
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -146,20 +146,31 @@ def delta_of(layer: Any) -> np.ndarray:
     return delta.T if is_embedding or layer.fan_in_fan_out else delta
 
 
+def wrap(model: torch.nn.Module, config: PeftConfig) -> PeftModel:
+    """What PEFT has to say of rare layers and options is not our subject; nor is it in `save`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(model, config)
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(str(folder))
+
+
 def train(case: Case, base: PreTrainedModel, root: Path) -> list[Trained]:
     """Real adapters: PEFT makes and saves them, a step of random noise stands for training."""
     clients = []
     for number, config in enumerate(case.clients):
         torch.manual_seed(number)
-        model = get_peft_model(copy.deepcopy(base), LoraConfig(**config))
+        model = wrap(copy.deepcopy(base), LoraConfig(**config))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_" in name or "modules_to_save" in name:
                     parameter.add_(0.1 * torch.randn_like(parameter))
         folder = root / "round" / f"client-{number}"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT says that it stores the embeddings too
-            model.save_pretrained(str(folder))
+        save(model, folder)
         samples = 10 * (number + 1)
         (folder / "fedlora.json").write_text(json.dumps({"samples": samples}))
         clients.append(
@@ -234,10 +245,7 @@ def test_training_goes_on_from_the_global_adapter_in_every_direction(tmp_path: P
 )
 def test_what_is_not_understood_yet_is_refused_by_name(tmp_path: Path, config, named: str) -> None:
     arguments = {"r": 2, "target_modules": ["q_proj"]} | config
-    case = Case(llama, (arguments,))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        train(case, llama(), tmp_path)
+    train(Case(llama, (arguments,)), llama(), tmp_path)
 
     with pytest.raises(InputError, match=named):
         aggregate([tmp_path / "round"], tmp_path / "out")
@@ -247,18 +255,18 @@ def test_what_is_not_understood_yet_is_refused_by_name(tmp_path: Path, config, n
 def test_other_peft_types_are_refused_by_name(tmp_path: Path) -> None:
     from peft import IA3Config
 
-    model = get_peft_model(llama(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
-    model.save_pretrained(str(tmp_path / "client"))
+    model = wrap(llama(), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    save(model, tmp_path / "client")
 
     with pytest.raises(InputError, match="peft_type is 'IA3'"):
         aggregate([tmp_path / "client"], tmp_path / "out")
 
 
 def test_lora_on_a_convolution_is_refused_by_name(tmp_path: Path) -> None:
-    model = get_peft_model(
+    model = wrap(
         torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), LoraConfig(r=2, target_modules=["0"])
     )
-    model.save_pretrained(str(tmp_path / "client"))
+    save(model, tmp_path / "client")
 
     with pytest.raises(InputError, match="LoRA on a convolution"):
         aggregate([tmp_path / "client"], tmp_path / "out")
@@ -272,7 +280,7 @@ def test_lora_on_mixture_of_experts_parameters_is_refused_by_name(tmp_path: Path
     config = LoraConfig(
         r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"]
     )
-    get_peft_model(model, config).save_pretrained(str(tmp_path / "client"))
+    save(wrap(model, config), tmp_path / "client")
 
     with pytest.raises(InputError, match="mixtures of experts"):
         aggregate([tmp_path / "client"], tmp_path / "out")

@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedlora_cli.cli.shared import Debug, Json, Quiet, Verbose, errors, guarded, say
+from fedlora_cli.cli.shared import Debug, Json, Quiet, Verbose, errors, guarded, heavy_imports, say
 from fedlora_cli.errors import UsageError
 from fedlora_cli.methods import METHODS
+from fedlora_cli.render.document import aggregate_document, to_json
+from fedlora_cli.render.progress import progress_on
+from fedlora_cli.render.terminal import aggregate_view
 from fedlora_cli.rounds.options import Basis, Dtype, Missing, Options, Split
 
 _EARLIER = "Previous rounds"
@@ -171,15 +174,14 @@ def aggregate(
         force=force,
         dry_run=dry_run,
     )
-    # These bring torch, which is slow to import: not before the options are known to be good.
-    from fedlora_cli.render.document import aggregate_document, to_json
-    from fedlora_cli.render.progress import progress_on
-    from fedlora_cli.render.terminal import aggregate_view
-    from fedlora_cli.rounds.aggregate import aggregate as run
+    paths = _paths(clients, null=null)
+    # Not before the options are known to be good.
+    with heavy_imports():
+        from fedlora_cli.rounds.aggregate import aggregate as run
 
     console = errors()
     with progress_on(console, shown=not quiet) as stage:
-        report = run(_paths(clients, null=null), output, options, stage)
+        report = run(paths, output, options, stage)
     if not quiet:
         for warning in report.warnings:
             say(console, "warning", warning, "yellow")
