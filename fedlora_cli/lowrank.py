@@ -162,22 +162,25 @@ def distance(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float
 
 
 def projection(terms: Sequence[Factors], weights: Tensor, other: Factors) -> tuple[float, float]:
-    """‖Q Qᵀ T‖_F and ‖Q Qᵀ (T - s B A)‖_F, with Q an orthonormal basis of B's columns.
+    """‖(I - Q Qᵀ) T‖_F and ‖Q Qᵀ (T - s B A)‖_F, with Q an orthonormal basis of B's columns.
 
-    T is the weighted sum of the terms. Columns of B that are zero span nothing and are left out.
+    T is the weighted sum of the terms: the first is what no matrix with B's columns could hold of
+    it, the second how far B A is from what they could. Columns of zeros span nothing.
     """
     other = double(other)
     used = other.B.abs().amax(dim=0) > 0
     Q, _ = torch.linalg.qr(other.B[:, used])
-    found = (Q.T @ other.B) @ other.A
-    projected = torch.zeros_like(found)
-    for term, weight in zip(
-        terms, torch.split(weights, [term.rank for term in terms]), strict=True
-    ):
-        term = double(term)
-        projected += (Q.T @ term.B * weight) @ term.A
-    norm = torch.linalg.vector_norm
-    return float(norm(projected)), float(norm(projected - found))
+    doubled = [double(term) for term in terms]
+    L = torch.cat([term.B for term in doubled], dim=1) * weights
+    R = torch.cat([term.A for term in doubled])
+    inside = Q.T @ L
+    if R.shape[0] < R.shape[1]:
+        _, RR = torch.linalg.qr(R.T, mode="r")
+        lost = (L - Q @ inside) @ RR.T
+    else:
+        lost = (L - Q @ inside) @ R
+    apart = inside @ R - (Q.T @ other.B) @ other.A
+    return float(torch.linalg.vector_norm(lost)), float(torch.linalg.vector_norm(apart))
 
 
 def stacked(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -> Factors:

@@ -98,6 +98,7 @@ def test_every_dtype_is_written_within_its_rounding(tmp_path: Path, dtype, error
     made = make_round(tmp_path)
 
     aggregate([tmp_path / "round"], tmp_path / "out", Options(dtype=dtype, verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "whole", Options(dtype=dtype, rank=50, verify=True))
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, dtype)}

@@ -61,13 +61,11 @@ def _module_error(
     norm = float(torch.linalg.vector_norm(lowrank.core(target, weights)))
     if plan.method.compress == "none":
         return _relative(lowrank.distance(terms, weights, found), norm)
-    # Truncation keeps T where it keeps it exactly: the written update W is the part of T in the
-    # column space of W. And no other column space of its size would have kept more.
-    kept, apart = lowrank.projection(terms, weights, found)
-    s = lowrank.singular_values(target, weights)
-    unavoidable = float(torch.linalg.vector_norm(s[found.rank :]))
-    lost = math.sqrt(max(norm**2 - kept**2, 0.0))
-    return max(_relative(apart, norm), _relative(max(lost - unavoidable, 0.0), norm))
+    # The best truncation W of T is the part of T in W's own column space, and no other column
+    # space of its size would have lost less.
+    lost, apart = lowrank.projection(terms, weights, found)
+    unavoidable = torch.linalg.vector_norm(lowrank.singular_values(target, weights)[found.rank :])
+    return _relative(max(apart, lost - float(unavoidable)), norm)
 
 
 def _relative(error: float, norm: float) -> float:
