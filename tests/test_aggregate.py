@@ -16,7 +16,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from build import Made, Spec, make, relative_error, truncated, written_update
+from makers import Made, Spec, make, relative_error, truncated, written_update
 from safetensors import safe_open
 from safetensors.torch import load_file
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from build import PREFIX, Spec, make
+from makers import PREFIX, Spec, make
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 

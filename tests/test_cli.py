@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build import Spec, make
+from makers import Spec, make
 from typer.testing import CliRunner, Result
 
 from fedlora_cli import METHODS, __version__, aggregate

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from build import relative_error
 from hypothesis import given
 from hypothesis import strategies as st
+from makers import relative_error
 
 from fedlora_cli import lowrank
 from fedlora_cli.factors import Factors

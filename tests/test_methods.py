@@ -6,9 +6,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from build import relative_error, truncated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import relative_error, truncated
 
 from fedlora_cli import METHODS, UsageError, lowrank
 from fedlora_cli.factors import Factors

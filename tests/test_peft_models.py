@@ -14,7 +14,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from build import relative_error, truncated
+from makers import relative_error, truncated
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import (
     BertConfig,

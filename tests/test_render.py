@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from build import Spec, make
+from makers import Spec, make
 from rich.console import Console
 
 from fedlora_cli import AggregateReport, Options, aggregate

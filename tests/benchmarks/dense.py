@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from build import Spec, make
+from makers import Spec, make
 
 RANKS = (8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64)
 
