@@ -34,8 +34,9 @@ SIZES: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def llama() -> PreTrainedModel:
+    """Four layers: PEFT rewrites lists of twenty target modules and more."""
     sizes = {"hidden_size": 32, "intermediate_size": 56, "num_key_value_heads": 1, "vocab_size": 61}
-    return LlamaForCausalLM(LlamaConfig(**SIZES, **sizes))
+    return LlamaForCausalLM(LlamaConfig(**(SIZES | {"num_hidden_layers": 4}), **sizes))
 
 
 def gpt2() -> PreTrainedModel:

@@ -35,7 +35,7 @@ def aggregate(
     clients: Annotated[
         list[str],
         typer.Argument(
-            metavar="CLIENTS...",
+            metavar="CLIENTS",
             help="Adapter folders, or a folder of adapter folders, or - for a list on stdin.",
         ),
     ],
