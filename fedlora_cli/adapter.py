@@ -46,12 +46,13 @@ class Module:
 class FullTensor:
     """A tensor with absolute values, not an update: a head that was trained in full, for example.
 
-    `trained` is false for base weights that PEFT stores beside an adapted embedding.
+    `owner` is the module that was saved in full, None for base weights that PEFT stores beside an
+    adapted embedding.
     """
 
     shape: tuple[int, ...]
     dtype: str
-    trained: bool
+    owner: str | None
     read: Callable[[], Tensor]
 
 
@@ -62,7 +63,6 @@ class Facts:
     base_model: str | None = None
     revision: str | None = None
     task_type: str | None = None
-    modules_to_save: tuple[str, ...] = ()
     dropout: float = 0.0
     fan_in_fan_out: bool = False
 

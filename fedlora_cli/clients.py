@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from fedlora_cli import formats
 from fedlora_cli.cohort import Client, Cohort, align
 from fedlora_cli.errors import InputError
-from fedlora_cli.files.documents import parse_object, read_bytes, read_object
+from fedlora_cli.files.documents import exists, parse_object, read_bytes, read_object, unreadable
 
 #: Where a client's own folder may tell its sample count, first found wins: fedlora's own file, then
 #: those of the Hugging Face Trainer.
@@ -22,6 +22,10 @@ COUNT_FILES = (
     ("all_results.json", "train_samples"),
     ("train_results.json", "train_samples"),
 )
+
+
+#: More samples than any client has; beyond it, sums would no longer be exact.
+MOST_SAMPLES = 1e12
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +48,34 @@ def read_clients(
     the client's folder (`COUNT_FILES`), else all clients count the same. Raises InputError.
     """
     folders, left_out = find_folders(paths)
-    names = [folder.absolute().name for folder in folders]
+    names = [_name(folder) for folder in folders]
+    _check_distinct(folders)
+    adapters = [formats.read(folder) for folder in folders]
     counts = _counts_from_file(samples, names) if samples else _counts_from_folders(folders, names)
     clients = [
-        Client(name, formats.read(folder), counts[name] if counts else 1.0)
-        for name, folder in zip(names, folders, strict=True)
+        Client(name, adapter, counts[name] if counts else 1.0)
+        for name, adapter in zip(names, adapters, strict=True)
     ]
     return Clients(align(clients, base_model), left_out, uniform=counts is None)
+
+
+def _name(folder: Path) -> str:
+    """The name of the folder, which reports and cards must be able to write down."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(folder, "a path that is not UTF-8", "rename the folder") from None
+    # Without the links resolved, a client has the name that it was given.
+    return Path(os.path.normpath(folder.absolute())).name
+
+
+def _check_distinct(folders: Sequence[Path]) -> None:
+    """One folder under two names, by a link for example, would vote twice."""
+    first: dict[Path, Path] = {}
+    for folder in folders:
+        same = first.setdefault(folder.resolve(), folder)
+        if same is not folder:
+            raise InputError(folder, f"the same folder as {same}", "name every client once")
 
 
 def find_folders(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
@@ -65,24 +90,33 @@ def find_folders(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
             folders.append(path)
             continue
         children = _children(path)
-        adapters = [child for child in children if formats.is_adapter(child)]
+        adapters = {child: None for child in children if formats.is_adapter(child)}
         if not adapters:
+            deeper = [c for c in children if any(formats.is_adapter(g) for g in _children(c))]
+            guess = f"did you mean {deeper[0]}? " if deeper else ""
             cure = "name adapter folders, or a folder whose children are adapter folders"
-            raise InputError(path, "no adapters in it", cure)
+            raise InputError(path, "no adapters in it", guess + cure)
         folders += adapters
-        others = [child for child in children if child not in adapters]
-        remarks += [f"{child} left out: no adapter in it" for child in others]
-    return folders, tuple(remarks)
+        for child in children:
+            if child in adapters:
+                continue
+            if any(exists(child / file) for file, _ in COUNT_FILES):
+                found = "a client's sample count, but no adapter"
+                raise InputError(child, found, "wait until it is uploaded, or move it away")
+            remarks.append(f"{child.name} left out: no adapter in it")
+    return folders, tuple(sorted(remarks))
 
 
 def _children(path: Path) -> list[Path]:
+    """The visible folders in a folder. A link to nothing is a client that cannot be read."""
     try:
-        return sorted(
-            child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
-        )
+        visible = sorted(child for child in path.iterdir() if not child.name.startswith("."))
+        for child in visible:
+            if child.is_symlink() and not child.exists():
+                raise InputError(child, "a link to nothing", "mend the link or remove it")
+        return [child for child in visible if child.is_dir()]
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(path, f"cannot be read ({reason})", "check the path") from None
+        raise unreadable(path, error) from None
 
 
 def _counts_from_file(path: Path, names: Sequence[str]) -> dict[str, float]:
@@ -141,16 +175,20 @@ def _counts_from_folders(folders: Sequence[Path], names: Sequence[str]) -> dict[
 def _told(folder: Path) -> float | None:
     for file, field in COUNT_FILES:
         path = folder / file
-        if path.exists():
-            value = read_object(path).get(field)
-            if value is not None:
-                return _count(value, path, field)
+        if not exists(path):
+            continue
+        document = read_object(path)
+        if str(document.get("schema", "")).startswith("fedlora.aggregate/"):
+            found = "a global adapter that fedlora wrote, not a client"
+            raise InputError(folder, found, "give it as --previous, or count it with --samples")
+        if document.get(field) is not None:
+            return _count(document[field], path, field)
     return None
 
 
 def _count(value: Any, path: Path, name: str) -> float:
-    """A finite number, 0 or more; a client with 0 samples has no vote."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        found = f"{name}: {str(value)[:80]} samples"
-        raise InputError(path, found, "a sample count is a number, 0 or more")
+    """A number of samples that there can be; with 0, a client has no vote by samples."""
+    if type(value) not in (int, float) or not 0 <= value <= MOST_SAMPLES:
+        found = f"{name}: {repr(value)[:80]} samples"
+        raise InputError(path, found, f"a sample count is a number from 0 to {MOST_SAMPLES:g}")
     return float(value)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Facts, Module, widest
+from fedlora_cli.adapter import Adapter, Facts, FullTensor, Module, widest
 from fedlora_cli.errors import InputError
 from fedlora_cli.weights import FloatArray, IntArray
 
@@ -39,7 +40,7 @@ class Cohort:
     def names(self) -> tuple[str, ...]:
         return tuple(client.name for client in self.clients)
 
-    @property
+    @cached_property
     def samples(self) -> FloatArray:
         """n_k, shape (K,)."""
         return np.array([client.samples for client in self.clients], dtype=np.float64)
@@ -54,7 +55,7 @@ class Cohort:
         """r_1, the smallest rank that a client has in a module it adapts."""
         return min(self.distinct_ranks)
 
-    @property
+    @cached_property
     def distinct_ranks(self) -> tuple[int, ...]:
         """Every rank that occurs, ascending: the upper bounds of the rank partitions."""
         modules = (module for client in self.clients for module in client.adapter.modules.values())
@@ -97,8 +98,7 @@ def align(clients: Sequence[Client], base_model: str | None = None) -> Cohort:
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
     for adapter in adapters:
         _check_modules(modules, adapter)
-    for name in tensors:
-        _check_tensor(name, [adapter for adapter in adapters if name in adapter.tensors], modules)
+    _check_tensors(adapters)
     return Cohort(
         clients=tuple(ordered),
         modules=tuple(sorted(modules)),
@@ -108,13 +108,18 @@ def align(clients: Sequence[Client], base_model: str | None = None) -> Cohort:
     )
 
 
-def check_fits(cohort: Cohort, adapter: Adapter) -> None:
-    """Whether a previous global adapter belongs to this cohort. Raises InputError."""
-    _check_modules(_first_holders([client.adapter for client in cohort.clients]), adapter)
-    theirs, ours = adapter.facts.base_model, cohort.facts.base_model
-    if theirs and ours and theirs != ours:
-        found = f"its base model is {theirs}, the clients' is {ours}"
-        raise InputError(adapter.path, found, "give the previous global adapter of these clients")
+def check_fit(cohort: Cohort, earlier: Sequence[Adapter], *, base_declared: bool) -> None:
+    """Whether earlier global adapters belong to this cohort and to each other. Raises InputError.
+
+    Their base model may have another name where the user has declared one.
+    """
+    adapters = [*(client.adapter for client in cohort.clients), *earlier]
+    modules = _first_holders(adapters)
+    for adapter in earlier:
+        _check_modules(modules, adapter)
+    _check_tensors(adapters)
+    if not base_declared:
+        _agreed(adapters, "base_model", "give --base to declare it")
 
 
 def _first_holders(adapters: Sequence[Adapter]) -> dict[str, Adapter]:
@@ -144,20 +149,28 @@ def _describe(module: Module) -> str:
     return f"{module.kind} {module.shape[0]} x {module.shape[1]}"
 
 
-def _check_tensor(name: str, holders: Sequence[Adapter], modules: Mapping[str, Adapter]) -> None:
-    """One shape and one role everywhere, and never beside factors of the same module."""
-    first = holders[0].tensors[name]
-    for adapter in holders:
-        tensor = adapter.tensors[name]
-        if (tensor.shape, tensor.trained) != (first.shape, first.trained):
-            found = f"{name} is {list(tensor.shape)}, but {list(first.shape)} in {holders[0].path}"
-            raise InputError(adapter.weights_file, found, "leave out adapters of another model")
-    parts = name.split(".")
-    for end in range(1, len(parts) if first.trained else 0):
-        parent = ".".join(parts[:end])
-        if parent in modules:
-            found = f"{parent} is saved in full, but {modules[parent].path} has LoRA factors of it"
-            raise InputError(holders[0].weights_file, found, "train it one way in all clients")
+def _check_tensors(adapters: Sequence[Adapter]) -> None:
+    """Tensors of one shape and role everywhere, and none saved in full that has factors too."""
+    modules = _first_holders(adapters)
+    first: dict[str, Adapter] = {}
+    for adapter in adapters:
+        for name, tensor in adapter.tensors.items():
+            expected = first.setdefault(name, adapter).tensors[name]
+            if (tensor.shape, tensor.owner) != (expected.shape, expected.owner):
+                found = f"{name} is {_role(tensor)}, but {_role(expected)} in {first[name].path}"
+                raise InputError(adapter.weights_file, found, "leave out adapters of another model")
+    owners = {t.owner: adapter for adapter in adapters for t in adapter.tensors.values()}
+    for module, holder in modules.items():
+        parts = module.split(".")
+        for end in range(1, len(parts) + 1):
+            saver = owners.get(".".join(parts[:end]))
+            if saver is not None:
+                found = f"{module} is saved in full, but {holder.path} has LoRA factors of it"
+                raise InputError(saver.weights_file, found, "train it one way everywhere")
+
+
+def _role(tensor: FullTensor) -> str:
+    return f"{'a base weight' if tensor.owner is None else 'trained'} of shape {list(tensor.shape)}"
 
 
 def _common_facts(adapters: Sequence[Adapter], base_model: str | None) -> Facts:
@@ -168,7 +181,6 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None) -> Facts:
         base_model=base_model or _agreed(adapters, "base_model", "give --base to declare it"),
         revision=_agreed(adapters, "revision", "leave out the adapters of another revision"),
         task_type=_agreed(adapters, "task_type", "leave out the adapters of another task"),
-        modules_to_save=tuple(sorted({name for one in facts for name in one.modules_to_save})),
         # Dropout is a choice of training; where clients differ, the global adapter has none.
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         # PEFT corrects this by the type of the layer; false is its default.
@@ -182,7 +194,7 @@ def _agreed(adapters: Sequence[Adapter], name: str, cure: str) -> str | None:
     for value, adapter in said:
         if value != said[0][0]:
             label = name.replace("_", " ")
-            found = f"its {label} is {value}, but {said[0][0]} in {said[0][1].path}"
+            found = f"its {label} is {value[:200]}, but {said[0][0][:200]} in {said[0][1].path}"
             raise InputError(adapter.path, found, cure)
     return said[0][0] if said else None
 

@@ -43,7 +43,8 @@ def run(
                 yield function(item)
                 progress(done, len(items))
             return
-        with ThreadPoolExecutor(jobs, thread_name_prefix="fedlora") as pool:
+        # A new thread takes all cores for its first call unless it is told itself.
+        with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             waiting: deque[Future[Result]] = deque()
             try:
                 for done in range(1, len(items) + 1):

@@ -44,11 +44,13 @@ class Stack:
     With L = [s_1 B_1 .. s_K B_K] (out, S) and R = [A_1; ..; A_K] (S, in), S = sum r_k, the bases
     are L = QL RL and Rᵀ = QR RR, and the update is QL (RL diag(w) RRᵀ) QRᵀ: all that depends on the
     weights is a core of S × S. No bases are kept where S reaches the smaller side; the update
-    itself is then the smaller core.
+    itself is then the smaller core. `lengths` (S,) are ‖b_i‖ ‖a_i‖ of the rank-one pieces: what
+    rounding is measured by where the pieces cancel.
     """
 
     terms: tuple[Factors, ...]
     bases: _Bases | None
+    lengths: Tensor
 
     @property
     def rank(self) -> int:
@@ -84,12 +86,18 @@ def norm(factors: Factors) -> float:
 def stack(terms: Sequence[Factors]) -> Stack:
     """Prepare terms for their weighted sums. All must have one shape (out, in)."""
     doubled = tuple(double(term) for term in terms)
-    out_features, in_features = doubled[0].shape
-    if sum(term.rank for term in doubled) >= min(out_features, in_features):
-        return Stack(doubled, bases=None)
+    norm = torch.linalg.vector_norm
+    lengths = torch.cat([norm(term.B, dim=0) * norm(term.A, dim=1) for term in doubled])
+    if lengths.numel() >= min(doubled[0].shape):
+        return Stack(doubled, None, lengths)
     QL, RL = torch.linalg.qr(torch.cat([term.B for term in doubled], dim=1))
     QR, RR = torch.linalg.qr(torch.cat([term.A for term in doubled]).T)
-    return Stack(doubled, _Bases(QL, RL, RR, QR))
+    return Stack(doubled, _Bases(QL, RL, RR, QR), lengths)
+
+
+def size(stack: Stack, weights: Tensor) -> float:
+    """sum_i |w_i| ‖b_i‖ ‖a_i‖: how large the weighted sum would be if no pieces cancelled."""
+    return float((stack.lengths * weights.abs()).sum())
 
 
 def core(stack: Stack, weights: Tensor) -> Tensor:
@@ -107,10 +115,10 @@ def svd(stack: Stack, weights: Tensor, rank: int | None = None) -> tuple[Svd, Te
     """The leading `rank` directions of the weighted sum, and all of its singular values.
 
     The first is the best approximation of that rank (Eckart and Young), the exact sum if `rank` is
-    None. Directions below max(out, in) · eps · s_1 are rounding, not update, and are left out.
+    None. Directions below max(out, in) · eps · `size` are rounding, not update, and are left out.
     """
     U, s, Vh = _decompose(core(stack, weights))
-    s = s[: _numerical_rank(s, stack.terms[0].shape)]
+    s = s[: _numerical_rank(stack, weights, s)]
     kept = s[:rank]
     U, Vh = U[:, : len(kept)], Vh[: len(kept)]
     if stack.bases is not None:
@@ -126,7 +134,7 @@ def singular_values(stack: Stack, weights: Tensor) -> Tensor:
         tall = matrix if matrix.shape[0] > matrix.shape[1] else matrix.T
         _, matrix = torch.linalg.qr(tall, mode="r")
     s: Tensor = torch.linalg.svdvals(matrix)
-    return s[: _numerical_rank(s, stack.terms[0].shape)]
+    return s[: _numerical_rank(stack, weights, s)]
 
 
 def canonical(factors: Factors) -> Factors:
@@ -199,16 +207,18 @@ def stacked(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -
 def averaged(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -> Factors:
     """(sum √s_k B_k diag(w_k)) (sum √s_k diag(w_k) A_k), zero-padded, with its cross terms.
 
-    Each scaling is shared evenly by the two factors, so that equal scalings fold out as one.
+    Each scaling is shared evenly by the two factors, so that equal scalings fold out as one. Rank
+    indices without any weight are left out: in both factors zero, they could never be trained.
     """
-    rank = max(term.rank for term in terms)
+    held = [int(weight.count_nonzero()) for weight in weights]
+    rank = max(held)
     out_features, in_features = terms[0].shape
     B = terms[0].B.new_zeros(out_features, rank, dtype=torch.float64)
     A = terms[0].A.new_zeros(rank, in_features, dtype=torch.float64)
-    for term, weight in zip(terms, weights, strict=True):
+    for term, weight, r in zip(terms, weights, held, strict=True):
         root = (term.scale / scale) ** 0.5
-        B[:, : term.rank] += term.B.double() * weight * root
-        A[: term.rank] += term.A.double() * weight[:, None] * root
+        B[:, :r] += term.B[:, :r].double() * weight[:r] * root
+        A[:r] += term.A[:r].double() * weight[:r, None] * root
     return Factors(B, A, scale)
 
 
@@ -271,12 +281,10 @@ def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return U, s, Vh
 
 
-def _numerical_rank(s: Tensor, shape: tuple[int, int]) -> int:
-    """How many of the descending singular values stand above rounding (numpy's matrix_rank)."""
-    if s.numel() == 0:
-        return 0
-    threshold = s[0] * max(shape) * torch.finfo(s.dtype).eps
-    return int((s > threshold).sum())
+def _numerical_rank(stack: Stack, weights: Tensor, s: Tensor) -> int:
+    """How many of the descending singular values stand above rounding."""
+    eps = torch.finfo(torch.float64).eps
+    return int((s > size(stack, weights) * max(stack.terms[0].shape) * eps).sum())
 
 
 def _signs(U: Tensor) -> Tensor:

@@ -20,7 +20,15 @@ from makers import Made, Spec, make, relative_error, truncated, written_update
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fedlora_cli import METHODS, InputError, Options, OutputError, UsageError, aggregate
+from fedlora_cli import (
+    METHODS,
+    InputError,
+    Options,
+    OutputError,
+    UsageError,
+    VerificationError,
+    aggregate,
+)
 
 SHAPES = {"layers.0.q_proj": (24, 40), "layers.0.v_proj": (13, 40), "layers.1.fc": (40, 31)}
 
@@ -98,7 +106,7 @@ def test_every_dtype_is_written_within_its_rounding(tmp_path: Path, dtype, error
     made = make_round(tmp_path)
 
     aggregate([tmp_path / "round"], tmp_path / "out", Options(dtype=dtype, verify=True))
-    aggregate([tmp_path / "round"], tmp_path / "whole", Options(dtype=dtype, rank=50, verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "whole", Options(dtype=dtype, rank=31, verify=True))
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, dtype)}
@@ -267,7 +275,7 @@ def test_momentum_adds_the_step_between_the_last_two_globals(tmp_path: Path) -> 
             momentum=0.8,
             previous=tmp_path / "global1",
             before_previous=tmp_path / "global0",
-            rank=40,
+            rank=31,
             verify=True,
         )
         aggregate([tmp_path / "round"], tmp_path / method, options)
@@ -348,7 +356,7 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
     partitions = [(row.first, row.last, row.holders, row.coverage) for row in report.partitions]
     assert partitions == [(1, 2, 3, 1.0), (3, 3, 2, 0.4), (4, 6, 1, 0.1)]
     assert sum(row.energy for row in report.partitions) == pytest.approx(1)
-    assert any("rank indices 4-6 come from c alone, with weight 1.00" in w for w in report.warnings)
+    assert any("rank index 4-6 comes from c alone, with weight 1.00" in w for w in report.warnings)
     for row, s in zip(report.modules, spectra, strict=True):
         np.testing.assert_allclose(row.singular_values, s, rtol=1e-6)
 
@@ -437,6 +445,8 @@ def test_an_output_inside_an_input_is_refused(tmp_path: Path, where: str) -> Non
         ({"method": "rbla", "momentum": 0.5}, "without two earlier global adapters"),
         ({"method": "flexlora", "quorum": 0.5}, "the rule of flexlora has no quorum"),
         ({"momentum": 0.5}, "without two earlier global adapters"),
+        ({"rank": 99}, "no module has more than 31 directions"),
+        ({"method": "rbla", "basis": "svd"}, "rbla averages factors"),
         ({"device": "abacus"}, "abacus cannot be used"),
     ],
 )
@@ -480,7 +490,7 @@ def test_a_client_above_the_largest_rank_is_refused(tmp_path: Path) -> None:
 def test_overflow_of_the_output_dtype_is_an_error_not_an_infinity(tmp_path: Path) -> None:
     make_round(tmp_path, [replace(ROUND[0], alpha=1e12), ROUND[1]])
 
-    with pytest.raises(InputError, match="overflow float16; give --dtype float32"):
+    with pytest.raises(InputError, match="leave the range of float16; give a wider --dtype"):
         aggregate(
             [tmp_path / "round"], tmp_path / "out", Options(dtype="float16", split="left", rank=2)
         )
@@ -507,3 +517,167 @@ def test_a_killed_run_leaves_nothing_that_looks_like_an_adapter(tmp_path: Path) 
             assert len(list((tmp_path / "out").iterdir())) == 4
             load_file(tmp_path / "out/adapter_model.safetensors")
     assert outcomes <= {0, 143, -signal.SIGTERM}
+
+
+def write_wrong(adapter, folder, provenance, *, module: str, B: torch.Tensor) -> None:
+    """What a defect between the algebra and the disk would do."""
+    from fedlora_cli.formats import peft
+
+    wrong = replace(adapter.factors[module], B=B)
+    peft.write(replace(adapter, factors={**adapter.factors, module: wrong}), folder, provenance)
+
+
+@pytest.mark.parametrize("size", [1e-3, 7e-4, 1e-4, 1e-6])
+def test_verification_sees_a_wrong_direction_though_truncation_loses_more(
+    tmp_path: Path, monkeypatch, size: float
+) -> None:
+    """A change outside of what the sum spans, far smaller than what truncation leaves out."""
+    from fedlora_cli.rounds import aggregate as workflow
+
+    make_round(tmp_path)
+    aggregate([tmp_path / "round"], tmp_path / "good", Options(rank=2, verify=True))
+    key = "base_model.model.layers.1.fc.lora_B.weight"
+    B = load_file(tmp_path / "good/adapter_model.safetensors")[key]
+    noise = torch.randn(B.shape, generator=torch.Generator().manual_seed(5))
+    wrong = B + size * B.norm() * noise / noise.norm()
+
+    class Defect:
+        FILES, GlobalAdapter = workflow.peft.FILES, workflow.peft.GlobalAdapter
+
+        @staticmethod
+        def write(adapter, folder, provenance) -> None:
+            write_wrong(adapter, folder, provenance, module="layers.1.fc", B=wrong)
+
+    monkeypatch.setattr(workflow, "peft", Defect)
+    with pytest.raises(VerificationError, match=r"layers\.1\.fc is off by"):
+        aggregate([tmp_path / "round"], tmp_path / "bad", Options(rank=2, verify=True))
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("method", ["raflora", "flexlora", "flora", "fedavg"])
+@pytest.mark.parametrize("share", [0.0, 1e-3, 1e-9])
+def test_clients_that_cancel_each_other_verify(tmp_path: Path, method: str, share: float) -> None:
+    from safetensors.torch import save_file
+
+    one = make(tmp_path / "round", Spec("a", rank=3, samples=10, shapes=SHAPES))
+    other = make(tmp_path / "round", Spec("b", rank=3, samples=10, shapes=SHAPES))
+    tensors = load_file(one.folder / "adapter_model.safetensors")
+    opposite = {k: t * (-1 + share if "lora_B" in k else 1) for k, t in tensors.items()}
+    save_file(opposite, other.folder / "adapter_model.safetensors")
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method, verify=True))
+
+    assert report.verification is not None
+    if share == 0.0 and METHODS[method].compress == "svd":
+        assert all(row.rank == 0 for row in report.modules)
+
+
+def test_missing_zero_says_where_it_changes_nothing(tmp_path: Path) -> None:
+    make_round(tmp_path, [Spec("a", 2, samples=30), Spec("b", 3, samples=10)])
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(missing="zero"))
+
+    assert any("--missing zero changes nothing under raflora" in w for w in report.warnings)
+
+
+def test_a_rank_index_that_one_client_owns_in_one_module_is_told(tmp_path: Path) -> None:
+    make_round(
+        tmp_path,
+        [
+            Spec("big", rank=4, samples=300, shapes=SHAPES, ranks={"layers.0.q_proj": 2}),
+            Spec("small", rank=4, samples=2, shapes=SHAPES),
+        ],
+    )
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out")
+
+    expected = "rank index 3-4 comes from small alone in 1 modules, with weight 1.00 for 0.01"
+    assert any(expected in warning for warning in report.warnings)
+
+
+def test_a_quorum_without_a_previous_adapter_says_what_is_lost(tmp_path: Path) -> None:
+    make_round(tmp_path)
+
+    for number, options in enumerate((Options(quorum=0.9), Options(method="residual"))):
+        report = aggregate([tmp_path / "round"], tmp_path / f"out{number}", options)
+        assert any("without --previous, what the holders" in w for w in report.warnings)
+    plain = aggregate([tmp_path / "round"], tmp_path / "plain")
+    assert not any("without --previous" in warning for warning in plain.warnings)
+
+
+def test_a_rank_index_without_weight_is_padded_not_dead(tmp_path: Path) -> None:
+    """Zero in both factors could never be trained."""
+    make_round(tmp_path, [Spec("a", 2, samples=30), Spec("b", 6, samples=0)])
+    for method in ("fedavg", "rbla"):
+        aggregate([tmp_path / "round"], tmp_path / method, Options(method=method, verify=True))
+        tensors = load_file(tmp_path / method / "adapter_model.safetensors")
+        for key, tensor in tensors.items():
+            if "lora_A" in key:
+                assert tensor.shape[0] == 6
+                assert tensor.abs().amax(dim=1).min() > 0
+
+
+def test_a_global_adapter_can_be_renewed_in_place(tmp_path: Path) -> None:
+    """Read whole before it is replaced, and only with --force."""
+    make_round(tmp_path)
+    out = tmp_path / "global"
+    aggregate([tmp_path / "round"], out)
+    before = (out / "adapter_model.safetensors").read_bytes()
+
+    with pytest.raises(OutputError, match="--force"):
+        aggregate([tmp_path / "round"], out, Options(previous=out, quorum=0.9))
+    aggregate([tmp_path / "round"], out, Options(previous=out, quorum=0.9, force=True))
+    assert (out / "adapter_model.safetensors").read_bytes() != before
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path, monkeypatch) -> None:
+    from fedlora_cli.rounds import aggregate as workflow
+
+    make_round(tmp_path)
+    really = workflow.model_card
+
+    def slow(report):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/thesis.tex").touch()
+        return really(report)
+
+    monkeypatch.setattr(workflow, "model_card", slow)
+    with pytest.raises(OutputError, match="it exists already"):
+        aggregate([tmp_path / "round"], tmp_path / "out")
+
+    assert sorted(path.name for path in tmp_path.rglob("*.tex")) == ["thesis.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "round"]
+
+
+def test_underflow_of_the_output_dtype_is_an_error_not_a_zero(tmp_path: Path) -> None:
+    make_round(tmp_path, [replace(ROUND[0], alpha=1e-9), replace(ROUND[1], alpha=2e-9)])
+
+    with pytest.raises(InputError, match="leave the range of float16"):
+        aggregate([tmp_path / "round"], tmp_path / "out", Options(dtype="float16", split="left"))
+
+
+def test_top_level_names_are_targets_that_match_nothing_else(tmp_path: Path) -> None:
+    """As a list entry, `fc` would also match `mlp.fc`, which no client adapts."""
+    import warnings
+
+    from peft import PeftModel
+
+    class Mlp(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(6, 6)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.mlp = torch.nn.Linear(5, 4), Mlp()
+
+    shapes = {"fc": (4, 5)}
+    make_round(tmp_path, [Spec(name, rank=2, shapes=shapes) for name in "ab"])
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = PeftModel.from_pretrained(Model(), str(tmp_path / "out"))
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == {"base_model.model.fc"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,10 @@ def twice(text: str) -> str:
     return '{"peft_type": "LORA", "r": 3, "r": 64' + text + "}"
 
 
+def move_away(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
 def with_value(value: float) -> Callable[[Path], None]:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"{Q}.lora_A.weight"][1, 2] = value
@@ -117,7 +122,7 @@ CORPUS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a key twice": (raw_config(twice("")), "the key 'r' stands twice"),
     "NaN in the config": (raw_config(twice("").replace("64", "NaN")), "NaN is not a JSON number"),
     "a number of 5000 digits": (raw_config('{"r": ' + "9" * 5000 + "}"), "not valid JSON"),
-    "not UTF-8": (lambda f: void((f / CONFIG).write_bytes(b"\xff\xfe{}")), "not UTF-8"),
+    "not UTF-8": (lambda f: void((f / CONFIG).write_bytes(b"\xff\xfe{}")), "not Unicode text"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "safetensors: cannot be read (no such"),
     "a pickle": (pickle_only, "adapter_model.bin: a pickle, which is never opened"),
     "a pickle under the wrong name": (raw_weights(b"PK\x03\x04" + bytes(100)), "a pickle, not"),
@@ -201,12 +206,80 @@ CORPUS: dict[str, tuple[Callable[[Path], None], str]] = {
         config(target_modules="([a-z_.0-9]+)+!"),
         "target_modules does not match it",
     ),
-    "an expression that is none": (config(alpha_pattern={"(": 4}), "is not a regular expression"),
+    "an expression that is none": (
+        config(alpha_pattern={"(": 4}),
+        "is not a usable regular expression",
+    ),
     "another base model": (
         config(base_model_name_or_path="other/base"),
         "its base model is tiny/base, but other/base",
     ),
-    "another task": (config(task_type="SEQ_CLS"), ""),
+    "a task that PEFT does not know": (config(task_type="EVIL"), "task_type is 'EVIL'"),
+    "half a surrogate pair": (
+        lambda f: raw_config((f / CONFIG).read_text().replace("tiny/base", "\\ud800"))(f),
+        "not Unicode text",
+    ),
+    "alpha of 401 digits": (config(lora_alpha=10**400), "at most 1e+12"),
+    "as many samples as atoms": (put("fedlora.json", '{"samples": 1e300}'), "samples: 1e+300 sam"),
+    "a head that was not gathered": (
+        lambda f: (
+            set_config(f, modules_to_save=["score"]),
+            replace_tensor(f"{PREFIX}score.weight", torch.ones(0))(f),
+        ),
+        "gather the shards (ZeRO-3, FSDP)",
+    ),
+    "a tensor of a hundred sides": (
+        replace_tensor(f"{PREFIX}score.weight", torch.ones([1] * 100)),
+        "has shape [1, 1, 1, 1, 1, 1, 1, 1, 1]",
+    ),
+    "a side of 4000 digits": (
+        header(lambda h: h[f"{Q}.lora_A.weight"].update(shape=[10**4000, 1])),
+        "has shape [1000",
+    ),
+    "an update beyond all numbers": (
+        lambda f: set_tensors(
+            f,
+            lambda t: t.update(
+                {
+                    f"{Q}.lora_{side}.weight": 1e300 * t[f"{Q}.lora_{side}.weight"].double()
+                    for side in "AB"
+                }
+            ),
+        ),
+        "the update of layers.0.q_proj is larger than any number",
+    ),
+    "a module without a name": (
+        lambda f: set_tensors(
+            f,
+            lambda t: t.update({f"{PREFIX}.lora_{side}.weight": torch.ones(3, 3) for side in "AB"}),
+        ),
+        "factors of a module without a name",
+    ),
+    "a Git LFS pointer": (
+        raw_weights(b"version https://git-lfs.github.com/spec/v1\n"),
+        "a Git LFS pointer, not the file; run git lfs pull",
+    ),
+    "a web page": (raw_weights(b"<!doctype html><html></html>"), "a web page, not safetensors"),
+    "a global adapter": (
+        put("fedlora.json", '{"schema": "fedlora.aggregate/1"}'),
+        "a global adapter that fedlora wrote, not a client; give it as --previous",
+    ),
+    "an adapter that has not arrived": (
+        lambda f: ((f / CONFIG).unlink(), (f / WEIGHTS).unlink()),
+        "a client's sample count, but no adapter; wait until it is uploaded",
+    ),
+    "a link to nothing": (
+        lambda f: (f.rename(f.with_name("x")), f.symlink_to("gone"), move_away(f.with_name("x"))),
+        "a link to nothing; mend the link",
+    ),
+    "a link to another client": (
+        lambda f: (move_away(f), f.symlink_to("good")),
+        "the same folder as",
+    ),
+    "a name that is not UTF-8": (
+        lambda f: f.rename(os.fsdecode(os.fsencode(f) + b"\xff")),
+        "a path that is not UTF-8; rename the folder",
+    ),
     "negative sample count": (put("fedlora.json", '{"samples": -5}'), "samples: -5 samples"),
     "sample count is text": (put("fedlora.json", '{"samples": "5"}'), "a sample count is a number"),
     "no sample count": (
@@ -239,10 +312,9 @@ CORPUS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: raw_config(
             (f / CONFIG).read_text().replace('"lora_alpha": 8', '"lora_alpha": 1e999')
         )(f),
-        "lora_alpha is 'inf'",
+        "lora_alpha is inf",
     ),
 }
-del CORPUS["another task"]  # only said by one client, which is no contradiction
 
 
 @pytest.mark.parametrize("fault", CORPUS)
@@ -443,3 +515,66 @@ def test_a_folder_without_an_adapter_among_the_clients_is_named(tmp_path: Path) 
     assert result.exit_code == 0
     assert "logs left out: no adapter in it" in result.stderr
     assert "tmp-1" not in result.stderr
+
+
+def test_a_folder_that_may_not_be_entered_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """As for anybody but root, to whom no permission is denied."""
+    make(tmp_path / "round", Spec("a", rank=2))
+    closed = tmp_path / "round/a"
+    really = Path.stat
+
+    def stat(path: Path, **kwargs: Any) -> os.stat_result:
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied")
+        return really(path, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
+
+    assert result.exit_code == 3
+    assert "a/adapter_config.json: cannot be read (permission denied)" in result.stderr
+
+
+def test_entries_of_modules_to_save_without_a_tensor_are_not_written(tmp_path: Path) -> None:
+    """PEFT adds names that the model does not have; one client must not decide for the others."""
+    tensors = {"score.weight": torch.ones(3, 4)}
+    make(tmp_path / "round", Spec("a", rank=2))
+    fields = {"modules_to_save": ["classifier", "score"]}
+    make(tmp_path / "round", Spec("b", rank=2, tensors=tensors, config=fields))
+
+    assert run(str(tmp_path / "round"), "-o", str(tmp_path / "out")).exit_code == 0
+
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["modules_to_save"] == ["score"]
+
+
+def test_a_head_that_the_previous_adapter_trained_another_way_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "round", Spec("a", rank=2))
+    saved = {"modules_to_save": ["q_proj"]}
+    tensors = {"layers.0.q_proj.weight": torch.ones(12, 20)}
+    shapes = {"layers.0.v_proj": (7, 20)}
+    make(tmp_path, Spec("old", rank=2, tensors=tensors, config=saved, shapes=shapes))
+
+    previous = ("--previous", str(tmp_path / "old"))
+    result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"), *previous)
+
+    assert result.exit_code == 3
+    assert "layers.0.q_proj is saved in full, but" in result.stderr
+
+
+def test_a_folder_one_level_too_high_is_told_from_an_empty_one(tmp_path: Path) -> None:
+    make(tmp_path / "runs/round", Spec("a", rank=2))
+
+    result = run(str(tmp_path / "runs"), "-o", str(tmp_path / "out"))
+
+    assert result.exit_code == 3
+    assert f"did you mean {tmp_path}/runs/round?" in result.stderr
+
+
+def test_copies_under_two_names_are_counted_and_told(tmp_path: Path) -> None:
+    make(tmp_path / "round", Spec("a", rank=2))
+    shutil.copytree(tmp_path / "round/a", tmp_path / "round/b")
+
+    result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
+
+    assert result.exit_code == 0
+    assert "b has the same weights as a; both are counted" in result.stderr

@@ -38,7 +38,7 @@ def test_the_result_is_on_stdout_and_the_rest_on_stderr(clients: Path, tmp_path:
     assert result.exit_code == 0
     assert "ρ = " in result.stdout
     assert "verified: the files hold the weighted sum within" in result.stdout
-    assert "rank indices 3-6 come from bob alone, with weight 1.00 for 0.25" in result.stderr
+    assert "rank index 3-6 comes from bob alone, with weight 1.00 for 0.25" in result.stderr
     assert (
         f"next round: fedlora aggregate CLIENTS -o DIR --previous {tmp_path}/out" in result.stderr
     )
@@ -52,7 +52,10 @@ def test_json_is_one_document_and_the_one_that_is_kept(clients: Path, tmp_path: 
 
     document = json.loads(result.stdout, parse_constant=pytest.fail)
     kept = json.loads((out / "fedlora.json").read_text())
-    assert document == kept | {"output": str(out)}
+    assert kept["output"] == "."
+    assert [row["path"] for row in kept["clients"]] == ["../round/ann", "../round/bob"]
+    assert [row["path"] for row in document["clients"]] == [f"{clients}/ann", f"{clients}/bob"]
+    assert document == kept | {"output": str(out), "clients": document["clients"]}
     assert document["schema"] == "fedlora.aggregate/1"
     expected = {
         "method": str,
@@ -81,7 +84,7 @@ def test_a_dry_run_gives_the_same_document_without_what_only_tensors_tell(
     document = json.loads(result.stdout)
     assert (document["rank"], document["energy_ratio"]) == (6, None)
     assert [row["weight"] for row in document["clients"]] == [0.75, 0.25]
-    assert "rank indices 3-6 come from bob alone" in result.stderr
+    assert "rank index 3-6 comes from bob alone" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -113,6 +116,40 @@ def test_an_empty_list_on_stdin_is_a_usage_error(tmp_path: Path) -> None:
 
     assert result.exit_code == 2
     assert "no folders in the list" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        (["-"], b"a\0b\0", "a NUL-separated list; give --null"),
+        (["-", "round"], b"", "- beside other folders"),
+    ],
+)
+def test_a_wrong_list_on_stdin_is_a_usage_error(tmp_path: Path, arguments, stdin, message) -> None:
+    result = CliRunner().invoke(app, ["aggregate", *arguments, "-o", "out"], input=stdin)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_without_any_standard_input_a_list_is_empty(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m fedlora_cli aggregate - -o out <&-"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert "no folders in the list" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_unicode_gets_ascii(clients: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "fedlora_cli", "aggregate", "round", "-o", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 0
+    assert "####" in done.stdout
+    assert "rho = " in done.stdout
+    assert "\\u" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,19 @@ def test_every_call_has_one_core_and_the_setting_is_put_back(jobs: int) -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("jobs", [2, 3])
+def test_the_first_call_of_a_thread_gives_the_same_bytes_as_any_other(jobs: int) -> None:
+    """LAPACK splits a QR of this size over the cores that it believes to have."""
+    matrix = torch.randn(333, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def factor(_: int) -> bytes:
+        return torch.linalg.qr(matrix)[0].numpy().tobytes()
+
+    alone = set(engine.run(factor, range(3), 1))
+    assert set(engine.run(factor, range(3 * jobs), jobs)) == alone
+    assert len(alone) == 1
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_failure_is_raised_and_the_rest_is_not_started(jobs: int) -> None:
     started = []

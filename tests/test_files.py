@@ -18,6 +18,7 @@ from fedlora_cli import InputError, OutputError
 from fedlora_cli.files import folder as folders
 from fedlora_cli.files.safetensors import read_header, write
 
+FILES = ("x", "x.safetensors", "y")
 TENSORS = {
     "base_model.a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
     "base_model.b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
@@ -113,7 +114,7 @@ def test_a_file_that_is_not_one_is_refused_by_both(tmp_path: Path) -> None:
 def test_a_new_folder_has_ordinary_permissions(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        with folders.new_folder(tmp_path / "out") as folder:
+        with folders.new_folder(tmp_path / "out", force=True, own_files=FILES) as folder:
             write(folder / "x.safetensors", TENSORS, {"format": "pt"})
             (folder / "y").write_text("y")
     finally:
@@ -129,7 +130,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch, exchange: bool)
     if not exchange:
         monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     for content in ("old", "new"):
-        with folders.new_folder(tmp_path / "out") as folder:
+        with folders.new_folder(tmp_path / "out", force=True, own_files=FILES) as folder:
             (folder / "x").write_text(content)
 
     assert (tmp_path / "out/x").read_text() == "new"
@@ -137,7 +138,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch, exchange: bool)
 
 
 def fill(target: Path, content: str, failure: BaseException | None = None) -> None:
-    with folders.new_folder(target) as folder:
+    with folders.new_folder(target, force=True, own_files=FILES) as folder:
         (folder / "x").write_text(content)
         if failure is not None:
             raise failure

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from fedlora_cli import InputError
-from fedlora_cli.formats.peft.patterns import Targets, first_match, matches
+from fedlora_cli.formats.peft.patterns import Matcher, Targets
 
 HERE = Path("adapter_config.json")
 
@@ -33,7 +33,7 @@ names = st.lists(name, min_size=1, max_size=3)
 @example(["^h.q"], "model.h.q")
 def test_patterns_resolve_as_in_peft(patterns: list[str], module: str) -> None:
     expected = get_pattern_key(patterns, module)
-    found = first_match(patterns, module, where=HERE)
+    found = Matcher(HERE).first(patterns, module)
 
     assert (module if found is None else found) == expected
 
@@ -42,7 +42,7 @@ def test_patterns_resolve_as_in_peft(patterns: list[str], module: str) -> None:
     module=name,
     target=st.one_of(names, pattern),
     exclude=st.none() | names | pattern,
-    layers=st.none() | st.lists(st.integers(0, 12), max_size=2),
+    layers=st.none() | st.lists(st.integers(0, 12), min_size=1, max_size=2),
     layers_pattern=st.none() | st.lists(st.sampled_from(["layers", "h"]), max_size=2),
     saved=st.none() | names,
 )
@@ -57,7 +57,7 @@ def test_targets_are_those_of_peft(module, target, exclude, layers, layers_patte
         modules_to_save=saved,
     )
     ours = Targets(
-        where=HERE,
+        matcher=Matcher(HERE),
         target=target if isinstance(target, str) else frozenset(target),
         exclude=exclude if exclude is None or isinstance(exclude, str) else frozenset(exclude),
         layers=tuple(layers) if layers else None,
@@ -70,15 +70,28 @@ def test_targets_are_those_of_peft(module, target, exclude, layers, layers_patte
     assert ours.match(module) == (bool(found) and not excluded)
 
 
-def test_an_expression_that_does_not_end_is_stopped() -> None:
-    began = time.monotonic()
+def test_expressions_that_do_not_end_are_stopped_all_together() -> None:
+    """One limit for a whole file: many slow matches are no way around it."""
+    began, matcher = time.monotonic(), Matcher(HERE, seconds_left=1.0)
 
-    with pytest.raises(InputError, match=r"does not end on .*; write it without nested repetition"):
-        matches("(a|aa)+b", "a" * 60, where=HERE)
+    def many() -> None:
+        for number in range(1000):
+            matcher.match(f"(a|aa)+{number}", "a" * 26)
+
+    with pytest.raises(InputError, match=r"take too long, .*; write them without nested repet"):
+        many()
 
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize(
+    "pattern", ["(", "(" * 3000 + "a" + ")" * 3000, "b+|(?R)", "a{99999999999999999999}"]
+)
+def test_an_expression_that_cannot_be_used_is_refused(pattern: str) -> None:
+    with pytest.raises(InputError, match="is not a usable regular expression"):
+        Matcher(HERE).match(f"({pattern})$", "layers.0.q_proj")
+
+
 def test_an_expression_of_any_length_is_refused() -> None:
-    with pytest.raises(InputError, match="an expression of 10001 characters"):
-        matches("a" * 10_001, "a", where=HERE)
+    with pytest.raises(InputError, match="an expression of 100001 characters"):
+        Matcher(HERE).match("a" * 100_001, "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedlora_cli.cli.shared import Debug, Json, Quiet, Verbose, errors, guarded, heavy_imports, say
+from fedlora_cli.cli.shared import (
+    Debug,
+    Json,
+    Quiet,
+    Verbose,
+    errors,
+    guarded,
+    heavy_imports,
+    results,
+    say,
+)
 from fedlora_cli.errors import UsageError
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.document import aggregate_document, to_json
@@ -188,20 +199,26 @@ def aggregate(
     if json:
         typer.echo(to_json(aggregate_document(report)), nl=False)
     elif not quiet:
-        Console().print(aggregate_view(report, modules=verbose))
+        console = results()
+        console.print(aggregate_view(report, modules=verbose, plain=console.options.ascii_only))
     if not quiet:
-        _say_what_next(console, output, dry_run=dry_run)
+        _say_what_next(errors(), output, dry_run=dry_run)
 
 
 def _paths(clients: list[str], *, null: bool) -> list[Path]:
     """The folders named; - stands for a list on standard input."""
-    if clients != ["-"]:
+    if "-" not in clients:
         return [Path(client) for client in clients]
-    separator = "\0" if null else "\n"
-    listed = [Path(item) for item in sys.stdin.read().split(separator) if item]
+    if clients != ["-"]:
+        raise UsageError("CLIENTS", "- beside other folders", "put all of them into the list")
+    # Paths are bytes: in any encoding, and with no standard input at all.
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    if b"\0" in content and not null:
+        raise UsageError("standard input", "a NUL-separated list", "give --null")
+    listed = [item for item in content.split(b"\0" if null else b"\n") if item.strip()]
     if not listed:
         raise UsageError("standard input", "no folders in the list", "pipe one path per line")
-    return listed
+    return [Path(os.fsdecode(item)) for item in listed]
 
 
 def _say_what_next(console: Console, output: Path, *, dry_run: bool) -> None:

@@ -42,7 +42,9 @@ def fedlora(
 
 def main() -> None:
     """The console script. Being asked to stop ends it like any failure: nothing is left behind."""
-    signal.signal(signal.SIGTERM, _stop)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # not every system has both
+            signal.signal(getattr(signal, name), _stop)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show a character shows its escape.

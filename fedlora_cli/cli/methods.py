@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
 
-from fedlora_cli.cli.shared import Debug, Json, Quiet, guarded
+from fedlora_cli.cli.shared import Debug, Json, Quiet, guarded, results
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.document import methods_document, to_json
 from fedlora_cli.render.terminal import methods_view
@@ -20,4 +19,4 @@ def methods(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
     if json:
         typer.echo(to_json(methods_document(METHODS.values())), nl=False)
     elif not quiet:
-        Console().print(methods_view(METHODS.values()))
+        results().print(methods_view(METHODS.values()))

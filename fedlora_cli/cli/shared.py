@@ -22,6 +22,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every module.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+#: Every table fits into it.
+TABLE_WIDTH = 80
+
 #: The exit code of a program that was interrupted at the keyboard: 128 + SIGINT.
 INTERRUPTED = 130
 
@@ -29,6 +32,15 @@ INTERRUPTED = 130
 def errors() -> Console:
     """Standard error: progress, warnings, advice."""
     return Console(stderr=True, soft_wrap=True)
+
+
+def results() -> Console:
+    """Standard output. Tables have their 80 columns even where the terminal has fewer: it wraps
+    lines, where a narrower table would lose columns.
+    """
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    return console
 
 
 def say(console: Console, label: str, text: str, style: str) -> None:

@@ -14,7 +14,7 @@ MAX_BYTES = 16 * 1024 * 1024
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`: no duplicate keys, no NaN or infinity, UTF-8, at most 16 MiB.
+    """The JSON object in `path`: no duplicate keys, no NaN or infinity, Unicode, at most 16 MiB.
 
     Raises InputError.
     """
@@ -40,8 +40,10 @@ def parse_object(text: bytes, where: object) -> dict[str, Any]:
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
         )
-    except UnicodeDecodeError:
-        raise InputError(where, "not UTF-8 text", "write the file again") from None
+        # Half a surrogate pair can be written in JSON, and nowhere else.
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise InputError(where, "not Unicode text", "write the file again as UTF-8") from None
     except RecursionError:
         raise InputError(where, "JSON nested too deeply", "write the file again") from None
     except ValueError as error:  # JSONDecodeError is one
@@ -65,6 +67,17 @@ def regular_file(path: Path) -> Any:
     return status
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something of that name. Raises InputError where that cannot be known."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return True
+
+
 def unreadable(path: Path, error: OSError) -> InputError:
     """What the system said, as an error about `path`."""
     reason = (error.strerror or str(error)).lower()
@@ -72,11 +85,11 @@ def unreadable(path: Path, error: OSError) -> InputError:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} stands twice")
+        result[key] = value
     return result
 
 

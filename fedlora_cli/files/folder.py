@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedlora_cli.errors import OutputError
@@ -19,13 +19,17 @@ _RENAME_EXCHANGE = 2
 
 
 def check_target(target: Path, *, force: bool, own_files: Collection[str]) -> None:
-    """Whether `target` may be written, decided before any work. Raises OutputError.
+    """Whether `target` may be written. Raises OutputError.
 
-    An existing folder needs `force`, and even then must hold nothing but `own_files`: nothing is
-    ever deleted that could not have been written here.
+    An existing folder needs `force`, and even then must hold nothing but regular files named in
+    `own_files`: nothing is ever deleted that could not have been written here.
     """
-    if not target.parent.is_dir():
+    if not target.parent.exists():
         raise OutputError(target, "its parent folder does not exist", f"mkdir -p {target.parent}")
+    if not target.parent.is_dir():
+        raise OutputError(
+            target, f"{target.parent} is not a folder", "choose another output folder"
+        )
     if target.is_symlink():
         raise OutputError(target, "a symbolic link", "name the folder itself")
     if not target.exists():
@@ -34,7 +38,10 @@ def check_target(target: Path, *, force: bool, own_files: Collection[str]) -> No
         raise OutputError(target, "a file of that name exists", "choose another output folder")
     if not force:
         raise OutputError(target, "it exists already", "choose another folder, or give --force")
-    foreign = sorted({path.name for path in target.iterdir()} - set(own_files))
+    if not os.access(target, os.W_OK):
+        raise OutputError(target, "it may not be changed", "check its permissions")
+    contents = sorted(target.iterdir())
+    foreign = [p.name for p in contents if p.name not in own_files or not p.is_file()]
     if foreign:
         raise OutputError(
             target,
@@ -44,11 +51,12 @@ def check_target(target: Path, *, force: bool, own_files: Collection[str]) -> No
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, force: bool, own_files: Collection[str]) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     The files are on the disk before the name is; whoever looks sees the old folder or the new one.
-    On any failure the temporary folder is removed. Raises OutputError.
+    What came to stand at `target` meanwhile is judged by `check_target` once more. On any failure
+    the temporary folder is removed. Raises OutputError.
     """
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
@@ -57,6 +65,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         _settle(temporary)
+        check_target(target, force=force, own_files=own_files)
         _publish(temporary, target)
     except OSError as error:
         raise _unwritable(target, error) from None
@@ -90,7 +99,9 @@ def _publish(temporary: Path, target: Path) -> None:
             old.rename(target)
             raise
         old.rename(temporary)
-    _sync(target.parent)
+    # The folder is there; a parent that may not be read keeps its entry in its own time.
+    with suppress(PermissionError):
+        _sync(target.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

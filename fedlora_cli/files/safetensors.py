@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 #: An adapter of all 128 experts of a large mixture model has a header of about 11 MB.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 
+#: The longest side of any tensor, and the most sides: a 3D convolution has five.
+MAX_SIDE = 2**40
+MAX_SIDES = 5
+
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,512}")
 #: torch's name and the bytes of one number, for every dtype that adapters hold.
 _DTYPES = {
@@ -61,12 +65,16 @@ class Entry:
         """The tensor, every value finite. Raises InputError."""
         import torch
 
-        buffer = bytearray(self.length)
+        try:
+            buffer = bytearray(self.length)
+        except MemoryError:
+            found = f"{self.key} has {self.length} bytes, more than there is memory"
+            raise InputError(self.path, found, "check what this file is") from None
         try:
             with self.path.open("rb", buffering=0) as file:
-                status = os.fstat(file.fileno())
                 file.seek(self.start)
                 complete = _fill(file, buffer)
+                status = os.fstat(file.fileno())
         except OSError as error:
             raise unreadable(self.path, error) from None
         if not complete or (status.st_size, status.st_mtime_ns) != self.state:
@@ -103,6 +111,10 @@ def read_header(path: Path) -> dict[str, Entry]:
         if prefix[:4] == b"PK\x03\x04" or prefix[:1] == b"\x80":
             cure = "save it with safe_serialization=True"
             raise InputError(path, "a pickle, not safetensors", cure)
+        if prefix == b"version ":
+            raise InputError(path, "a Git LFS pointer, not the file", "run git lfs pull")
+        if prefix[:1] == b"<":
+            raise InputError(path, "a web page, not safetensors", "download the file itself")
         raise InputError(
             path,
             f"a header of {length} bytes in a file of {size}",
@@ -169,7 +181,11 @@ def _entry(path: Path, key: str, value: Any, data: int, state: tuple[int, int]) 
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise InputError(path, f"{key} has dtype {dtype}", "save it as float32 or bfloat16")
     if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
-        raise InputError(path, f"{key} has shape {shape}, offsets {offsets}", "save it again")
+        found = f"{key} has shape {str(shape)[:80]}, offsets {str(offsets)[:80]}"
+        raise InputError(path, found, "save it again")
+    if len(shape) > MAX_SIDES or 0 in shape:
+        cure = "gather the shards (ZeRO-3, FSDP) before save_pretrained"
+        raise InputError(path, f"{key} has shape {shape[:9]}", cure)
     begin, end = offsets
     if begin > end or end - begin != math.prod(shape) * _DTYPES[dtype][1]:
         raise InputError(
@@ -181,7 +197,8 @@ def _entry(path: Path, key: str, value: Any, data: int, state: tuple[int, int]) 
 
 
 def _is_naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    """A list of whole numbers that can be sizes or positions in a file."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n <= MAX_SIDE for n in value)
 
 
 def _check_tiling(path: Path, entries: list[Entry], data: int, size: int) -> None:

@@ -20,7 +20,9 @@ class Format:
     read: Callable[[Path], Adapter]
 
 
-FORMATS: tuple[Format, ...] = (Format("PEFT LoRA", peft.recognises, peft.read),)
+FORMATS: tuple[Format, ...] = (
+    Format(f"PEFT LoRA ({peft.CONFIG}, {peft.WEIGHTS})", peft.recognises, peft.read),
+)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -36,4 +38,4 @@ def read(folder: Path) -> Adapter:
     if not folder.is_dir():
         raise InputError(folder, "no such folder", "check the path")
     names = ", ".join(known.name for known in FORMATS)
-    raise InputError(folder, "no adapter in this folder", f"it must hold one of: {names}")
+    raise InputError(folder, "no adapter in this folder", f"it must hold: {names}")

@@ -29,6 +29,6 @@ def find(name: str) -> Method:
     """The method of that name. Raises UsageError, with the nearest names, if there is none."""
     if name in METHODS:
         return METHODS[name]
-    near = get_close_matches(name, METHODS, n=1)
+    near = get_close_matches(name.lower(), METHODS, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     raise UsageError("--method", f"no method is called {name}", f"{guess}see `fedlora methods`")

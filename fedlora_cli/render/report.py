@@ -55,6 +55,15 @@ class PartitionRow:
     heaviest: str | None
 
 
+def rank_range(first: int, last: int) -> str:
+    """Rank indices as people read them, counted from 1.
+
+    >>> rank_range(3, 8), rank_range(5, 5)
+    ('3-8', '5')
+    """
+    return str(first) if first == last else f"{first}-{last}"
+
+
 @dataclass(frozen=True)
 class Verification:
     """How far the written files are from the weighted sum, beyond what truncation must cost: the

@@ -11,7 +11,13 @@ from rich.text import Text
 
 from fedlora_cli.errors import printable
 from fedlora_cli.method import Method
-from fedlora_cli.render.report import AggregateReport, ClientRow, ModuleRow, PartitionRow
+from fedlora_cli.render.report import (
+    AggregateReport,
+    ClientRow,
+    ModuleRow,
+    PartitionRow,
+    rank_range,
+)
 
 #: Rows of a table before the rest is counted instead of shown.
 SHOWN = 20
@@ -20,13 +26,19 @@ _BAR_WIDTH = 28
 _NAME_WIDTH = 36
 
 
-def aggregate_view(report: AggregateReport, *, modules: bool) -> RenderableType:
-    """The table by which a person judges an aggregation; with `modules`, one row for each."""
+def aggregate_view(
+    report: AggregateReport, *, modules: bool, plain: bool = False
+) -> RenderableType:
+    """The table by which a person judges an aggregation; with `modules`, one row for each.
+
+    `plain` draws in ASCII, for terminals that have nothing else.
+    """
     parts: list[RenderableType] = [_headline(report), Text(), _clients(report.clients), Text()]
-    parts += [_partitions(report.partitions), Text()]
+    parts += [_partitions(report.partitions, plain=plain), Text()]
     if modules:
         parts += [_modules(report.modules), Text()]
-    return Group(*parts, *map(Text, _findings(report)))
+    findings = "\n".join(_findings(report))
+    return Group(*parts, Text(findings.replace("ρ", "rho") if plain else findings))
 
 
 def methods_view(methods: Iterable[Method]) -> RenderableType:
@@ -68,7 +80,7 @@ def _clients(clients: tuple[ClientRow, ...]) -> Table:
     return table
 
 
-def _partitions(partitions: tuple[PartitionRow, ...]) -> Table:
+def _partitions(partitions: tuple[PartitionRow, ...], *, plain: bool) -> Table:
     table = _table()
     table.add_column("rank index", no_wrap=True)
     table.add_column("clients", justify="right")
@@ -78,10 +90,10 @@ def _partitions(partitions: tuple[PartitionRow, ...]) -> Table:
     for row in partitions[:SHOWN]:
         share = "-" if row.energy is None else f"{100 * row.energy:.1f} %"
         table.add_row(
-            _range(row.first, row.last),
+            rank_range(row.first, row.last),
             str(row.holders),
             f"{100 * row.coverage:.0f} %",
-            Text(_bar(row.energy), style="cyan"),
+            Text(_bar(row.energy, plain=plain), style="cyan"),
             share,
         )
     _count_rest(table, len(partitions))
@@ -109,7 +121,7 @@ def _modules(modules: tuple[ModuleRow, ...]) -> Table:
 def _findings(report: AggregateReport) -> list[str]:
     lines = []
     if report.energy_ratio is not None:
-        shared = _range(1, report.shared_rank)
+        shared = rank_range(1, report.shared_rank)
         line = f"ρ = {report.energy_ratio:.3f} of the energy lies in rank index {shared}, "
         line += "which every client holds"
         if report.flexlora_energy_ratio is not None and report.method != "flexlora":
@@ -134,16 +146,14 @@ def _table() -> Table:
     return Table(box=None, pad_edge=False, header_style="dim")
 
 
-def _bar(share: float | None) -> str:
+def _bar(share: float | None, *, plain: bool) -> str:
     """A bar of eighths of a character; any energy at all shows as something."""
     if not share:
         return ""
+    if plain:
+        return "#" * max(1, round(share * _BAR_WIDTH))
     eighths = max(1, round(share * _BAR_WIDTH * 8))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def _range(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from fedlora_cli.rounds.module import ModuleResult, aggregate_module, at_rank
 from fedlora_cli.rounds.options import Options
 from fedlora_cli.rounds.plan import Plan, make_plan
 from fedlora_cli.rounds.summary import summarize
-from fedlora_cli.rounds.tensors import average_tensor, tensor_names
+from fedlora_cli.rounds.tensors import average_tensor, modules_to_save, tensor_names
 from fedlora_cli.rounds.verify import verify
 from fedlora_cli.spectrum import rank_for_energy
 from fedlora_cli.version import __version__
@@ -41,8 +42,8 @@ def _quiet(stage: str) -> engine.Progress:
 
 
 def aggregate(
-    clients: Sequence[Path],
-    output: Path,
+    clients: Sequence[Path | str],
+    output: Path | str,
     options: Options = DEFAULTS,
     stage: Stage = _quiet,
 ) -> AggregateReport:
@@ -52,12 +53,13 @@ def aggregate(
     there whole afterwards or not at all. Raises UsageError, InputError, OutputError and
     VerificationError; nothing is written then.
     """
-    found = read_clients(clients, options.samples, options.base)
+    paths, output = [Path(client) for client in clients], Path(output)
+    found = read_clients(paths, options.samples, options.base)
     previous = None if options.previous is None else formats.read(options.previous)
     before = None if options.before_previous is None else formats.read(options.before_previous)
     plan = make_plan(found.cohort, options, previous, before)
     remarks = _remarks(found, previous, before)
-    _check_output(output, options, clients, plan)
+    _check_output(output, options, paths, plan)
     if options.dry_run:
         return summarize(plan, [], plan.rank, {}, remarks, str(output))
 
@@ -69,15 +71,26 @@ def aggregate(
     results = list(tasks)
     rank = plan.rank or _rank_for_energy(results, options.energy)
     report = summarize(plan, results, rank, digests, remarks, str(output))
-    with new_folder(output) as folder:
+    with new_folder(output, force=options.force, own_files=peft.FILES) as folder:
         _write(folder, plan, results, rank, report)
         if options.verify:
             checked = verify(plan, folder, jobs, stage("verifying"))
             report = replace(report, verification=checked)
-        # Paths in the folder are its own: the bytes do not depend on where it stands.
-        document = aggregate_document(replace(report, output="."))
-        (folder / "fedlora.json").write_text(to_json(document), encoding="utf-8")
+        document = to_json(aggregate_document(_seen_from(output, report)))
+        (folder / "fedlora.json").write_text(document, encoding="utf-8")
     return report
+
+
+def _seen_from(output: Path, report: AggregateReport) -> AggregateReport:
+    """The report with paths relative to the output folder: its bytes depend neither on where the
+    two stand together nor on how the paths were spelled.
+    """
+    home = output.resolve()
+    rows = [
+        replace(row, path=Path(os.path.relpath(Path(row.path).resolve(), home)).as_posix())
+        for row in report.clients
+    ]
+    return replace(report, output=".", clients=tuple(rows))
 
 
 def _write(
@@ -89,7 +102,8 @@ def _write(
         factors={result.name: at_rank(result, rank) for result in results},
         kinds={name: plan.kind(name) for name in plan.modules},
         tensors={name: average_tensor(plan, name) for name in tensor_names(plan)},
-        facts=plan.facts,
+        modules_to_save=modules_to_save(plan),
+        facts=plan.cohort.facts,
     )
     peft.write(adapter, folder, _provenance(report))
     (folder / "README.md").write_text(model_card(report), encoding="utf-8")
@@ -141,9 +155,11 @@ def _remarks(found: Clients, *earlier: Adapter | None) -> tuple[str, ...]:
 def _check_output(output: Path, options: Options, clients: Sequence[Path], plan: Plan) -> None:
     """The output may not stand inside anything that is read, nor hold it."""
     target = output.resolve()
-    read = [*clients, *(client.adapter.path for client in plan.cohort.clients)]
-    read += [path for path in (options.previous, options.before_previous) if path is not None]
-    for path in {folder.resolve() for folder in read}:
+    folders = [*clients, *(client.adapter.path for client in plan.cohort.clients)]
+    earlier = [path for path in (options.previous, options.before_previous) if path is not None]
+    for path in {folder.resolve() for folder in (*folders, *earlier)}:
+        if target == path and path in {folder.resolve() for folder in earlier}:
+            continue  # a global adapter that is renewed in place: read whole before it is replaced
         if target == path or path in target.parents or target in path.parents:
             found = f"the output would stand inside the input {path}"
             raise InputError(output, found, "choose a folder beside the clients, not among them")
@@ -155,6 +171,6 @@ def _check_device(name: str) -> None:
     """Whether that device is there and computes in float64. Raises UsageError."""
     try:
         torch.ones(1, dtype=torch.float64, device=name).sum().item()
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, TypeError, AssertionError, ImportError, ValueError) as error:
+        reason = str(error).splitlines()[0][:80]
         raise UsageError("--device", f"{name} cannot be used ({reason})", "try cpu") from None

@@ -84,6 +84,10 @@ def read_module(plan: Plan, name: str) -> Read:
         factors = tuple(lowrank.canonical(one) for one in factors)
     norms = np.zeros(len(clients))
     norms[list(holders)] = [lowrank.norm(one) for one in factors]
+    if not np.isfinite(norms).all():
+        worst = clients[int((~np.isfinite(norms)).argmax())]
+        found = f"the update of {name} is larger than any number"
+        raise InputError(worst.adapter.path, found, "leave this client out")
     holdings = plan.holdings(name, norms)
     rule = plan.rule(holdings)
     flexlora = _rows(by_samples(holdings).clients, holders, factors)
@@ -175,12 +179,16 @@ def _ones(like: Factors) -> Tensor:
 
 
 def _cast(factors: Factors, dtype: str, name: str) -> Factors:
-    """The factors in the output dtype; what leaves its range is an error, never an infinity."""
+    """The factors in the output dtype; to leave its range is an error, never an infinity or 0."""
     target = getattr(torch, dtype)
-    B, A = factors.B.to(target), factors.A.to(target)
-    if not (bool(torch.isfinite(B).all()) and bool(torch.isfinite(A).all())):
-        raise InputError(name, f"its factors overflow {dtype}", "give --dtype float32")
-    return Factors(B, A, factors.scale)
+    cast = Factors(factors.B.to(target), factors.A.to(target), factors.scale)
+    for exact, rounded in ((factors.B, cast.B), (factors.A, cast.A)):
+        error = torch.linalg.vector_norm(rounded.double() - exact)
+        # Not `>`: an overflow is an infinite error, or none that can be compared.
+        if not error <= torch.finfo(target).eps * torch.linalg.vector_norm(exact):
+            found = f"its factors leave the range of {dtype}"
+            raise InputError(name, found, "give a wider --dtype, such as float32")
+    return cast
 
 
 def _seed(name: str) -> int:

@@ -59,7 +59,9 @@ class Options:
         _require(self.energy is None or 0 < self.energy <= 1, "--energy", self.energy, "in (0, 1]")
         _require(0 <= self.momentum < 1, "--momentum", self.momentum, "in [0, 1)")
         _require(self.quorum is None or 0 <= self.quorum <= 1, "--quorum", self.quorum, "in [0, 1]")
-        _require(self.max_rank is None or self.max_rank >= 1, "--max-rank", self.max_rank, "1 up")
+        _require(
+            self.max_rank is None or self.max_rank >= 1, "--max-rank", self.max_rank, "1 or more"
+        )
         _require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
         if self.rank is not None and self.energy is not None:
             raise UsageError("--energy", "given together with --rank", "give one of them")

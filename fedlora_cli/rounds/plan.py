@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Facts, Kind, Module
-from fedlora_cli.cohort import Cohort, check_fits
+from fedlora_cli.adapter import Adapter, Kind, Module
+from fedlora_cli.cohort import Cohort, check_fit
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.method import Method
 from fedlora_cli.methods import find
@@ -48,16 +48,6 @@ class Plan:
     def kind(self, module: str) -> Kind:
         return self._first(module).kind
 
-    @property
-    def facts(self) -> Facts:
-        """What the output says of itself: the clients' facts, and heads that only the previous
-        adapter has.
-        """
-        facts = self.cohort.facts
-        previous = self.previous.facts.modules_to_save if self.previous is not None else ()
-        saved = tuple(sorted({*facts.modules_to_save, *previous}))
-        return replace(facts, modules_to_save=saved)
-
     def _first(self, module: str) -> Module:
         earlier = (self.previous, self.before_previous)
         adapters = [*(client.adapter for client in self.cohort.clients), *earlier]
@@ -88,11 +78,10 @@ def make_plan(
     method = find(options.method)
     _check_choices(method, options, previous, before_previous)
     _check_ranks(cohort, options)
-    for adapter in (previous, before_previous):
-        if adapter is not None:
-            check_fits(cohort, adapter)
+    given = [adapter for adapter in (previous, before_previous) if adapter is not None]
+    check_fit(cohort, given, base_declared=options.base is not None)
     uses_previous = method.uses_previous or options.momentum > 0
-    earlier = [a for a in (previous, before_previous) if a is not None and uses_previous]
+    earlier = given if uses_previous else []
     unused = previous is not None and not uses_previous
     return Plan(
         cohort=cohort,
@@ -118,10 +107,13 @@ def _check_choices(
         raise UsageError("--momentum", found, "give --previous and --before-previous")
     if before is not None and not options.momentum:
         raise UsageError("--before-previous", "given without --momentum", "give both or neither")
+    if options.basis == "svd" and method.merge != "stack":
+        found = f"{method.name} averages factors, which would lose what their bases have in common"
+        raise UsageError("--basis", found, "choose raflora, residual, flexlora or flora")
     if method.compress == "none":
         for flag, value in (("--momentum", options.momentum or None), ("--energy", options.energy)):
             if value is not None:
-                found = f"{method.name} does not truncate"
+                found = f"{method.name} does not truncate its sum to a rank"
                 raise UsageError(flag, found, "choose raflora, residual or flexlora")
 
 
@@ -151,10 +143,20 @@ def _output_rank(
         if options.rank is not None and options.rank < natural:
             found = f"{options.rank}, but {method.name} does not truncate its rank {natural}"
             raise UsageError("--rank", found, "choose raflora, residual or flexlora")
-        return options.rank or natural
+        return natural if options.rank is None else _sensible_rank(cohort, options.rank, natural)
     if options.energy is not None:
         return None
     if options.rank is not None:
-        return options.rank
+        return _sensible_rank(cohort, options.rank)
     # A high-rank client that is absent this round must not shrink what the last round had.
     return max(cohort.rank, previous.rank if previous and method.uses_previous else 0)
+
+
+def _sensible_rank(cohort: Cohort, rank: int, natural: int = 0) -> int:
+    """A rank that some module can have, or that some client has; the rest would all be padding."""
+    shapes = [m.shape for client in cohort.clients for m in client.adapter.modules.values()]
+    largest = max(natural, cohort.rank, *(min(shape) for shape in shapes))
+    if rank > largest:
+        found = f"{rank}, where no module has more than {largest} directions"
+        raise UsageError("--rank", found, "give a smaller one")
+    return rank

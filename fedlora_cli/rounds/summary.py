@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from fedlora_cli.render.report import AggregateReport, ClientRow, ModuleRow, PartitionRow
+from fedlora_cli.render.report import (
+    AggregateReport,
+    ClientRow,
+    ModuleRow,
+    PartitionRow,
+    rank_range,
+)
 from fedlora_cli.rounds.module import ModuleResult
 from fedlora_cli.rounds.plan import Plan
 from fedlora_cli.rounds.tensors import tensor_names
@@ -25,6 +32,7 @@ def summarize(
 ) -> AggregateReport:
     """The report of one aggregation; without results, of what a dry run knows."""
     cohort = plan.cohort
+    shared_rank = cohort.shared_rank
     written = [result.s[:rank] for result in results]
     flexlora = [result.flexlora_s[:rank] for result in results]
     total = sum(energy(result.s) for result in results)
@@ -35,19 +43,27 @@ def summarize(
         source=plan.method.source,
         output=output,
         base_model=cohort.facts.base_model,
-        shared_rank=cohort.shared_rank,
+        shared_rank=shared_rank,
         rank=rank,
         scale=plan.scale,
         dtype=plan.dtype,
         options=plan.options.changed(),
-        energy_ratio=_finite(energy_ratio(written, cohort.shared_rank)),
-        flexlora_energy_ratio=_finite(energy_ratio(flexlora, cohort.shared_rank)),
+        energy_ratio=_finite(energy_ratio(written, shared_rank)),
+        flexlora_energy_ratio=_finite(energy_ratio(flexlora, shared_rank)),
         kept_energy=_ratio(sum(energy(s) for s in written), total),
         clients=_clients(plan, weights, digests),
         partitions=partitions,
         modules=_modules(plan, results, rank),
         tensors=tensor_names(plan),
-        warnings=(*remarks, *plan.warnings, *cohort.notes, *_lone_holders(plan, partitions)),
+        warnings=(
+            *remarks,
+            *plan.warnings,
+            *cohort.notes,
+            *_copies(digests),
+            *_lone_holders(plan, weights, partitions),
+            *_fading(plan, weights),
+            *_missing_unused(plan),
+        ),
         version=__version__,
     )
 
@@ -135,19 +151,67 @@ def _heaviest(
     return (weight, plan.cohort.names[position]) if np.isfinite(weight) else (None, None)
 
 
-def _lone_holders(plan: Plan, partitions: Sequence[PartitionRow]) -> tuple[str, ...]:
-    """A warning for every partition that one client owns beyond its share of the samples."""
-    shares = dict(zip(plan.cohort.names, plan.cohort.samples, strict=True))
-    total = sum(shares.values())
-    cure = "; --quorum bounds that" if plan.method.with_quorum else ""
-    return tuple(
-        f"rank indices {row.first}-{row.last} come from {row.heaviest} alone, with weight "
-        f"{row.max_weight:.2f} for {shares[row.heaviest] / total:.2f} of the samples{cure}"
-        for row in partitions
-        if row.holders == 1 < len(shares)
-        if row.heaviest is not None and row.max_weight is not None
-        if row.max_weight > shares[row.heaviest] / total
+def _lone_holders(
+    plan: Plan, weights: Mapping[str, FloatArray], partitions: Sequence[PartitionRow]
+) -> tuple[str, ...]:
+    """A warning for every partition that one client owns, in any module, beyond its share."""
+    shares = plan.cohort.samples / plan.cohort.samples.sum()
+    if (shares > 0).sum() < 2:
+        return ()
+    adjustable = plan.method.with_quorum is not None and plan.options.quorum is None
+    warnings = []
+    for row in partitions:
+        owned: list[tuple[float, int]] = []
+        for one in weights.values():
+            part = one[:, row.first - 1 : row.last]
+            alone = part[:, (part > 0).sum(axis=0) == 1]
+            k = int(alone.sum(axis=1).argmax()) if alone.size else 0
+            if alone.size and alone[k].max() > shares[k]:
+                owned.append((float(alone[k].max()), k))
+        if owned:
+            weight, k = max(owned)
+            where = "" if len(owned) == len(weights) else f" in {len(owned)} modules"
+            warnings.append(
+                f"rank index {rank_range(row.first, row.last)} comes from {plan.cohort.names[k]} "
+                f"alone{where}, with weight {weight:.2f} for {shares[k]:.2f} of the samples"
+                + ("; --quorum bounds that" if adjustable else "")
+            )
+    return tuple(warnings)
+
+
+def _fading(plan: Plan, weights: Mapping[str, FloatArray]) -> tuple[str, ...]:
+    """A warning where a method that leaves room for the previous adapter was not given one."""
+    if not plan.method.uses_previous or plan.previous is not None:
+        return ()
+    # Weights of rules that use the previous adapter never depend on norms, so all are numbers.
+    if all(np.allclose(one.sum(axis=0), 1.0) for one in weights.values()):
+        return ()
+    return (
+        "without --previous, what the holders of a rank index leave of it is lost, as under "
+        "flexlora",
     )
+
+
+def _missing_unused(plan: Plan) -> tuple[str, ...]:
+    """A warning where `--missing zero` was asked for and makes no difference."""
+    if plan.options.missing == "renormalize":
+        return ()
+    other = replace(plan, options=replace(plan.options, missing="renormalize"))
+    pairs = zip(plan.weights().values(), other.weights().values(), strict=True)
+    if not all(np.array_equal(one, two, equal_nan=True) for one, two in pairs):
+        return ()
+    return (f"--missing zero changes nothing under {plan.method.name} with these clients",)
+
+
+def _copies(digests: Mapping[str, str]) -> tuple[str, ...]:
+    """A warning for every client whose weights are those of another, to the last byte."""
+    first: dict[str, str] = {}
+    copies = []
+    for name, digest in digests.items():
+        original = first.setdefault(digest, name)
+        if original != name:
+            copies.append(f"{name} has the same weights as {original}; both are counted")
+    return tuple(copies)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -18,6 +18,15 @@ def tensor_names(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted({*plan.cohort.tensors, *previous}))
 
 
+def modules_to_save(plan: Plan) -> tuple[str, ...]:
+    """The modules that own these tensors, by their full names."""
+    adapters = [client.adapter for client in plan.cohort.clients]
+    if plan.previous is not None:
+        adapters.append(plan.previous)
+    owners = {tensor.owner for adapter in adapters for tensor in adapter.tensors.values()}
+    return tuple(sorted(owner for owner in owners if owner is not None))
+
+
 def average_tensor(plan: Plan, name: str) -> Tensor:
     """sum_k n_k T_k / sum n_k over the clients that have it, in their dtype.
 
@@ -31,7 +40,7 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
             raise KeyError(name)
         return plan.previous.tensors[name].read()
     first = clients[0].adapter.tensors[name].read()
-    if not clients[0].adapter.tensors[name].trained:
+    if clients[0].adapter.tensors[name].owner is None:
         return _same_everywhere(plan.cohort, name, first)
     samples = np.array([client.samples for client in clients])
     shares = samples / samples.sum() if samples.any() else np.full(len(clients), 1 / len(clients))

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter
 from fedlora_cli.errors import VerificationError
 from fedlora_cli.factors import Factors
 from fedlora_cli.render.report import Verification
-from fedlora_cli.rounds.module import read_module, weighted_sum
+from fedlora_cli.rounds.module import WeightedSum, read_module, weighted_sum
 from fedlora_cli.rounds.plan import Plan
 from fedlora_cli.rounds.tensors import average_tensor, tensor_names
 
@@ -20,55 +19,63 @@ from fedlora_cli.rounds.tensors import average_tensor, tensor_names
 #: eps is never reached by rounding and always by a wrong weight or scaling.
 _ROUNDINGS = 4.0
 
-#: Sums in float64 themselves round; nothing is asked for below this.
+#: Sums in float64 themselves round; nothing smaller is asked for, relative to what is summed.
 _FLOOR = 1e-12
 
 
 def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Verification:
     """Compare the update of every written module with the weighted sum, forming neither.
 
-    The error of a module is relative to the norm of the weighted sum T, in the Frobenius norm, and
-    leaves out what truncation to the output rank must cost (Eckart and Young). Raises
-    VerificationError where it exceeds four roundings of the output dtype, and InputError.
+    The error of a module is its distance in the Frobenius norm from the weighted sum T, or from the
+    best truncation of T to the output rank, relative to T; where all terms are kept, relative to
+    the terms, which is how they are rounded. That no other matrix of the rank could be nearer to T
+    is checked as well (Eckart and Young). Raises VerificationError where the error exceeds four
+    roundings of the output dtype, and InputError.
     """
     written = formats.read(folder)
     if tuple(written.modules) != plan.modules or tuple(written.tensors) != tensor_names(plan):
-        raise VerificationError(folder, "other modules than asked for", "report this as a bug")
+        raise VerificationError("verification", "other modules were written", "report this bug")
     tolerance = max(_ROUNDINGS * torch.finfo(getattr(torch, plan.dtype)).eps, _FLOOR)
 
     def module_error(name: str) -> float:
         target = weighted_sum(plan, name, read_module(plan, name))
-        return _module_error(plan, target.terms, torch.cat(target.weights), written, name)
+        found = written.modules[name].read()
+        device = target.terms[0].B.device
+        found = Factors(found.B.to(device), found.A.to(device), found.scale)
+        return _error(plan, target, found)
 
-    names = [*plan.modules]
-    errors = dict(zip(names, engine.run(module_error, names, jobs, progress), strict=True))
+    errors = dict(
+        zip(plan.modules, engine.run(module_error, plan.modules, jobs, progress), strict=True)
+    )
     for name in tensor_names(plan):
         if not torch.equal(written.tensors[name].read(), average_tensor(plan, name)):
-            raise VerificationError(folder, f"{name} is not the mean", "report this as a bug")
+            raise VerificationError("verification", f"{name} is not the mean", "report this bug")
     worst = max(errors, key=lambda name: errors[name])
     if not errors[worst] <= tolerance:
         found = f"{worst} is off by {errors[worst]:.1e}, more than {tolerance:.1e}"
-        raise VerificationError(folder, found, "nothing was written; try --dtype float32")
+        raise VerificationError("verification", found, "nothing was written; report this bug")
     return Verification(max_error=errors[worst], tolerance=tolerance, worst=worst)
 
 
-def _module_error(
-    plan: Plan, terms: tuple[Factors, ...], weights: torch.Tensor, written: Adapter, name: str
-) -> float:
-    found = written.modules[name].read()
-    found = Factors(found.B.to(weights.device), found.A.to(weights.device), found.scale)
-    target = lowrank.stack(terms)
-    norm = float(torch.linalg.vector_norm(lowrank.core(target, weights)))
+def _error(plan: Plan, target: WeightedSum, found: Factors) -> float:
+    """The relative error of one module, less what float64 itself cannot tell."""
+    weights = torch.cat(target.weights)
+    stack = lowrank.stack(target.terms)
+    size = lowrank.size(stack, weights)
     if plan.method.compress == "none":
-        return _relative(lowrank.distance(terms, weights, found), norm)
-    # The best truncation W of T is the part of T in W's own column space, and no other column
-    # space of its size would have lost less.
-    lost, apart = lowrank.projection(terms, weights, found)
-    unavoidable = torch.linalg.vector_norm(lowrank.singular_values(target, weights)[found.rank :])
-    return _relative(max(apart, lost - float(unavoidable)), norm)
+        return _relative(lowrank.distance(target.terms, weights, found), size, size)
+    best, s = lowrank.svd(stack, weights, found.rank)
+    expected = lowrank.split(best, "balanced", 1.0)
+    ones = torch.ones(expected.rank, dtype=torch.float64, device=weights.device)
+    apart = lowrank.distance([expected], ones, found)
+    unavoidable = float(torch.linalg.vector_norm(s[found.rank :]))
+    lost, _ = lowrank.projection(target.terms, weights, found)
+    norm = float(torch.linalg.vector_norm(s))
+    return _relative(max(apart, lost - unavoidable), norm, size)
 
 
-def _relative(error: float, norm: float) -> float:
+def _relative(error: float, norm: float, size: float) -> float:
+    beyond_rounding = max(error - _FLOOR * size, 0.0)
     if norm > 0:
-        return error / norm
-    return 0.0 if error == 0 else math.inf
+        return beyond_rounding / norm
+    return 0.0 if beyond_rounding == 0 else math.inf

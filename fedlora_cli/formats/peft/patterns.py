@@ -6,20 +6,57 @@ one. So they are matched with a time limit, by a library that has one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import regex
 
 from fedlora_cli.errors import InputError
 
-#: Seconds that matching one name may take. An honest pattern needs microseconds.
-TIME_LIMIT = 1.0
+#: Seconds for all matching of one config. An honest pattern and name need microseconds.
+TIME_LIMIT = 5.0
 
-#: Characters of an expression. PEFT's own lists of exact names stay far below.
-MAX_LENGTH = 10_000
+#: Characters of an expression; one that names every module of a 405B model has 60 000.
+MAX_LENGTH = 100_000
+
+
+@dataclass
+class Matcher:
+    """Matches the expressions of one file, with one limit on the time of all of them together."""
+
+    where: Path
+    seconds_left: float = TIME_LIMIT
+    compiled: dict[str, regex.Pattern[str]] = field(default_factory=dict)
+
+    def match(self, pattern: str, text: str) -> regex.Match[str] | None:
+        """`re.match`. Raises InputError for what is no expression, too long, or takes too long."""
+        if len(pattern) > MAX_LENGTH:
+            found = f"an expression of {len(pattern)} characters"
+            raise InputError(self.where, found, "name the modules in a list")
+        began = time.perf_counter()
+        try:
+            if pattern not in self.compiled:
+                self.compiled[pattern] = regex.compile(pattern)
+            return self.compiled[pattern].match(text, timeout=max(self.seconds_left, 1e-3))
+        except TimeoutError:
+            found = f"its expressions take too long, {pattern[:80]!r} on {text!r} for one"
+            raise InputError(self.where, found, "write them without nested repetition") from None
+        except (regex.error, RecursionError, MemoryError, OverflowError) as error:
+            found = f"{pattern[:80]!r} is not a usable regular expression ({str(error)[:80]})"
+            raise InputError(self.where, found, "correct it") from None
+        finally:
+            self.seconds_left -= time.perf_counter() - began
+
+    def first(self, patterns: Iterable[str], module: str) -> str | None:
+        """The first pattern that matches the name or its ending after a dot, as PEFT resolves
+        `rank_pattern` and `alpha_pattern`; None if none does. Raises InputError.
+        """
+        for pattern in patterns:
+            if self.match(rf"(.*\.)?({pattern})$", module) is not None:
+                return pattern
+        return None
 
 
 @dataclass(frozen=True)
@@ -29,7 +66,7 @@ class Targets:
     `target` and `exclude` are an expression, a set of names, or None.
     """
 
-    where: Path
+    matcher: Matcher
     target: str | frozenset[str] | None
     exclude: str | frozenset[str] | None
     layers: tuple[int, ...] | None
@@ -61,44 +98,14 @@ class Targets:
         return any(".".join(parts[start:]) in names for start in range(len(parts)))
 
     def _full(self, pattern: str, module: str) -> bool:
-        return matches(rf"(?:{pattern})\Z", module, where=self.where) is not None
+        return self.matcher.match(rf"(?:{pattern})\Z", module) is not None
 
     def _layer(self, module: str) -> int | None:
         """The first number in the name that stands for a layer."""
         # Without a pattern, PEFT wants one more name before the one that precedes the number.
         start = r"(?:^|.*?\.)" if self.layers_pattern else r".*?\."
         for pattern in self.layers_pattern or (r"[^.]*",):
-            found = matches(rf"{start}{pattern}\.(?P<idx>\d+)\.", module, where=self.where)
-            if found is not None:
+            found = self.matcher.match(rf"{start}{pattern}\.(?P<idx>\d+)\.", module)
+            if found is not None and found["idx"] is not None:
                 return int(found["idx"])
         return None
-
-
-def first_match(patterns: Iterable[str], module: str, *, where: Path) -> str | None:
-    """The first pattern that matches the name or its ending after a dot, as PEFT resolves
-    `rank_pattern` and `alpha_pattern`; None if none does. Raises InputError.
-    """
-    for pattern in patterns:
-        if matches(rf"(.*\.)?({pattern})$", module, where=where) is not None:
-            return pattern
-    return None
-
-
-def matches(pattern: str, text: str, *, where: Path) -> regex.Match[str] | None:
-    """`re.match` with a limit on time and length. Raises InputError."""
-    if len(pattern) > MAX_LENGTH:
-        found = f"an expression of {len(pattern)} characters"
-        raise InputError(where, found, "name the modules in a list")
-    try:
-        return _compiled(pattern).match(text, timeout=TIME_LIMIT)
-    except regex.error as error:
-        found = f"{pattern[:80]!r} is not a regular expression ({error})"
-        raise InputError(where, found, "correct it") from None
-    except TimeoutError:
-        found = f"the expression {pattern[:80]!r} does not end on {text!r}"
-        raise InputError(where, found, "write it without nested repetition") from None
-
-
-@lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> regex.Pattern[str]:
-    return regex.compile(pattern)

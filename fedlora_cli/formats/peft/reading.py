@@ -10,6 +10,7 @@ from typing import NoReturn
 from fedlora_cli.adapter import Adapter, FullTensor, Kind, Module, widest
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
+from fedlora_cli.files.documents import exists
 from fedlora_cli.files.safetensors import Entry, read_header
 from fedlora_cli.formats.peft.config import Config, read_config
 from fedlora_cli.formats.peft.names import CONFIG, EMBEDDINGS, ENDINGS, PICKLE, PREFIX, WEIGHTS
@@ -17,7 +18,7 @@ from fedlora_cli.formats.peft.names import CONFIG, EMBEDDINGS, ENDINGS, PICKLE, 
 
 def recognises(folder: Path) -> bool:
     """Whether the folder holds any file of a PEFT adapter."""
-    return any((folder / name).exists() for name in (CONFIG, WEIGHTS, PICKLE))
+    return any(exists(folder / name) for name in (CONFIG, WEIGHTS, PICKLE))
 
 
 def read(folder: Path) -> Adapter:
@@ -26,7 +27,7 @@ def read(folder: Path) -> Adapter:
     Raises InputError for anything damaged, contradictory, or not understood.
     """
     weights, pickle = folder / WEIGHTS, folder / PICKLE
-    if not weights.exists() and pickle.exists():
+    if not exists(weights) and exists(pickle):
         cure = "load it where it was trained and save_pretrained(safe_serialization=True)"
         raise InputError(pickle, "a pickle, which is never opened", cure)
     config, unknown = read_config(folder / CONFIG)
@@ -53,9 +54,9 @@ def read(folder: Path) -> Adapter:
     tensors = _full_tensors(weights, others, kinds, config)
     notes = []
     if unknown:
-        notes.append(f"{folder / CONFIG}: unknown fields ignored: {', '.join(unknown)}")
-    if pickle.exists():
-        notes.append(f"{pickle}: ignored, as PEFT does; {WEIGHTS} counts")
+        notes.append(f"{folder.name}/{CONFIG}: unknown fields ignored: {', '.join(unknown)[:200]}")
+    if exists(pickle):
+        notes.append(f"{folder.name}/{PICKLE}: ignored, as PEFT does; {WEIGHTS} counts")
     return Adapter(
         path=folder,
         weights_file=weights,
@@ -82,6 +83,8 @@ def _module(
     weights: Path, name: str, kind: Kind, pair: Mapping[str, Entry], config: Config
 ) -> Module:
     """One adapted module, its two factors and the config in agreement."""
+    if not name:
+        raise InputError(weights, "factors of a module without a name", "save it again")
     if ".base_layer" in f".{name}":
         _not_understood(weights, name, "nested LoRA (mixtures of experts, multi-head attention)")
     for side, other in (("A", "B"), ("B", "A")):
@@ -118,7 +121,7 @@ def _check_factor(weights: Path, entry: Entry) -> None:
         raise InputError(weights, found, "save it as float32, float16 or bfloat16")
     if len(entry.shape) > 2:
         _not_understood(weights, entry.key, "LoRA on a convolution")
-    if len(entry.shape) < 2 or 0 in entry.shape:
+    if len(entry.shape) < 2:
         found = f"{entry.key} has shape {list(entry.shape)}"
         cure = "gather the shards (ZeRO-3, FSDP) before save_pretrained"
         raise InputError(weights, found, cure)
@@ -132,24 +135,24 @@ def _full_tensors(
     weights: Path, others: Mapping[str, Entry], kinds: Mapping[str, Kind], config: Config
 ) -> dict[str, FullTensor]:
     """What is not a factor: trained heads, base embeddings; anything else is refused by name."""
-    saved = config.facts.modules_to_save
+    saved = config.targets.saved
     result = {}
     for name, entry in others.items():
-        trained = _is_saved(name, saved)
-        if not trained and not _is_base_weight(name, kinds):
+        owner = _owner(name, saved)
+        if owner is None and not _is_base_weight(name, kinds):
             _not_understood(weights, name, _meaning(name))
-        result[name] = FullTensor(entry.shape, entry.dtype, trained, entry.read)
-    if saved and not any(tensor.trained for tensor in result.values()):
+        result[name] = FullTensor(entry.shape, entry.dtype, owner, entry.read)
+    if saved and all(tensor.owner is None for tensor in result.values()):
         found = f"modules_to_save names {', '.join(saved)}, but there are no such tensors"
         raise InputError(weights, found, "save the adapter again, whole")
     return result
 
 
-def _is_saved(name: str, saved: tuple[str, ...]) -> bool:
-    """Whether the tensor belongs to a module whose name ends in one of `modules_to_save`."""
+def _owner(name: str, saved: tuple[str, ...]) -> str | None:
+    """The outermost module around a tensor whose name ends in one of `modules_to_save`."""
     parts = name.split(".")
-    parents = [".".join(parts[:end]) for end in range(1, len(parts))]
-    return any(parent.endswith(entry) for parent in parents for entry in saved)
+    parents = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next((parent for parent in parents if parent.endswith(saved)), None)
 
 
 def _is_base_weight(name: str, kinds: Mapping[str, Kind]) -> bool:

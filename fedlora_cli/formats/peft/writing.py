@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedlora_cli.adapter import Facts, Kind
 from fedlora_cli.factors import Factors
 from fedlora_cli.files import safetensors
-from fedlora_cli.formats.peft.names import CONFIG, ENDINGS, PREFIX, WEIGHTS
+from fedlora_cli.formats.peft.names import CONFIG, EMBEDDINGS, ENDINGS, PREFIX, WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,7 @@ class GlobalAdapter:
     factors: Mapping[str, Factors]
     kinds: Mapping[str, Kind]
     tensors: Mapping[str, Tensor]
+    modules_to_save: tuple[str, ...]
     facts: Facts
 
 
@@ -49,6 +51,18 @@ def write(adapter: GlobalAdapter, folder: Path, provenance: Mapping[str, Any]) -
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
 
 
+def _targets(names: Iterable[str]) -> list[str] | str:
+    """`target_modules` that match these modules and no others.
+
+    An entry of a list also matches every name that ends in it after a dot. Full names rule that out
+    but for those without a dot; with such a one, an expression that matches whole names is written.
+    """
+    ordered = sorted(names)
+    if all("." in name or name in EMBEDDINGS for name in ordered):
+        return ordered
+    return "|".join(map(re.escape, ordered))
+
+
 def _config(adapter: GlobalAdapter) -> dict[str, Any]:
     """What PEFT needs to apply scale · B A, and nothing that came from a client unread."""
     alpha = adapter.scale * adapter.rank
@@ -65,12 +79,12 @@ def _config(adapter: GlobalAdapter) -> dict[str, Any]:
         "layers_to_transform": None,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": facts.dropout,
-        "modules_to_save": list(facts.modules_to_save) or None,
+        "modules_to_save": list(adapter.modules_to_save) or None,
         "peft_type": "LORA",
         "r": adapter.rank,
         "rank_pattern": {},
         "revision": facts.revision,
-        "target_modules": sorted(adapter.factors),
+        "target_modules": _targets(adapter.factors),
         "task_type": facts.task_type,
         "use_dora": False,
         "use_rslora": False,
