@@ -170,6 +170,24 @@ def test_same_bytes_for_any_order_of_clients_and_any_number_of_jobs(tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize("method", ["flexlora", "fedavg"])
+def test_same_bytes_for_any_number_of_jobs_on_modules_that_lapack_would_split(
+    tmp_path: Path, method: str
+) -> None:
+    """In float64, where nothing is rounded away; every report as well."""
+    shapes = {f"layers.{i}.fc": (333, 257 + i) for i in range(6)}
+    make_round(
+        tmp_path, [Spec(name, rank=30, samples=9, shapes=shapes) for name in ("a", "b", "c")]
+    )
+    written = set()
+    for number, jobs in enumerate([1, 2, 3, 2]):
+        out = tmp_path / f"out{number}"
+        aggregate([tmp_path / "round"], out, Options(jobs=jobs, method=method, dtype="float64"))
+        written.add(tuple(path.read_bytes() for path in sorted(out.iterdir())))
+
+    assert len(written) == 1
+
+
 def test_padding_can_be_trained_and_changes_nothing(tmp_path: Path) -> None:
     made = make_round(tmp_path)
     aggregate([tmp_path / "round"], tmp_path / "out", Options(rank=30))
