@@ -177,7 +177,7 @@ def _told(folder: Path) -> float | None:
         path = folder / file
         if not exists(path):
             continue
-        document = read_object(path)
+        document = read_object(path, finite=False)
         if str(document.get("schema", "")).startswith("fedlora.aggregate/"):
             found = "a global adapter that fedlora wrote, not a client"
             raise InputError(folder, found, "give it as --previous, or count it with --samples")

@@ -374,7 +374,7 @@ def test_sample_counts_are_taken_from_the_first_place_that_has_them(tmp_path: Pa
     make(tmp_path / "round", Spec("a", rank=2, samples=3))
     make(tmp_path / "round", Spec("b", rank=2, samples=None))
     (tmp_path / "round/a/all_results.json").write_text('{"train_samples": 999}')
-    (tmp_path / "round/b/train_results.json").write_text('{"train_samples": 7, "loss": 1.5}')
+    (tmp_path / "round/b/train_results.json").write_text('{"train_samples": 7, "eval_loss": NaN}')
     (tmp_path / "counts.csv").write_text("client,samples\nb,20\n\na,10\n")
 
     told = read_clients([tmp_path / "round"]).cohort.samples

@@ -13,12 +13,13 @@ from fedlora_cli.errors import InputError
 MAX_BYTES = 16 * 1024 * 1024
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`: no duplicate keys, no NaN or infinity, Unicode, at most 16 MiB.
+def read_object(path: Path, *, finite: bool = True) -> dict[str, Any]:
+    """The JSON object in `path`: no duplicate keys, Unicode, at most 16 MiB.
 
-    Raises InputError.
+    Numbers that JSON does not have are refused, unless it need not be `finite`: a Trainer whose
+    loss diverged writes them. Raises InputError.
     """
-    return parse_object(read_bytes(path), where=path)
+    return parse_object(read_bytes(path), where=path, finite=finite)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -32,13 +33,13 @@ def read_bytes(path: Path) -> bytes:
         raise unreadable(path, error) from None
 
 
-def parse_object(text: bytes, where: object) -> dict[str, Any]:
+def parse_object(text: bytes, where: object, *, finite: bool = True) -> dict[str, Any]:
     """`read_object` for bytes in memory; `where` names them in the error."""
     try:
         value = json.loads(
             text.decode("utf-8-sig"),
             object_pairs_hook=_unique,
-            parse_constant=_no_constant,
+            parse_constant=_no_constant if finite else float,
         )
         # Half a surrogate pair can be written in JSON, and nowhere else.
         json.dumps(value, ensure_ascii=False).encode()
