@@ -92,8 +92,8 @@ def find_folders(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
         children = _children(path)
         adapters = {child: None for child in children if formats.is_adapter(child)}
         if not adapters:
-            deeper = [c for c in children if any(formats.is_adapter(g) for g in _children(c))]
-            guess = f"did you mean {deeper[0]}? " if deeper else ""
+            deeper = next((c for c in children if any(map(formats.is_adapter, c.glob("*")))), None)
+            guess = f"did you mean {deeper}? " if deeper else ""
             cure = "name adapter folders, or a folder whose children are adapter folders"
             raise InputError(path, "no adapters in it", guess + cure)
         folders += adapters

@@ -156,9 +156,10 @@ def _check_tensors(adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         for name, tensor in adapter.tensors.items():
             expected = first.setdefault(name, adapter).tensors[name]
-            if (tensor.shape, tensor.owner) != (expected.shape, expected.owner):
+            if _role(tensor) != _role(expected):
                 found = f"{name} is {_role(tensor)}, but {_role(expected)} in {first[name].path}"
-                raise InputError(adapter.weights_file, found, "leave out adapters of another model")
+                cure = "give all clients the same model and the same modules_to_save"
+                raise InputError(adapter.weights_file, found, cure)
     owners = {t.owner: adapter for adapter in adapters for t in adapter.tensors.values()}
     for module, holder in modules.items():
         parts = module.split(".")
@@ -170,7 +171,10 @@ def _check_tensors(adapters: Sequence[Adapter]) -> None:
 
 
 def _role(tensor: FullTensor) -> str:
-    return f"{'a base weight' if tensor.owner is None else 'trained'} of shape {list(tensor.shape)}"
+    """What must be the same everywhere; floating dtypes may differ, as they can be averaged."""
+    role = "a base weight" if tensor.owner is None else f"trained as {tensor.owner}"
+    kind = "float" if "float" in tensor.dtype else tensor.dtype
+    return f"{kind} of shape {list(tensor.shape)}, {role}"
 
 
 def _common_facts(adapters: Sequence[Adapter], base_model: str | None) -> Facts:

@@ -86,8 +86,8 @@ def norm(factors: Factors) -> float:
 def stack(terms: Sequence[Factors]) -> Stack:
     """Prepare terms for their weighted sums. All must have one shape (out, in)."""
     doubled = tuple(double(term) for term in terms)
-    norm = torch.linalg.vector_norm
-    lengths = torch.cat([norm(term.B, dim=0) * norm(term.A, dim=1) for term in doubled])
+    length = torch.linalg.vector_norm
+    lengths = torch.cat([length(term.B, dim=0) * length(term.A, dim=1) for term in doubled])
     if lengths.numel() >= min(doubled[0].shape):
         return Stack(doubled, None, lengths)
     QL, RL = torch.linalg.qr(torch.cat([term.B for term in doubled], dim=1))

@@ -40,8 +40,9 @@ def rank_for_energy(s: FloatArray, fraction: float) -> int:
     >>> rank_for_energy(np.array([3.0, 1.0]), 0.9), rank_for_energy(np.array([3.0, 1.0]), 0.91)
     (1, 2)
     """
-    cumulative = np.cumsum(np.square(s))
-    if cumulative.size == 0 or cumulative[-1] == 0.0:
+    if s.size == 0 or s[0] == 0.0:
         return 0
+    # Relative to the first, because the square of a tiny number may be no number at all.
+    cumulative = np.cumsum(np.square(s / s[0]))
     # The last entry is exactly the total, so fraction 1 never asks for more than there is.
     return int(np.searchsorted(cumulative, fraction * cumulative[-1]) + 1)

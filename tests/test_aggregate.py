@@ -609,7 +609,7 @@ def test_a_rank_index_that_one_client_owns_in_one_module_is_told(tmp_path: Path)
 
     report = aggregate([tmp_path / "round"], tmp_path / "out")
 
-    expected = "rank index 3-4 comes from small alone in 1 modules, with weight 1.00 for 0.01"
+    expected = "rank index 3-4 comes from small alone in 1 of 3 modules, with weight 1.00 for 0.01"
     assert any(expected in warning for warning in report.warnings)
 
 
@@ -699,3 +699,42 @@ def test_top_level_names_are_targets_that_match_nothing_else(tmp_path: Path) -> 
         model = PeftModel.from_pretrained(Model(), str(tmp_path / "out"))
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     assert adapted == {"base_model.model.fc"}
+
+
+def test_a_vanishing_piece_is_not_hidden_by_a_large_one(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for one, side in zip(make_round(tmp_path, ROUND[:2]), "BA", strict=True):
+        path = one.folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        save_file({k: t * (1e-9 if f"lora_{side}" in k else 1) for k, t in tensors.items()}, path)
+
+    options = Options(method="flora", dtype="float16")
+    with pytest.raises(InputError, match="leave the range of float16"):
+        aggregate([tmp_path / "round"], tmp_path / "out", options)
+
+
+def test_a_rank_that_only_the_previous_adapter_has_may_be_asked_for(tmp_path: Path) -> None:
+    make(tmp_path / "round", Spec("a", rank=2, shapes={"q": (9, 9)}))
+    previous = make(tmp_path, Spec("old", rank=20, shapes={"q": (9, 9), "other.v": (40, 50)}))
+
+    for rank in (17, 20, 40):
+        options = Options(rank=rank, previous=previous.folder)
+        assert aggregate([tmp_path / "round"], tmp_path / f"out{rank}", options).rank == rank
+    with pytest.raises(UsageError, match="no module has more than 40 directions"):
+        aggregate([tmp_path / "round"], tmp_path / "out", replace(options, rank=41))
+
+
+def test_every_lone_holder_is_named(tmp_path: Path) -> None:
+    shapes = {"m.q": (12, 20), "m.v": (7, 20)}
+    specs = [
+        Spec("a", rank=6, samples=9, shapes=shapes, ranks={"m.v": 3}),
+        Spec("b", rank=6, samples=9, shapes=shapes, ranks={"m.q": 3}),
+    ]
+    make_round(tmp_path, specs)
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out")
+
+    for name in "ab":
+        expected = f"rank index 4-6 comes from {name} alone in 1 of 2 modules, with weight 1.00"
+        assert any(expected in warning for warning in report.warnings)

@@ -197,7 +197,6 @@ CORPUS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "NaN": (with_value(float("nan")), "holds 1 NaN or infinite values, the first at position 22"),
     "infinity": (with_value(float("-inf")), "holds 1 NaN or infinite values"),
-    "a head without its tensors": (config(modules_to_save=["score"]), "there are no such tensors"),
     "a target that PEFT would not match": (
         config(target_modules=["v_proj"]),
         "layers.0.q_proj has LoRA tensors, but target_modules does not match it",
@@ -578,3 +577,28 @@ def test_copies_under_two_names_are_counted_and_told(tmp_path: Path) -> None:
 
     assert result.exit_code == 0
     assert "b has the same weights as a; both are counted" in result.stderr
+
+
+def test_a_head_without_tensors_is_told_unless_peft_itself_put_it_there(tmp_path: Path) -> None:
+    """PEFT lists classifier and score for BART and T5 too, which have neither."""
+    for name, saved in (("quiet", ["classifier", "score"]), ("told", ["lm_head"])):
+        fields = {"modules_to_save": saved}
+        make(tmp_path / "round", Spec(name, rank=2, config=fields))
+
+    result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
+
+    assert result.exit_code == 0
+    assert "told: modules_to_save names lm_head, but has no tensor of them" in result.stderr
+    assert "quiet" not in result.stderr
+
+
+def test_tensors_of_different_kinds_of_numbers_are_not_averaged(tmp_path: Path) -> None:
+    for name, dtype in (("a", torch.int8), ("b", torch.int64)):
+        tensors = {"score.count": torch.ones(2, dtype=dtype)}
+        fields = {"modules_to_save": ["score"]}
+        make(tmp_path / "round", Spec(name, rank=2, tensors=tensors, config=fields))
+
+    result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
+
+    assert result.exit_code == 3
+    assert "score.count is int64 of shape [2], trained as score, but int8" in result.stderr

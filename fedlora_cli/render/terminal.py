@@ -33,12 +33,13 @@ def aggregate_view(
 
     `plain` draws in ASCII, for terminals that have nothing else.
     """
-    parts: list[RenderableType] = [_headline(report), Text(), _clients(report.clients), Text()]
-    parts += [_partitions(report.partitions, plain=plain), Text()]
+    parts: list[RenderableType] = [_headline(report), _clients(report.clients)]
+    parts.append(_partitions(report.partitions, plain=plain))
     if modules:
-        parts += [_modules(report.modules), Text()]
-    findings = "\n".join(_findings(report))
-    return Group(*parts, Text(findings.replace("ρ", "rho") if plain else findings))
+        parts.append(_modules(report.modules))
+    if findings := "\n".join(_findings(report)):
+        parts.append(Text(findings.replace("ρ", "rho") if plain else findings))
+    return Group(parts[0], *(part for block in parts[1:] for part in (Text(), block)))
 
 
 def methods_view(methods: Iterable[Method]) -> RenderableType:

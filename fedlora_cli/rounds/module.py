@@ -182,12 +182,14 @@ def _cast(factors: Factors, dtype: str, name: str) -> Factors:
     """The factors in the output dtype; to leave its range is an error, never an infinity or 0."""
     target = getattr(torch, dtype)
     cast = Factors(factors.B.to(target), factors.A.to(target), factors.scale)
-    for exact, rounded in ((factors.B, cast.B), (factors.A, cast.A)):
-        error = torch.linalg.vector_norm(rounded.double() - exact)
-        # Not `>`: an overflow is an infinite error, or none that can be compared.
-        if not error <= torch.finfo(target).eps * torch.linalg.vector_norm(exact):
-            found = f"its factors leave the range of {dtype}"
-            raise InputError(name, found, "give a wider --dtype, such as float32")
+    moved = Factors(cast.B.double() - factors.B, cast.A.double() - factors.A)
+    # By the pieces b_i a_i: a large column of B must not hide one that vanished.
+    B, A = torch.linalg.vector_norm(factors.B, dim=0), torch.linalg.vector_norm(factors.A, dim=1)
+    dB, dA = torch.linalg.vector_norm(moved.B, dim=0), torch.linalg.vector_norm(moved.A, dim=1)
+    # Not `>`: an overflow is an infinite error, or none that can be compared.
+    if not (dB * A + B * dA).sum() <= 2 * torch.finfo(target).eps * (B * A).sum():
+        found = f"its factors leave the range of {dtype}"
+        raise InputError(name, found, "give a wider --dtype, such as float32")
     return cast
 
 

@@ -81,7 +81,7 @@ class Options:
         for name in ("previous", "before_previous"):
             path: Path | None = getattr(self, name)
             if path is not None:
-                chosen[f"--{name.replace('_', '-')}"] = path.name
+                chosen[f"--{name.replace('_', '-')}"] = path.absolute().resolve().name
         return chosen
 
 

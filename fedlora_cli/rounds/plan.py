@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,7 @@ def make_plan(
         previous=previous if uses_previous else None,
         before_previous=before_previous,
         modules=tuple(sorted({*cohort.modules, *(m for a in earlier for m in a.modules)})),
-        rank=_output_rank(cohort, options, method, previous),
+        rank=_output_rank(cohort, options, method, earlier),
         # One scaling for all clients is kept, so that training goes on as before.
         scale=cohort.common_scale or 1.0,
         dtype=options.dtype or cohort.dtype,
@@ -133,30 +134,27 @@ def _check_ranks(cohort: Cohort, options: Options) -> None:
 
 
 def _output_rank(
-    cohort: Cohort, options: Options, method: Method, previous: Adapter | None
+    cohort: Cohort, options: Options, method: Method, earlier: Sequence[Adapter]
 ) -> int | None:
     """The uniform rank of the output: asked for, or the largest that occurs."""
-    if method.compress == "none":
-        natural = cohort.rank
-        if method.merge == "stack":
-            natural = max(int(cohort.ranks(module).sum()) for module in cohort.modules)
-        if options.rank is not None and options.rank < natural:
-            found = f"{options.rank}, but {method.name} does not truncate its rank {natural}"
-            raise UsageError("--rank", found, "choose raflora, residual or flexlora")
-        return natural if options.rank is None else _sensible_rank(cohort, options.rank, natural)
     if options.energy is not None:
         return None
-    if options.rank is not None:
-        return _sensible_rank(cohort, options.rank)
-    # A high-rank client that is absent this round must not shrink what the last round had.
-    return max(cohort.rank, previous.rank if previous and method.uses_previous else 0)
-
-
-def _sensible_rank(cohort: Cohort, rank: int, natural: int = 0) -> int:
-    """A rank that some module can have, or that some client has; the rest would all be padding."""
-    shapes = [m.shape for client in cohort.clients for m in client.adapter.modules.values()]
-    largest = max(natural, cohort.rank, *(min(shape) for shape in shapes))
-    if rank > largest:
-        found = f"{rank}, where no module has more than {largest} directions"
+    adapters = [*(client.adapter for client in cohort.clients), *earlier]
+    if method.compress == "svd":
+        # A high-rank client that is absent this round must not shrink what the last round had.
+        natural = max(adapter.rank for adapter in adapters)
+    elif method.merge == "stack":
+        natural = max(int(cohort.ranks(module).sum()) for module in cohort.modules)
+    else:
+        natural = cohort.rank
+    if options.rank is None:
+        return natural
+    if method.compress == "none" and options.rank < natural:
+        found = f"{options.rank}, but {method.name} does not truncate its rank {natural}"
+        raise UsageError("--rank", found, "choose raflora, residual or flexlora")
+    sides = [min(module.shape) for adapter in adapters for module in adapter.modules.values()]
+    largest = max(natural, *sides)
+    if options.rank > largest:
+        found = f"{options.rank}, where no module has more than {largest} directions"
         raise UsageError("--rank", found, "give a smaller one")
-    return rank
+    return options.rank

@@ -161,20 +161,18 @@ def _lone_holders(
     adjustable = plan.method.with_quorum is not None and plan.options.quorum is None
     warnings = []
     for row in partitions:
-        owned: list[tuple[float, int]] = []
-        for one in weights.values():
-            part = one[:, row.first - 1 : row.last]
-            alone = part[:, (part > 0).sum(axis=0) == 1]
-            k = int(alone.sum(axis=1).argmax()) if alone.size else 0
-            if alone.size and alone[k].max() > shares[k]:
-                owned.append((float(alone[k].max()), k))
-        if owned:
-            weight, k = max(owned)
-            where = "" if len(owned) == len(weights) else f" in {len(owned)} modules"
+        parts = [one[:, row.first - 1 : row.last] for one in weights.values()]
+        # By module, the weight that each client has where nobody else has any: (modules, K).
+        alone = np.array(
+            [(part * ((part > 0).sum(axis=0) == 1)).max(axis=1, initial=0.0) for part in parts]
+        )
+        for k in np.flatnonzero((alone > shares).any(axis=0)):
+            owned = int((alone[:, k] > shares[k]).sum())
+            where = "" if owned == len(parts) else f" in {owned} of {len(parts)} modules"
             warnings.append(
                 f"rank index {rank_range(row.first, row.last)} comes from {plan.cohort.names[k]} "
-                f"alone{where}, with weight {weight:.2f} for {shares[k]:.2f} of the samples"
-                + ("; --quorum bounds that" if adjustable else "")
+                f"alone{where}, with weight {alone[:, k].max():.2f} for {shares[k]:.2f} of the "
+                "samples" + ("; --quorum bounds that" if adjustable else "")
             )
     return tuple(warnings)
 

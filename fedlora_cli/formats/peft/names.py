@@ -22,3 +22,6 @@ ENDINGS: dict[Kind, tuple[str, str]] = {
 
 #: PEFT stores the base weights of these when they are adapted, or when the vocabulary was resized.
 EMBEDDINGS = ("embed_tokens", "lm_head")
+
+#: PEFT adds these for every sequence or token classifier, whether the model has them or not.
+ADDED_TO_MODULES_TO_SAVE = frozenset({"classifier", "score"})

@@ -13,7 +13,15 @@ from fedlora_cli.factors import Factors
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.safetensors import Entry, read_header
 from fedlora_cli.formats.peft.config import Config, read_config
-from fedlora_cli.formats.peft.names import CONFIG, EMBEDDINGS, ENDINGS, PICKLE, PREFIX, WEIGHTS
+from fedlora_cli.formats.peft.names import (
+    ADDED_TO_MODULES_TO_SAVE,
+    CONFIG,
+    EMBEDDINGS,
+    ENDINGS,
+    PICKLE,
+    PREFIX,
+    WEIGHTS,
+)
 
 
 def recognises(folder: Path) -> bool:
@@ -55,6 +63,10 @@ def read(folder: Path) -> Adapter:
     notes = []
     if unknown:
         notes.append(f"{folder.name}/{CONFIG}: unknown fields ignored: {', '.join(unknown)[:200]}")
+    absent = set(config.targets.saved) - ADDED_TO_MODULES_TO_SAVE
+    if absent and all(tensor.owner is None for tensor in tensors.values()):
+        heads = ", ".join(sorted(absent))[:200]
+        notes.append(f"{folder.name}: modules_to_save names {heads}, but has no tensor of them")
     if exists(pickle):
         notes.append(f"{folder.name}/{PICKLE}: ignored, as PEFT does; {WEIGHTS} counts")
     return Adapter(
@@ -142,9 +154,6 @@ def _full_tensors(
         if owner is None and not _is_base_weight(name, kinds):
             _not_understood(weights, name, _meaning(name))
         result[name] = FullTensor(entry.shape, entry.dtype, owner, entry.read)
-    if saved and all(tensor.owner is None for tensor in result.values()):
-        found = f"modules_to_save names {', '.join(saved)}, but there are no such tensors"
-        raise InputError(weights, found, "save the adapter again, whole")
     return result
 
 

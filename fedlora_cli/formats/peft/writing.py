@@ -52,10 +52,11 @@ def write(adapter: GlobalAdapter, folder: Path, provenance: Mapping[str, Any]) -
 
 
 def _targets(names: Iterable[str]) -> list[str] | str:
-    """`target_modules` that match these modules and no others.
+    """`target_modules` for these modules: their full names, which every tool understands.
 
-    An entry of a list also matches every name that ends in it after a dot. Full names rule that out
-    but for those without a dot; with such a one, an expression that matches whole names is written.
+    An entry of a list also matches every name that ends in it after a dot. For a full name that
+    takes a model that holds a copy of itself; for a name without a dot it is likely, and then an
+    expression is written, which matches whole names only.
     """
     ordered = sorted(names)
     if all("." in name or name in EMBEDDINGS for name in ordered):
