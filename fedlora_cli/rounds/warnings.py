@@ -1,0 +1,73 @@
+"""What a person should know before trusting an aggregation, found in weights and digests alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedlora_cli.render.report import PartitionRow, rank_range
+from fedlora_cli.rounds.plan import Plan
+from fedlora_cli.weights import FloatArray
+
+
+def lone_holders(
+    plan: Plan, weights: Mapping[str, FloatArray], partitions: Sequence[PartitionRow]
+) -> tuple[str, ...]:
+    """A warning for every partition that one client owns, in any module, beyond its share."""
+    shares = plan.cohort.samples / plan.cohort.samples.sum()
+    if (shares > 0).sum() < 2:
+        return ()
+    adjustable = plan.method.with_quorum is not None and plan.options.quorum is None
+    warnings = []
+    for row in partitions:
+        parts = [one[:, row.first - 1 : row.last] for one in weights.values()]
+        # By module, the weight that each client has where nobody else has any: (modules, K).
+        alone = np.array(
+            [(part * ((part > 0).sum(axis=0) == 1)).max(axis=1, initial=0.0) for part in parts]
+        )
+        for k in np.flatnonzero((alone > shares).any(axis=0)):
+            owned = int((alone[:, k] > shares[k]).sum())
+            where = "" if owned == len(parts) else f" in {owned} of {len(parts)} modules"
+            warnings.append(
+                f"rank index {rank_range(row.first, row.last)} comes from {plan.cohort.names[k]} "
+                f"alone{where}, with weight {alone[:, k].max():.2f} for {shares[k]:.2f} of the "
+                "samples" + ("; --quorum bounds that" if adjustable else "")
+            )
+    return tuple(warnings)
+
+
+def fading(plan: Plan, weights: Mapping[str, FloatArray]) -> tuple[str, ...]:
+    """A warning where a method that leaves room for the previous adapter was not given one."""
+    if not plan.method.uses_previous or plan.previous is not None:
+        return ()
+    # Weights of rules that use the previous adapter never depend on norms, so all are numbers.
+    if all(np.allclose(one.sum(axis=0), 1.0) for one in weights.values()):
+        return ()
+    return (
+        "without --previous, what the holders of a rank index leave of it is lost, as under "
+        "flexlora",
+    )
+
+
+def missing_unused(plan: Plan) -> tuple[str, ...]:
+    """A warning where `--missing zero` was asked for and makes no difference."""
+    if plan.options.missing == "renormalize":
+        return ()
+    other = replace(plan, options=replace(plan.options, missing="renormalize"))
+    pairs = zip(plan.weights().values(), other.weights().values(), strict=True)
+    if not all(np.array_equal(one, two, equal_nan=True) for one, two in pairs):
+        return ()
+    return (f"--missing zero changes nothing under {plan.method.name} with these clients",)
+
+
+def copies(digests: Mapping[str, str]) -> tuple[str, ...]:
+    """A warning for every client whose weights are those of another, to the last byte."""
+    first: dict[str, str] = {}
+    copies = []
+    for name, digest in digests.items():
+        original = first.setdefault(digest, name)
+        if original != name:
+            copies.append(f"{name} has the same weights as {original}; both are counted")
+    return tuple(copies)
