@@ -104,7 +104,11 @@ def align(clients: Sequence[Client], base_model: str | None = None) -> Cohort:
         modules=tuple(sorted(modules)),
         tensors=tuple(tensors),
         facts=_common_facts(adapters, base_model),
-        notes=(*(note for adapter in adapters for note in adapter.notes), *_gaps(ordered)),
+        notes=(
+            *(note for adapter in adapters for note in adapter.notes),
+            *_gaps(ordered),
+            *_differences(adapters),
+        ),
     )
 
 
@@ -132,10 +136,8 @@ def _first_holders(adapters: Sequence[Adapter]) -> dict[str, Adapter]:
 
 
 def _check_modules(first: Mapping[str, Adapter], adapter: Adapter) -> None:
-    """Shape and kind of every module as in the first adapter that has it."""
+    """Shape and kind of every module as in `first`, the first adapter that has it."""
     for name, module in adapter.modules.items():
-        if name not in first:
-            continue
         expected = first[name].modules[name]
         if module.shape != expected.shape or module.kind != expected.kind:
             raise InputError(
@@ -216,6 +218,18 @@ def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:
         )
         if missing
     )
+
+
+def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    """A remark about every choice of training in which the clients differ."""
+    dropouts = {adapter.facts.dropout for adapter in adapters}
+    orientations = {adapter.facts.fan_in_fan_out for adapter in adapters}
+    notes = []
+    if len(dropouts) > 1:
+        notes.append("the clients differ in lora_dropout; the global adapter has none")
+    if len(orientations) > 1:
+        notes.append("the clients differ in fan_in_fan_out; the global adapter says false")
+    return tuple(notes)
 
 
 def _shortened(names: Sequence[str], shown: int = 3) -> str:

@@ -85,7 +85,7 @@ def norm(factors: Factors) -> float:
 
 def stack(terms: Sequence[Factors]) -> Stack:
     """Prepare terms for their weighted sums. All must have one shape (out, in)."""
-    doubled = tuple(double(term) for term in terms)
+    doubled = tuple(_doubled(terms))
     length = torch.linalg.vector_norm
     lengths = torch.cat([length(term.B, dim=0) * length(term.A, dim=1) for term in doubled])
     if lengths.numel() >= min(doubled[0].shape):
@@ -173,26 +173,18 @@ def distance(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float
     return float(torch.linalg.vector_norm(core(difference, signed)))
 
 
-def projection(terms: Sequence[Factors], weights: Tensor, other: Factors) -> tuple[float, float]:
-    """‖(I - Q Qᵀ) T‖_F and ‖Q Qᵀ (T - s B A)‖_F, with Q an orthonormal basis of B's columns.
+def outside(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float:
+    """‖(I - Q Qᵀ) T‖_F: what of the weighted sum T no matrix with the columns of B could hold.
 
-    T is the weighted sum of the terms: the first is what no matrix with B's columns could hold of
-    it, the second how far B A is from what they could. Columns of zeros span nothing.
+    Q is an orthonormal basis of B's columns; columns of zeros span nothing.
     """
-    other = double(other)
-    used = other.B.abs().amax(dim=0) > 0
-    Q, _ = torch.linalg.qr(other.B[:, used])
-    doubled = [double(term) for term in terms]
+    Q, _ = torch.linalg.qr(other.B[:, other.B.abs().amax(dim=0) > 0].double())
+    doubled = _doubled(terms)
     L = torch.cat([term.B for term in doubled], dim=1) * weights
     R = torch.cat([term.A for term in doubled])
-    inside = Q.T @ L
     if R.shape[0] < R.shape[1]:
-        _, RR = torch.linalg.qr(R.T, mode="r")
-        lost = (L - Q @ inside) @ RR.T
-    else:
-        lost = (L - Q @ inside) @ R
-    apart = inside @ R - (Q.T @ other.B) @ other.A
-    return float(torch.linalg.vector_norm(lost)), float(torch.linalg.vector_norm(apart))
+        R = torch.linalg.qr(R.T, mode="r")[1].T
+    return float(torch.linalg.vector_norm((L - Q @ (Q.T @ L)) @ R))
 
 
 def stacked(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -> Factors:

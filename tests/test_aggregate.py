@@ -293,3 +293,22 @@ def test_a_rank_index_without_weight_is_padded_not_dead(tmp_path: Path) -> None:
             if "lora_A" in key:
                 assert tensor.shape[0] == 6
                 assert tensor.abs().amax(dim=1).min() > 0
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "ffa"])
+def test_a_module_that_only_clients_without_samples_adapt_is_there_and_can_train(
+    tmp_path: Path, method: str
+) -> None:
+    shapes = {"q": (12, 20), "v": (7, 20)}
+    given = [
+        Spec("a", 2, samples=30, shapes={"q": (12, 20)}),
+        Spec("b", 3, samples=0, shapes=shapes),
+    ]
+    make_round(tmp_path, given)
+
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method, verify=True))
+
+    tensors = load_file(tmp_path / "out/adapter_model.safetensors")
+    if method != "hetlora":  # which counts norms, not samples
+        assert (tensors["base_model.model.v.lora_B.weight"] == 0).all()
+    assert tensors["base_model.model.v.lora_A.weight"].abs().amax(dim=1).min() > 0

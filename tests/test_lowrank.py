@@ -75,7 +75,7 @@ def test_no_out_by_in_matrix_is_formed_where_factors_do() -> None:
         lowrank.singular_values(prepared, weights)
         lowrank.norm(stored)
         lowrank.canonical(terms[0])
-        lowrank.projection(terms, weights, stored)
+        lowrank.outside(terms, weights, stored)
         lowrank.distance(terms, weights, stored)
 
     assert 0 < largest <= 5000 * 64
@@ -120,24 +120,26 @@ def test_the_canonical_form_is_the_same_update_ordered_by_energy(rows, columns, 
 
 
 @pytest.mark.parametrize("rank", [3, 8])
-def test_distance_and_projection_see_an_error_of_any_size(rank: int) -> None:
+def test_distance_and_outside_see_an_error_of_any_size(rank: int) -> None:
     terms = [random_factors(30, 20, 3, seed=1), random_factors(30, 20, 4, scale=2.0, seed=2)]
     weights = torch.linspace(0.1, 1, 7, dtype=torch.float64)
     best, s = lowrank.svd(lowrank.stack(terms), weights, rank)
     exact = lowrank.pad(lowrank.split(best, "left", 1.5), 9, seed=0)
     norm = float(torch.linalg.vector_norm(s))
     lost = float(torch.linalg.vector_norm(s[rank:]))
+    ones = torch.ones(exact.rank, dtype=torch.float64)
 
     assert lowrank.distance(terms, weights, exact) == pytest.approx(lost, abs=1e-12 * norm)
-    outside, apart = lowrank.projection(terms, weights, exact)
-    assert outside == pytest.approx(lost, abs=1e-12 * norm)
-    assert apart < 1e-12 * norm
+    assert lowrank.outside(terms, weights, exact) == pytest.approx(lost, abs=1e-12 * norm)
     for size in (1e-2, 1e-6, 1e-10):
         A = exact.A.clone()
         A[0] += size * torch.ones(20) / 20**0.5
         wrong = Factors(exact.B, A, exact.scale)
         moved = size * float(torch.linalg.vector_norm(exact.B[:, 0])) * exact.scale
-        assert lowrank.projection(terms, weights, wrong)[1] == pytest.approx(moved, rel=1e-3)
+        assert lowrank.distance([exact], ones, wrong) == pytest.approx(moved, rel=1e-3)
+    # With one direction exchanged for another, B's columns hold less of the sum.
+    turned = Factors(exact.B.roll(1, dims=0), exact.A, exact.scale)
+    assert lowrank.outside(terms, weights, turned) > lost + 1e-3 * norm
 
 
 def test_padding_depends_on_the_seed_alone() -> None:

@@ -120,6 +120,9 @@ def test_a_global_adapter_can_be_renewed_in_place(tmp_path: Path) -> None:
 
     with pytest.raises(OutputError, match="--force"):
         aggregate([tmp_path / "round"], out, Options(previous=out, quorum=0.9))
+    client = tmp_path / "round/ann"
+    with pytest.raises(InputError, match="inside the input"):
+        aggregate([client], client, Options(previous=client, force=True))
     aggregate([tmp_path / "round"], out, Options(previous=out, quorum=0.9, force=True))
     assert (out / "adapter_model.safetensors").read_bytes() != before
 

@@ -128,7 +128,7 @@ def test_generated_tables_are_up_to_date(name: str) -> None:
 
 
 def test_every_command_has_help_an_example_and_a_place_in_the_readme() -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(app).commands
     assert set(commands) == {"aggregate", "methods"}
     for name, command in commands.items():
         assert f"fedlora {name}" in README.read_text()
@@ -139,7 +139,7 @@ def test_every_command_has_help_an_example_and_a_place_in_the_readme() -> None:
 
 
 def test_every_option_of_aggregate_is_in_the_readme() -> None:
-    command = get_command(app).commands["aggregate"]  # type: ignore[attr-defined]
+    command = get_command(app).commands["aggregate"]
     text = README.read_text()
     for parameter in command.params:
         for flag in parameter.opts:

@@ -29,8 +29,7 @@ def report(tmp_path: Path) -> AggregateReport:
 def shown(report: AggregateReport, *, modules: bool = False, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(aggregate_view(report, modules=modules))
-    output: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return output
+    return console.file.getvalue()
 
 
 def test_bars_are_as_long_as_the_energy_they_stand_for(report: AggregateReport) -> None:
@@ -84,6 +83,6 @@ def test_progress_is_shown_on_a_terminal_for_long_work(
             time.sleep(0.1)
             advance(done, 3)
 
-    output = console.file.getvalue()  # type: ignore[attr-defined]
+    output = console.file.getvalue()
     assert ("aggregating modules" in output) == visible
     assert ("3/3" in output) == visible

@@ -139,3 +139,15 @@ def test_every_lone_holder_is_named(tmp_path: Path) -> None:
     for name in "ab":
         expected = f"rank index 4-6 comes from {name} alone in 1 of 2 modules, with weight 1.00"
         assert any(expected in warning for warning in report.warnings)
+
+
+def test_choices_of_training_that_differ_are_told(tmp_path: Path) -> None:
+    configs = [{"lora_dropout": 0.1, "fan_in_fan_out": True}, {"lora_dropout": 0.2}]
+    make_round(tmp_path, [Spec(n, 2, config=c) for n, c in zip("ab", configs, strict=True)])
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out")
+
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (config["lora_dropout"], config["fan_in_fan_out"]) == (0.0, False)
+    for field in ("lora_dropout", "fan_in_fan_out"):
+        assert any(f"the clients differ in {field}" in warning for warning in report.warnings)

@@ -179,7 +179,9 @@ def _entry(path: Path, key: str, value: Any, data: int, state: tuple[int, int]) 
         raise InputError(path, f"{key} is not described as safetensors ask", "save it again")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise InputError(path, f"{key} has dtype {dtype}", "save it as float32 or bfloat16")
+        raise InputError(
+            path, f"{key} has dtype {str(dtype)[:80]}", "save it as float32 or bfloat16"
+        )
     if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
         found = f"{key} has shape {str(shape)[:80]}, offsets {str(offsets)[:80]}"
         raise InputError(path, found, "save it again")

@@ -43,7 +43,7 @@ def _summary(report: AggregateReport) -> list[str]:
         _command(report),
         "```",
         "",
-        *(f"> {printable(warning)}" for warning in report.warnings),
+        *(f"- warning: {printable(warning)}" for warning in report.warnings),
         "",
     ]
 

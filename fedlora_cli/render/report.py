@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -67,7 +67,8 @@ def rank_range(first: int, last: int) -> str:
 @dataclass(frozen=True)
 class Verification:
     """How far the written files are from the weighted sum, beyond what truncation must cost: the
-    largest relative Frobenius error of any module or tensor, and what was allowed.
+    largest relative Frobenius error of any module, and what was allowed. Tensors that are saved in
+    full must be the mean to the last bit.
     """
 
     max_error: float
@@ -96,5 +97,5 @@ class AggregateReport:
     modules: tuple[ModuleRow, ...]
     tensors: tuple[str, ...]
     warnings: tuple[str, ...]
+    version: str
     verification: Verification | None = None
-    version: str = field(default="")

@@ -32,7 +32,6 @@ from fedlora_cli.version import __version__
 #: Told what is being done, before every stage, and gives the progress of that stage.
 Stage = Callable[[str], engine.Progress]
 
-
 #: The choices of the command when no option is given.
 DEFAULTS = Options()
 
@@ -153,13 +152,16 @@ def _remarks(found: Clients, *earlier: Adapter | None) -> tuple[str, ...]:
 
 
 def _check_output(output: Path, options: Options, clients: Sequence[Path], plan: Plan) -> None:
-    """The output may not stand inside anything that is read, nor hold it."""
+    """The output may not stand inside anything that is read, nor hold it.
+
+    It may be an earlier global adapter, renewed in place: that is read whole before it is replaced.
+    """
     target = output.resolve()
-    folders = [*clients, *(client.adapter.path for client in plan.cohort.clients)]
-    earlier = [path for path in (options.previous, options.before_previous) if path is not None]
-    for path in {folder.resolve() for folder in (*folders, *earlier)}:
-        if target == path and path in {folder.resolve() for folder in earlier}:
-            continue  # a global adapter that is renewed in place: read whole before it is replaced
+    read = {path.resolve() for path in clients}
+    read |= {client.adapter.path.resolve() for client in plan.cohort.clients}
+    given = (options.previous, options.before_previous)
+    earlier = {path.resolve() for path in given if path is not None} - {target}
+    for path in sorted(read | earlier):
         if target == path or path in target.parents or target in path.parents:
             found = f"the output would stand inside the input {path}"
             raise InputError(output, found, "choose a folder beside the clients, not among them")

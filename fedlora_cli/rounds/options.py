@@ -69,7 +69,8 @@ class Options:
     def changed(self) -> dict[str, Any]:
         """The choices that make the result and are not the default, as command-line flags.
 
-        Where things are and how they are computed is left out: it does not change the bytes.
+        Where things are and how they are computed is left out: it does not change the bytes. What
+        the sample counts were is told with the clients.
         """
         default = Options()
         names = ("rank", "energy", "momentum", "quorum", "max_rank", "basis", "missing", "split")
@@ -81,7 +82,7 @@ class Options:
         for name in ("previous", "before_previous"):
             path: Path | None = getattr(self, name)
             if path is not None:
-                chosen[f"--{name.replace('_', '-')}"] = path.absolute().resolve().name
+                chosen[f"--{name.replace('_', '-')}"] = path.resolve().name
         return chosen
 
 

@@ -115,7 +115,7 @@ def _partitions(
     written: Sequence[FloatArray],
     rank: int | None,
 ) -> tuple[PartitionRow, ...]:
-    """The rank indices between one rank that occurs and the next, up to the output rank."""
+    """The rank indices from one rank that occurs to the next, and what the output has beyond."""
     cohort = plan.cohort
     bounds = list(cohort.distinct_ranks)
     if rank is not None and rank > bounds[-1]:

@@ -44,8 +44,8 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
         return _same_everywhere(plan.cohort, name, first)
     samples = np.array([client.samples for client in clients])
     shares = samples / samples.sum() if samples.any() else np.full(len(clients), 1 / len(clients))
-    mean = torch.zeros(first.shape, dtype=torch.float64)
-    for client, share in zip(clients, shares, strict=True):
+    mean = float(shares[0]) * first.double()
+    for client, share in zip(clients[1:], shares[1:], strict=True):
         mean += float(share) * client.adapter.tensors[name].read().double()
     if not first.is_floating_point():
         return mean.round().to(first.dtype)

@@ -69,7 +69,7 @@ def _error(plan: Plan, target: WeightedSum, found: Factors) -> float:
     ones = torch.ones(expected.rank, dtype=torch.float64, device=weights.device)
     apart = lowrank.distance([expected], ones, found)
     unavoidable = float(torch.linalg.vector_norm(s[found.rank :]))
-    lost, _ = lowrank.projection(target.terms, weights, found)
+    lost = lowrank.outside(target.terms, weights, found)
     norm = float(torch.linalg.vector_norm(s))
     return _relative(max(apart, lost - unavoidable), norm, size)
 

@@ -63,9 +63,9 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         timing = measure(Path(place), chosen.size, chosen.modules)
-    print(f"whole command {timing.command:6.2f} s")  # noqa: T201
-    print(f"dense SVDs    {timing.dense:6.2f} s")  # noqa: T201
-    print(f"ratio         {timing.ratio:6.1f}")  # noqa: T201
+    print(f"whole command {timing.command:6.2f} s")
+    print(f"dense SVDs    {timing.dense:6.2f} s")
+    print(f"ratio         {timing.ratio:6.1f}")
 
 
 if __name__ == "__main__":
