@@ -17,6 +17,7 @@ from fedlora_cli.version import __version__
 
 if TYPE_CHECKING:
     from fedlora_cli.adapter import Adapter
+    from fedlora_cli.aggregation.options import Options
     from fedlora_cli.clients import read_clients
     from fedlora_cli.cohort import Client, Cohort, align
     from fedlora_cli.errors import (
@@ -30,14 +31,13 @@ if TYPE_CHECKING:
     from fedlora_cli.formats import read
     from fedlora_cli.method import Method
     from fedlora_cli.methods import METHODS
-    from fedlora_cli.render.report import AggregateReport
+    from fedlora_cli.render.report.aggregate import AggregateReport
     from fedlora_cli.rounds.aggregate import aggregate
-    from fedlora_cli.rounds.options import Options
     from fedlora_cli.weights import Holdings, Weights
 
 _HOMES = {
     "Adapter": "adapter",
-    "AggregateReport": "render.report",
+    "AggregateReport": "render.report.aggregate",
     "Client": "cohort",
     "Cohort": "cohort",
     "Factors": "factors",
@@ -46,7 +46,7 @@ _HOMES = {
     "InputError": "errors",
     "METHODS": "methods",
     "Method": "method",
-    "Options": "rounds.options",
+    "Options": "aggregation.options",
     "OutputError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",

@@ -137,6 +137,22 @@ def singular_values(stack: Stack, weights: Tensor) -> Tensor:
     return s[: _numerical_rank(stack, weights, s)]
 
 
+def spectrum(factors: Factors) -> Tensor:
+    """The singular values of one update, descending, null directions left out. Shape (k,).
+
+    >>> spectrum(Factors(torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0]]), scale=0.5))
+    tensor([5.], dtype=torch.float64)
+    """
+    one = double(factors)
+    length = torch.linalg.vector_norm
+    lengths = length(one.B, dim=0) * length(one.A, dim=1)
+    # No Q is needed, and only R where a factor has more rows than columns.
+    L, R = (torch.linalg.qr(side, mode="r")[1] for side in (one.B, one.A.T))
+    s: Tensor = torch.linalg.svdvals(L @ R.T)
+    eps = torch.finfo(torch.float64).eps
+    return s[: int((s > float(lengths.sum()) * max(one.shape) * eps).sum())]
+
+
 def canonical(factors: Factors) -> Factors:
     """The same update in SVD order: rank index i is the i-th singular direction, split evenly.
 

@@ -46,3 +46,38 @@ def rank_for_energy(s: FloatArray, fraction: float) -> int:
     cumulative = np.cumsum(np.square(s / s[0]))
     # The last entry is exactly the total, so fraction 1 never asks for more than there is.
     return int(np.searchsorted(cumulative, fraction * cumulative[-1]) + 1)
+
+
+def pooled_energy(spectra: Sequence[FloatArray]) -> FloatArray:
+    """Energy by rank index, summed over modules: sum_m s_m[i]². Shape (the longest,).
+
+    >>> pooled_energy([np.array([3.0, 1.0]), np.array([2.0])])
+    array([13.,  1.])
+    """
+    total = np.zeros(max((s.size for s in spectra), default=0))
+    for s in spectra:
+        total[: s.size] += np.square(s)
+    return total
+
+
+def effective_rank(s: FloatArray) -> float:
+    """exp(-sum_i p_i ln p_i) with p_i = s_i / sum s: how many directions there seem to be.
+
+    From 1 to the number of directions; 0 without any. Source: Roy and Vetterli, EUSIPCO 2007.
+
+    >>> round(effective_rank(np.array([1.0, 1.0, 1.0])), 12), effective_rank(np.zeros(0))
+    (3.0, 0.0)
+    """
+    p = s[s > 0] / s.sum() if s.any() else np.zeros(0)
+    return float(np.exp(-(p * np.log(p)).sum())) if p.size else 0.0
+
+
+def stable_rank(s: FloatArray) -> float:
+    """‖ΔW‖_F² / ‖ΔW‖_2² = sum s² / s_1²; 0 without any energy.
+
+    Source: Rudelson and Vershynin, J. ACM 54 (2007).
+
+    >>> stable_rank(np.array([2.0, 1.0])), stable_rank(np.zeros(3))
+    (1.25, 0.0)
+    """
+    return float(np.square(s / s[0]).sum()) if s.any() else 0.0

@@ -26,7 +26,7 @@ def drawn_layers() -> dict[str, int]:
 
 
 def module_name(path: Path) -> str:
-    """The name that the drawing uses: `rounds.plan`, `rounds` for its __init__, `__init__`."""
+    """The name that the drawing uses: `aggregation.plan`, `rounds` for its __init__, `__init__`."""
     parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -78,6 +78,6 @@ def test_every_drawn_name_exists() -> None:
 def test_the_drawing_would_notice_an_upward_and_a_sideways_import() -> None:
     layers = drawn_layers()
 
-    assert layers["rounds.plan"] < layers["cohort"]
+    assert layers["aggregation.plan"] < layers["cohort"]
     assert layers["formats"] == layers["methods"]
     assert home("methods.raflora", layers) == home("methods.flexlora", layers) == "methods"

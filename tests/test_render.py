@@ -16,7 +16,8 @@ from fedlora_cli import AggregateReport, Options, aggregate
 from fedlora_cli.render import progress
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
-from fedlora_cli.render.terminal import aggregate_view
+from fedlora_cli.render.terminal import on_terminal
+from fedlora_cli.render.views.aggregate import aggregate_view
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def report(tmp_path: Path) -> AggregateReport:
 
 def shown(report: AggregateReport, *, modules: bool = False, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(aggregate_view(report, modules=modules))
+    console.print(on_terminal(aggregate_view(report, modules=modules)))
     return console.file.getvalue()
 
 

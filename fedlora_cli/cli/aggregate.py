@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedlora_cli.aggregation.options import Basis, Dtype, Missing, Options, Split
 from fedlora_cli.cli.shared import (
     Debug,
     Json,
@@ -26,8 +27,8 @@ from fedlora_cli.errors import UsageError
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.progress import progress_on
-from fedlora_cli.render.terminal import aggregate_view
-from fedlora_cli.rounds.options import Basis, Dtype, Missing, Options, Split
+from fedlora_cli.render.terminal import on_terminal
+from fedlora_cli.render.views.aggregate import aggregate_view
 
 _EARLIER = "Previous rounds"
 _INFLUENCE = "Influence"
@@ -200,7 +201,8 @@ def aggregate(
         typer.echo(to_json(aggregate_document(report)), nl=False)
     elif not quiet:
         console = results()
-        console.print(aggregate_view(report, modules=verbose, plain=console.options.ascii_only))
+        view = aggregate_view(report, modules=verbose)
+        console.print(on_terminal(view, plain=console.options.ascii_only))
     if not quiet:
         _say_what_next(errors(), output, dry_run=dry_run)
 

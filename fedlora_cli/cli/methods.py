@@ -7,7 +7,8 @@ import typer
 from fedlora_cli.cli.shared import Debug, Json, Quiet, guarded, results
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.document import methods_document, to_json
-from fedlora_cli.render.terminal import methods_view
+from fedlora_cli.render.terminal import on_terminal
+from fedlora_cli.render.views.methods import methods_view
 
 
 @guarded
@@ -19,4 +20,4 @@ def methods(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
     if json:
         typer.echo(to_json(methods_document(METHODS.values())), nl=False)
     elif not quiet:
-        results().print(methods_view(METHODS.values()))
+        results().print(on_terminal(methods_view(METHODS.values())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from fedlora_cli.errors import printable
-from fedlora_cli.render.report import AggregateReport
+from fedlora_cli.render.report.aggregate import AggregateReport
 
 #: Clients listed in the card; `fedlora.json` beside it has all of them.
 _LISTED = 50

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedlora_cli.method import Method
-from fedlora_cli.render.report import AggregateReport
+from fedlora_cli.render.report.aggregate import AggregateReport
 
 AGGREGATE_SCHEMA = "fedlora.aggregate/1"
 METHODS_SCHEMA = "fedlora.methods/1"

@@ -13,16 +13,16 @@ import torch
 
 from fedlora_cli import engine, formats
 from fedlora_cli.adapter import Adapter
+from fedlora_cli.aggregation.module import ModuleResult, aggregate_module, at_rank
+from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.plan import Plan, make_plan
 from fedlora_cli.clients import Clients, read_clients
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.files.folder import check_target, new_folder
 from fedlora_cli.formats import peft
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
-from fedlora_cli.render.report import AggregateReport
-from fedlora_cli.rounds.module import ModuleResult, aggregate_module, at_rank
-from fedlora_cli.rounds.options import Options
-from fedlora_cli.rounds.plan import Plan, make_plan
+from fedlora_cli.render.report.aggregate import AggregateReport
 from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.tensors import average_tensor, modules_to_save, tensor_names
 from fedlora_cli.rounds.verify import verify

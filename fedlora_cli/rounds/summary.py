@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedlora_cli.render.report import (
+from fedlora_cli.aggregation.influence import partitions
+from fedlora_cli.aggregation.module import ModuleResult
+from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.render.report.aggregate import (
     AggregateReport,
     ClientRow,
     ModuleRow,
     PartitionRow,
 )
-from fedlora_cli.rounds.module import ModuleResult
-from fedlora_cli.rounds.plan import Plan
 from fedlora_cli.rounds.tensors import tensor_names
-from fedlora_cli.rounds.warnings import copies, fading, lone_holders, missing_unused
-from fedlora_cli.spectrum import energy, energy_ratio
+from fedlora_cli.rounds.warnings import copies, fading, lone, missing_unused
+from fedlora_cli.spectrum import energy, energy_ratio, pooled_energy
 from fedlora_cli.version import __version__
 from fedlora_cli.weights import FloatArray
 
@@ -36,7 +37,7 @@ def summarize(
     flexlora = [result.flexlora_s[:rank] for result in results]
     total = sum(energy(result.s) for result in results)
     weights = {result.name: result.weights for result in results} or plan.weights()
-    partitions = _partitions(plan, weights, written, rank)
+    shown = _partitions(plan, weights, written, rank)
     return AggregateReport(
         method=plan.method.name,
         source=plan.method.source,
@@ -50,8 +51,8 @@ def summarize(
         energy_ratio=_finite(energy_ratio(written, shared_rank)),
         flexlora_energy_ratio=_finite(energy_ratio(flexlora, shared_rank)),
         kept_energy=_ratio(sum(energy(s) for s in written), total),
-        clients=_clients(plan, weights, digests),
-        partitions=partitions,
+        clients=_clients(plan, results, weights, digests),
+        partitions=shown,
         modules=_modules(plan, results, rank),
         tensors=tensor_names(plan),
         warnings=(
@@ -59,7 +60,7 @@ def summarize(
             *plan.warnings,
             *cohort.notes,
             *copies(digests),
-            *lone_holders(plan, weights, partitions),
+            *lone(plan, weights, [row.last for row in shown]),
             *fading(plan, weights),
             *missing_unused(plan),
         ),
@@ -68,7 +69,10 @@ def summarize(
 
 
 def _clients(
-    plan: Plan, weights: Mapping[str, FloatArray], digests: Mapping[str, str]
+    plan: Plan,
+    results: Sequence[ModuleResult],
+    weights: Mapping[str, FloatArray],
+    digests: Mapping[str, str],
 ) -> tuple[ClientRow, ...]:
     rows = []
     for k, client in enumerate(plan.cohort.clients):
@@ -81,6 +85,7 @@ def _clients(
                 samples=_whole(client.samples),
                 weight=_finite(float(np.mean([w[0] for w in own]))),
                 max_weight=_finite(float(np.max([w.max() for w in own]))),
+                energy=_client_energy(results, k),
                 sha256=digests.get(client.name),
             )
         )
@@ -116,38 +121,28 @@ def _partitions(
     rank: int | None,
 ) -> tuple[PartitionRow, ...]:
     """The rank indices from one rank that occurs to the next, and what the output has beyond."""
-    cohort = plan.cohort
-    bounds = list(cohort.distinct_ranks)
+    bounds = list(plan.cohort.distinct_ranks)
     if rank is not None and rank > bounds[-1]:
         bounds.append(rank)
     total = sum(energy(s) for s in written)
-    samples = cohort.samples
-    ranks = np.array([client.adapter.rank for client in cohort.clients])
-    rows = []
-    for first, last in zip([0, *bounds], bounds, strict=False):
-        weight, heaviest = _heaviest(plan, weights, first, last)
-        rows.append(
-            PartitionRow(
-                first=first + 1,
-                last=last,
-                holders=int((ranks >= last).sum()),
-                coverage=float(samples[ranks >= last].sum() / samples.sum()),
-                energy=_ratio(sum(energy(s[first:last]) for s in written), total),
-                max_weight=weight,
-                heaviest=heaviest,
-            )
+    return tuple(
+        PartitionRow(
+            first=row.first,
+            last=row.last,
+            holders=row.holders,
+            coverage=row.coverage,
+            energy=_ratio(sum(energy(s[row.first - 1 : row.last]) for s in written), total),
+            max_weight=row.max_weight,
+            heaviest=row.heaviest,
         )
-    return tuple(rows)
+        for row in partitions(plan, weights, bounds)
+    )
 
 
-def _heaviest(
-    plan: Plan, weights: Mapping[str, FloatArray], first: int, last: int
-) -> tuple[float | None, str | None]:
-    """The largest weight of one client in a partition of any module, and whose it is."""
-    parts = [one[:, first:last] for one in weights.values()]
-    tops = [(float(part.max()), int(part.max(axis=1).argmax())) for part in parts if part.size]
-    weight, position = max(tops, key=lambda top: top[0], default=(float("nan"), 0))
-    return (weight, plan.cohort.names[position]) if np.isfinite(weight) else (None, None)
+def _client_energy(results: Sequence[ModuleResult], k: int) -> tuple[float, ...]:
+    """The energy of a client's own update by singular direction, pooled over its modules."""
+    spectra = [result.client_s[k] for result in results if k in result.client_s]
+    return tuple(float(value) for value in pooled_energy(spectra))
 
 
 def _ratio(part: float, whole: float) -> float | None:

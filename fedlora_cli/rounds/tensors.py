@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.adapter import widest
+from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.cohort import Cohort
 from fedlora_cli.errors import InputError
-from fedlora_cli.rounds.plan import Plan
 
 
 def tensor_names(plan: Plan) -> tuple[str, ...]:

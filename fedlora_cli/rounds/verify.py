@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from fedlora_cli import engine, formats, lowrank
+from fedlora_cli.aggregation.module import WeightedSum, read_module, weighted_sum
+from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import VerificationError
 from fedlora_cli.factors import Factors
-from fedlora_cli.render.report import Verification
-from fedlora_cli.rounds.module import WeightedSum, read_module, weighted_sum
-from fedlora_cli.rounds.plan import Plan
+from fedlora_cli.render.report.aggregate import Verification
 from fedlora_cli.rounds.tensors import average_tensor, tensor_names
 
 #: Rounding a factor moves its product by about a third of the spacing eps of its dtype; four times
@@ -38,7 +38,8 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
     tolerance = max(_ROUNDINGS * torch.finfo(getattr(torch, plan.dtype)).eps, _FLOOR)
 
     def module_error(name: str) -> float:
-        target = weighted_sum(plan, name, read_module(plan, name))
+        read = read_module(plan, name)
+        target = weighted_sum(plan, name, read, plan.rule(plan.holdings(name, read.norms)))
         found = written.modules[name].read()
         device = target.terms[0].B.device
         found = Factors(found.B.to(device), found.A.to(device), found.scale)

@@ -7,34 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedlora_cli.render.report import PartitionRow, rank_range
-from fedlora_cli.rounds.plan import Plan
+from fedlora_cli.aggregation.influence import lone_holders
+from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.render.report.aggregate import rank_range
 from fedlora_cli.weights import FloatArray
 
 
-def lone_holders(
-    plan: Plan, weights: Mapping[str, FloatArray], partitions: Sequence[PartitionRow]
-) -> tuple[str, ...]:
+def lone(plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]) -> tuple[str, ...]:
     """A warning for every partition that one client owns, in any module, beyond its share."""
     shares = plan.cohort.samples / plan.cohort.samples.sum()
-    if (shares > 0).sum() < 2:
-        return ()
     adjustable = plan.method.with_quorum is not None and plan.options.quorum is None
     warnings = []
-    for row in partitions:
-        parts = [one[:, row.first - 1 : row.last] for one in weights.values()]
-        # By module, the weight that each client has where nobody else has any: (modules, K).
-        alone = np.array(
-            [(part * ((part > 0).sum(axis=0) == 1)).max(axis=1, initial=0.0) for part in parts]
+    for (first, last, k), (weight, owned) in lone_holders(plan, weights, bounds).items():
+        where = "" if owned == len(weights) else f" in {owned} of {len(weights)} modules"
+        warnings.append(
+            f"rank index {rank_range(first, last)} comes from {plan.cohort.names[k]} "
+            f"alone{where}, with weight {weight:.2f} for {shares[k]:.2f} of the "
+            "samples" + ("; --quorum bounds that" if adjustable else "")
         )
-        for k in np.flatnonzero((alone > shares).any(axis=0)):
-            owned = int((alone[:, k] > shares[k]).sum())
-            where = "" if owned == len(parts) else f" in {owned} of {len(parts)} modules"
-            warnings.append(
-                f"rank index {rank_range(row.first, row.last)} comes from {plan.cohort.names[k]} "
-                f"alone{where}, with weight {alone[:, k].max():.2f} for {shares[k]:.2f} of the "
-                "samples" + ("; --quorum bounds that" if adjustable else "")
-            )
     return tuple(warnings)
 
 

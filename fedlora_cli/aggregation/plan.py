@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedlora_cli.adapter import Adapter, Kind, Module
+from fedlora_cli.aggregation.options import Options
 from fedlora_cli.cohort import Cohort, check_fit
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.method import Method
 from fedlora_cli.methods import find
-from fedlora_cli.rounds.options import Options
 from fedlora_cli.weights import FloatArray, Holdings, Rule
 
 

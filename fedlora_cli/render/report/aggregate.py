@@ -1,4 +1,4 @@
-"""What a command found out, as plain values. Everything that is shown or stored comes from here."""
+"""What one aggregation found out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 @dataclass(frozen=True)
 class ClientRow:
     """A client. `weight` is its weight at the first rank index, which everyone holds, averaged over
-    its modules; `max_weight` the largest it has at any index of any module.
+    its modules; `max_weight` the largest it has at any index of any module. `energy` is that of its
+    own update by singular direction, pooled over its modules: what it brought to each rank index.
     """
 
     name: str
@@ -19,6 +20,7 @@ class ClientRow:
     samples: float
     weight: float | None
     max_weight: float | None
+    energy: tuple[float, ...]
     sha256: str | None
 
 

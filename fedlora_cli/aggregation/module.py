@@ -11,24 +11,26 @@ from torch import Tensor
 
 from fedlora_cli import lowrank
 from fedlora_cli.adapter import Adapter
+from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
-from fedlora_cli.rounds.plan import Plan
 from fedlora_cli.weights import FloatArray, Weights, by_samples
 
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """One module's factors of the clients that adapt it, and how much each of them counts.
+    """One module's factors of the clients that adapt it, and of earlier global adapters.
 
-    `holders` are their positions in the cohort, `rule` the method's weights of all clients and of
-    the previous adapter, `flexlora` what FlexLoRA would weigh, one vector per holder.
+    `holders` are the clients' positions in the cohort, `norms` (K,) their ‖ΔW_k‖_F, 0 for clients
+    that do not adapt it. `previous` is in SVD order, so that its index i means what the clients'
+    does. None of it depends on a method.
     """
 
     holders: tuple[int, ...]
     factors: tuple[Factors, ...]
-    rule: Weights
-    flexlora: tuple[Tensor, ...]
+    norms: FloatArray
+    previous: Factors | None
+    before_previous: Factors | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class ModuleResult:
 
     Where the method truncates, the directions of `factors` are ordered by energy. `s` are all
     singular values of the weighted sum, `flexlora_s` those under FlexLoRA's weights, `weights` the
-    clients' weights (K, R).
+    clients' weights (K, R), `client_s` the singular values of every holder's own update.
     """
 
     name: str
@@ -53,12 +55,14 @@ class ModuleResult:
     s: FloatArray
     flexlora_s: FloatArray
     weights: FloatArray
+    client_s: dict[int, FloatArray]
 
 
 def aggregate_module(plan: Plan, name: str) -> ModuleResult:
     """The global factors of one module. Raises InputError."""
     read = read_module(plan, name)
-    target = weighted_sum(plan, name, read)
+    rule = plan.rule(plan.holdings(name, read.norms))
+    target = weighted_sum(plan, name, read, rule)
     stack, weights = lowrank.stack(target.terms), torch.cat(target.weights)
     if plan.method.compress == "svd":
         update, s = lowrank.svd(stack, weights, plan.rank)
@@ -66,17 +70,19 @@ def aggregate_module(plan: Plan, name: str) -> ModuleResult:
     else:
         s = lowrank.singular_values(stack, weights)
         factors = lowrank.stacked(target.terms, target.weights, plan.scale)
+    own = (lowrank.spectrum(one) for one in read.factors)
     return ModuleResult(
         name=name,
         factors=_cast(factors, plan.dtype, name),
-        s=_array(s),
-        flexlora_s=_array(_flexlora_spectrum(plan, read, stack, weights, s)),
-        weights=read.rule.clients,
+        s=array(s),
+        flexlora_s=array(_flexlora_spectrum(plan, name, read, stack, weights, s)),
+        weights=rule.clients,
+        client_s={k: array(one) for k, one in zip(read.holders, own, strict=True)},
     )
 
 
 def read_module(plan: Plan, name: str) -> Read:
-    """The factors of one module and their weights. Raises InputError."""
+    """The factors of one module, each tensor read once. Raises InputError."""
     clients = plan.cohort.clients
     holders = tuple(k for k, client in enumerate(clients) if name in client.adapter.modules)
     factors = tuple(_factors(plan, clients[k].adapter, name) for k in holders)
@@ -88,17 +94,22 @@ def read_module(plan: Plan, name: str) -> Read:
         worst = clients[int((~np.isfinite(norms)).argmax())]
         found = f"the update of {name} is larger than any number"
         raise InputError(worst.adapter.path, found, "leave this client out")
-    holdings = plan.holdings(name, norms)
-    rule = plan.rule(holdings)
-    flexlora = _rows(by_samples(holdings).clients, holders, factors)
-    return Read(holders, factors, rule, flexlora)
+    previous, before = (
+        _factors(plan, adapter, name) if adapter is not None and name in adapter.modules else None
+        for adapter in (plan.previous, plan.before_previous)
+    )
+    previous = None if previous is None else lowrank.canonical(previous)
+    return Read(holders, factors, norms, previous, before)
 
 
-def weighted_sum(plan: Plan, name: str, read: Read) -> WeightedSum:
-    """The terms of the method's sum; averaged factors are a sum of one term. Raises InputError."""
-    weights = _rows(read.rule.clients, read.holders, read.factors)
+def weighted_sum(plan: Plan, name: str, read: Read, rule: Weights) -> WeightedSum:
+    """The terms of the method's sum, the clients' first; averaged factors are a sum of one term.
+
+    Raises InputError.
+    """
+    weights = _rows(rule.clients, read)
     if plan.method.merge == "stack":
-        earlier = _earlier(plan, name, read.rule)
+        earlier = _earlier(plan, read, rule)
         return WeightedSum((*read.factors, *earlier.terms), (*weights, *earlier.weights))
     try:
         merged = lowrank.MERGES[plan.method.merge](read.factors, weights, plan.scale)
@@ -117,34 +128,29 @@ def at_rank(result: ModuleResult, rank: int) -> Factors:
     return lowrank.pad(cut, rank, seed=_seed(result.name))
 
 
-def _earlier(plan: Plan, name: str, rule: Weights) -> WeightedSum:
-    """The terms of earlier global adapters: w_g + β for the previous one, -β for the one before.
-
-    The previous one is brought into SVD order, so that its index i means what the clients' does.
-    """
+def _earlier(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
+    """The terms of earlier global adapters: w_g + β for the previous one, -β for the one before."""
     momentum = plan.options.momentum
     terms: list[Factors] = []
     weights: list[Tensor] = []
-    if plan.previous is not None and name in plan.previous.modules:
-        term = lowrank.canonical(_factors(plan, plan.previous, name))
-        kept = np.zeros(term.rank)
-        kept[: rule.previous.size] = rule.previous[: term.rank]
-        terms.append(term)
-        weights.append(_tensor(kept + momentum, term))
-    if plan.before_previous is not None and name in plan.before_previous.modules:
-        term = _factors(plan, plan.before_previous, name)
-        terms.append(term)
-        weights.append(-momentum * _ones(term))
+    if read.previous is not None:
+        kept = np.zeros(read.previous.rank)
+        kept[: rule.previous.size] = rule.previous[: read.previous.rank]
+        terms.append(read.previous)
+        weights.append(_tensor(kept + momentum, read.previous))
+    if read.before_previous is not None:
+        terms.append(read.before_previous)
+        weights.append(-momentum * _ones(read.before_previous))
     return WeightedSum(tuple(terms), tuple(weights))
 
 
 def _flexlora_spectrum(
-    plan: Plan, read: Read, stack: lowrank.Stack, weights: Tensor, s: Tensor
+    plan: Plan, name: str, read: Read, stack: lowrank.Stack, weights: Tensor, s: Tensor
 ) -> Tensor:
     """Singular values under FlexLoRA's weights, from the bases at hand where they serve."""
     if not read.factors:
         return s[:0]
-    reference = torch.cat(read.flexlora)
+    reference = torch.cat(_rows(by_samples(plan.holdings(name, read.norms)).clients, read))
     if plan.method.merge != "stack":
         return lowrank.singular_values(lowrank.stack(read.factors), reference)
     # Terms of earlier adapters stand behind the clients' and count nothing here.
@@ -158,11 +164,9 @@ def _factors(plan: Plan, adapter: Adapter, name: str) -> Factors:
     return Factors(factors.B.to(device), factors.A.to(device), factors.scale)
 
 
-def _rows(
-    weights: FloatArray, holders: tuple[int, ...], factors: tuple[Factors, ...]
-) -> tuple[Tensor, ...]:
+def _rows(weights: FloatArray, read: Read) -> tuple[Tensor, ...]:
     """The weights (K, R) as one vector of r_k entries for every holder."""
-    pairs = zip(holders, factors, strict=True)
+    pairs = zip(read.holders, read.factors, strict=True)
     return tuple(_tensor(weights[k, : one.rank], one) for k, one in pairs)
 
 
@@ -170,7 +174,8 @@ def _tensor(values: FloatArray, like: Factors) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(like.B.device)
 
 
-def _array(values: Tensor) -> FloatArray:
+def array(values: Tensor) -> FloatArray:
+    """Singular values as numpy has them."""
     return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
 

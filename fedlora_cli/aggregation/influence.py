@@ -1,0 +1,84 @@
+"""Who decides what at each rank index: holders, coverage, and the weight of single clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.weights import FloatArray
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Rank indices first..last, counted from 1, between two ranks that occur among the clients.
+
+    `holders` counts the clients that hold all of it somewhere, `coverage` is their share of the
+    samples, `max_weight` the largest weight of one client in it in any module, `heaviest` that
+    client. None where the weights depend on norms that nobody has read.
+    """
+
+    first: int
+    last: int
+    holders: int
+    coverage: float
+    max_weight: float | None
+    heaviest: str | None
+
+
+def partitions(
+    plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]
+) -> tuple[Partition, ...]:
+    """The partitions with these upper bounds, ascending, under `weights` (K, R) by module."""
+    samples = plan.cohort.samples
+    ranks = np.array([client.adapter.rank for client in plan.cohort.clients])
+    rows = []
+    for first, last in zip([0, *bounds], bounds, strict=False):
+        weight, heaviest = _heaviest(plan, weights, first, last)
+        rows.append(
+            Partition(
+                first=first + 1,
+                last=last,
+                holders=int((ranks >= last).sum()),
+                coverage=float(samples[ranks >= last].sum() / samples.sum()),
+                max_weight=weight,
+                heaviest=heaviest,
+            )
+        )
+    return tuple(rows)
+
+
+def lone_holders(
+    plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]
+) -> dict[tuple[int, int, int], tuple[float, int]]:
+    """Partitions that one client owns beyond its share of the samples.
+
+    Keys are (first, last, client), first and last counted from 1; values the client's largest
+    weight there and in how many modules it stands alone. Empty where one client has all samples.
+    """
+    shares = plan.cohort.samples / plan.cohort.samples.sum()
+    if (shares > 0).sum() < 2:
+        return {}
+    found = {}
+    for first, last in zip([0, *bounds], bounds, strict=False):
+        parts = [one[:, first:last] for one in weights.values()]
+        # By module, the weight that each client has where nobody else has any: (modules, K).
+        alone = np.array(
+            [(part * ((part > 0).sum(axis=0) == 1)).max(axis=1, initial=0.0) for part in parts]
+        )
+        for k in np.flatnonzero((alone > shares).any(axis=0)):
+            modules = int((alone[:, k] > shares[k]).sum())
+            found[first + 1, last, int(k)] = (float(alone[:, k].max()), modules)
+    return found
+
+
+def _heaviest(
+    plan: Plan, weights: Mapping[str, FloatArray], first: int, last: int
+) -> tuple[float | None, str | None]:
+    """The largest weight of one client in a partition of any module, and whose it is."""
+    parts = [one[:, first:last] for one in weights.values()]
+    tops = [(float(part.max()), int(part.max(axis=1).argmax())) for part in parts if part.size]
+    weight, position = max(tops, key=lambda top: top[0], default=(float("nan"), 0))
+    return (weight, plan.cohort.names[position]) if np.isfinite(weight) else (None, None)

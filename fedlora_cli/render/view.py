@@ -1,0 +1,93 @@
+"""What a command shows, free of any medium: tables, bars and lines of text.
+
+A report becomes a `View` once; the terminal and the HTML page both draw that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: How a column is laid out: a name may be shortened, a number stands to the right.
+Kind = Literal["name", "text", "number", "bar"]
+
+#: How a paragraph reads: as a statement, as good news, as a warning, as bad news.
+Tone = Literal["plain", "good", "warning", "bad"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share of the whole, from 0 to 1, drawn as long as it is. None: nobody knows."""
+
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    kind: Kind = "number"
+
+
+Cell = str | Bar
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one cell per column. `shown` bounds the rows that a terminal shows, None does not."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    shown: int | None = 20
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Lines of text, broken where they should be."""
+
+    text: str
+    tone: Tone = "plain"
+
+
+Block = Table | Paragraph
+
+
+@dataclass(frozen=True)
+class View:
+    """`subject` is what it is about, `summary` what it is in a line; the blocks stand apart."""
+
+    subject: str
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+def columns(*names: str, kind: Kind = "number") -> tuple[Column, ...]:
+    """Columns of one kind."""
+    return tuple(Column(name, kind) for name in names)
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> count(1, "client"), count(8, "client")
+    ('1 client', '8 clients')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as a cell shows it, - where there is none.
+
+    >>> number(0.72149), number(None)
+    ('0.721', '-')
+    """
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share as a cell shows it.
+
+    >>> percent(0.721, 1), percent(None)
+    ('72.1 %', '-')
+    """
+    return "-" if value is None else f"{100 * value:.{digits}f} %"

@@ -1,0 +1,1 @@
+"""Reports to views: one file per command."""

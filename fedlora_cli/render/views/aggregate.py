@@ -1,0 +1,116 @@
+"""By what a person judges an aggregation."""
+
+from __future__ import annotations
+
+import math
+
+from fedlora_cli.render.report.aggregate import (
+    AggregateReport,
+    ClientRow,
+    ModuleRow,
+    PartitionRow,
+    rank_range,
+)
+from fedlora_cli.render.view import (
+    Bar,
+    Block,
+    Column,
+    Paragraph,
+    Table,
+    View,
+    columns,
+    count,
+    number,
+    percent,
+)
+
+
+def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
+    """Clients, rank partitions and findings; with `modules`, one row for each."""
+    rank = "of --energy" if report.rank is None else str(report.rank)
+    blocks: list[Block] = [_clients(report.clients), _partitions(report.partitions)]
+    if modules:
+        blocks.append(_modules(report.modules))
+    if findings := "\n".join(_findings(report)):
+        blocks.append(Paragraph(findings))
+    return View(
+        report.method,
+        f"{count(len(report.clients), 'client')}, {count(len(report.modules), 'module')}, "
+        f"rank {rank}, scaling {report.scale:g}, {report.dtype}",
+        tuple(blocks),
+    )
+
+
+def _clients(clients: tuple[ClientRow, ...]) -> Table:
+    rows = tuple(
+        (
+            row.name,
+            str(row.rank),
+            f"{row.samples:g}",
+            number(row.weight),
+            number(row.max_weight),
+        )
+        for row in clients
+    )
+    heads = columns("rank", "samples", "weight", "largest weight")
+    return Table((Column("client", "name"), *heads), rows)
+
+
+def _partitions(partitions: tuple[PartitionRow, ...]) -> Table:
+    rows = tuple(
+        (
+            rank_range(row.first, row.last),
+            str(row.holders),
+            percent(row.coverage),
+            Bar(row.energy),
+            percent(row.energy, 1),
+        )
+        for row in partitions
+    )
+    heads = (
+        Column("rank index", "text"),
+        *columns("clients", "samples"),
+        Column("energy", "bar"),
+        Column(""),
+    )
+    return Table(heads, rows)
+
+
+def _modules(modules: tuple[ModuleRow, ...]) -> Table:
+    rows = tuple(
+        (
+            row.name,
+            f"{row.shape[0]} x {row.shape[1]}",
+            str(sum(rank > 0 for rank in row.ranks)),
+            str(row.rank),
+            number(row.energy_ratio),
+            number(row.kept_energy),
+        )
+        for row in modules
+    )
+    heads = (Column("module", "name"), Column("shape", "text"))
+    return Table((*heads, *columns("clients", "rank", "ρ", "kept energy")), rows, shown=None)
+
+
+def _findings(report: AggregateReport) -> list[str]:
+    lines = []
+    if report.energy_ratio is not None:
+        shared = rank_range(1, report.shared_rank)
+        line = f"ρ = {report.energy_ratio:.3f} of the energy lies in rank index {shared}, "
+        line += "which every client holds"
+        if report.flexlora_energy_ratio is not None and report.method != "flexlora":
+            line += f";\n    flexlora on the same clients: {report.flexlora_energy_ratio:.3f}"
+        lines.append(line)
+    if report.kept_energy is not None:
+        loss = math.sqrt(max(1 - report.kept_energy, 0.0))
+        lines.append(
+            f"{100 * report.kept_energy:.2f} % of the energy of the weighted sum is kept at rank "
+            f"{report.rank};\n    truncation moves the update by {100 * loss:.1f} % of its norm"
+        )
+    if report.verification is not None:
+        checked = report.verification
+        lines.append(
+            f"verified: the files hold the weighted sum within {checked.max_error:.1e} "
+            f"(allowed {checked.tolerance:.1e})"
+        )
+    return lines
