@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from fedlora_cli.cli.shared import Debug, Json, Quiet, guarded, results
+from fedlora_cli.cli.shared import Debug, Json, Quiet, guarded, show
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.document import methods_document, to_json
-from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.views.methods import methods_view
 
 
@@ -20,4 +19,4 @@ def methods(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
     if json:
         typer.echo(to_json(methods_document(METHODS.values())), nl=False)
     elif not quiet:
-        results().print(on_terminal(methods_view(METHODS.values())))
+        show(methods_view(METHODS.values()))

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
+import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, ParamSpec
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from fedlora_cli.errors import FedloraError, printable
+from fedlora_cli.errors import FedloraError, UsageError, printable
+from fedlora_cli.render.terminal import on_terminal
+from fedlora_cli.render.view import View
 
 Parameters = ParamSpec("Parameters")
 
@@ -22,11 +27,36 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every module.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+Null = Annotated[bool, typer.Option("--null", "-0", help="The list on stdin is NUL-separated.")]
+
 #: Every table fits into it.
 TABLE_WIDTH = 80
 
 #: The exit code of a program that was interrupted at the keyboard: 128 + SIGINT.
 INTERRUPTED = 130
+
+
+def option(*flags: str, help: str, panel: str | None = None, **kwargs: Any) -> Any:
+    """An option in one of the panels of the help."""
+    if panel is not None:
+        kwargs["rich_help_panel"] = panel
+    return typer.Option(*flags, help=help, show_default=kwargs.pop("show_default", False), **kwargs)
+
+
+def listed(paths: Sequence[str], *, null: bool) -> list[Path]:
+    """The folders named; - stands for a list on standard input. Raises UsageError."""
+    if "-" not in paths:
+        return [Path(path) for path in paths]
+    if list(paths) != ["-"]:
+        raise UsageError("CLIENTS", "- beside other folders", "put all of them into the list")
+    # Paths are bytes: in any encoding, and with no standard input at all.
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    if b"\0" in content and not null:
+        raise UsageError("standard input", "a NUL-separated list", "give --null")
+    items = [item for item in content.split(b"\0" if null else b"\n") if item.strip()]
+    if not items:
+        raise UsageError("standard input", "no folders in the list", "pipe one path per line")
+    return [Path(os.fsdecode(item)) for item in items]
 
 
 def errors() -> Console:
@@ -41,6 +71,12 @@ def results() -> Console:
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
     return console
+
+
+def show(view: View) -> None:
+    """The view on standard output."""
+    console = results()
+    console.print(on_terminal(view, plain=console.options.ascii_only))
 
 
 def say(console: Console, label: str, text: str, style: str) -> None:

@@ -10,9 +10,17 @@ from typing import Any
 
 from fedlora_cli.method import Method
 from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.render.report.compare import CompareReport
+from fedlora_cli.render.report.diagnose import DiagnoseReport
+from fedlora_cli.render.report.inspect import InspectReport
+from fedlora_cli.render.report.predict import PredictReport
 
 AGGREGATE_SCHEMA = "fedlora.aggregate/1"
+COMPARE_SCHEMA = "fedlora.compare/1"
+DIAGNOSE_SCHEMA = "fedlora.diagnose/1"
+INSPECT_SCHEMA = "fedlora.inspect/1"
 METHODS_SCHEMA = "fedlora.methods/1"
+PREDICT_SCHEMA = "fedlora.predict/1"
 
 #: The fields of a method that are values, not functions.
 METHOD_COLUMNS = (
@@ -29,7 +37,23 @@ METHOD_COLUMNS = (
 
 def aggregate_document(report: AggregateReport) -> dict[str, Any]:
     """The document of one aggregation: what `--json` prints and `fedlora.json` keeps."""
-    return {"schema": AGGREGATE_SCHEMA, **_without_nan(asdict(report))}
+    return _document(AGGREGATE_SCHEMA, report)
+
+
+def compare_document(report: CompareReport) -> dict[str, Any]:
+    return _document(COMPARE_SCHEMA, report)
+
+
+def diagnose_document(report: DiagnoseReport) -> dict[str, Any]:
+    return _document(DIAGNOSE_SCHEMA, report)
+
+
+def inspect_document(report: InspectReport) -> dict[str, Any]:
+    return _document(INSPECT_SCHEMA, report)
+
+
+def predict_document(report: PredictReport) -> dict[str, Any]:
+    return _document(PREDICT_SCHEMA, report)
 
 
 def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
@@ -45,6 +69,10 @@ def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
 def to_json(document: dict[str, Any]) -> str:
     """One document as text. Raises ValueError for a number that JSON does not have."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _document(schema: str, report: Any) -> dict[str, Any]:
+    return {"schema": schema, **_without_nan(asdict(report))}
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,0 +1,56 @@
+"""Single output files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from fedlora_cli.errors import OutputError, UsageError
+
+
+def check_file(target: Path, flag: str, suffixes: Collection[str]) -> None:
+    """Whether a file can be written there, before the work for it begins. An old one is replaced.
+
+    Raises UsageError for a suffix that is none of `suffixes`, and OutputError.
+    """
+    if target.suffix.lower() not in suffixes:
+        raise UsageError(flag, f"{target} has no known ending", f"use one of {' '.join(suffixes)}")
+    if not target.parent.is_dir():
+        raise OutputError(target, "its parent folder does not exist", f"mkdir -p {target.parent}")
+    if target.exists() and not target.is_file():
+        raise OutputError(target, "it is there and not a file", "choose another name")
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file in one step: whoever looks sees the old one or the new one. Raises OutputError.
+
+    A link is followed: what it points to is replaced.
+    """
+    target = target.resolve()
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _unwritable(target: Path, error: OSError) -> OutputError:
+    reason = (error.strerror or str(error)).lower()
+    return OutputError(target, f"cannot be written ({reason})", "check space and permissions")

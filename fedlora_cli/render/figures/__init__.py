@@ -1,0 +1,1 @@
+"""What people would rather look at: one file per kind of figure, one look for all of them."""
