@@ -18,6 +18,11 @@ from fedlora_cli.version import __version__
 if TYPE_CHECKING:
     from fedlora_cli.adapter import Adapter
     from fedlora_cli.aggregation.options import Options
+    from fedlora_cli.analysis.compare import compare
+    from fedlora_cli.analysis.diagnosis.diagnose import diagnose
+    from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
+    from fedlora_cli.analysis.inspection.inspect import inspect
+    from fedlora_cli.analysis.prediction.predict import predict
     from fedlora_cli.clients import read_clients
     from fedlora_cli.cohort import Client, Cohort, align
     from fedlora_cli.errors import (
@@ -32,6 +37,10 @@ if TYPE_CHECKING:
     from fedlora_cli.method import Method
     from fedlora_cli.methods import METHODS
     from fedlora_cli.render.report.aggregate import AggregateReport
+    from fedlora_cli.render.report.compare import CompareReport
+    from fedlora_cli.render.report.diagnose import DiagnoseReport
+    from fedlora_cli.render.report.inspect import InspectReport
+    from fedlora_cli.render.report.predict import PredictReport
     from fedlora_cli.rounds.aggregate import aggregate
     from fedlora_cli.weights import Holdings, Weights
 
@@ -40,19 +49,28 @@ _HOMES = {
     "AggregateReport": "render.report.aggregate",
     "Client": "cohort",
     "Cohort": "cohort",
+    "CompareReport": "render.report.compare",
+    "DiagnoseOptions": "analysis.diagnosis.options",
+    "DiagnoseReport": "render.report.diagnose",
     "Factors": "factors",
     "FedloraError": "errors",
     "Holdings": "weights",
     "InputError": "errors",
+    "InspectReport": "render.report.inspect",
     "METHODS": "methods",
     "Method": "method",
     "Options": "aggregation.options",
     "OutputError": "errors",
+    "PredictReport": "render.report.predict",
     "UsageError": "errors",
     "VerificationError": "errors",
     "Weights": "weights",
     "aggregate": "rounds.aggregate",
     "align": "cohort",
+    "compare": "analysis.compare",
+    "diagnose": "analysis.diagnosis.diagnose",
+    "inspect": "analysis.inspection.inspect",
+    "predict": "analysis.prediction.predict",
     "read": "formats",
     "read_clients": "clients",
 }
@@ -63,19 +81,28 @@ __all__ = [
     "AggregateReport",
     "Client",
     "Cohort",
+    "CompareReport",
+    "DiagnoseOptions",
+    "DiagnoseReport",
     "Factors",
     "FedloraError",
     "Holdings",
     "InputError",
+    "InspectReport",
     "Method",
     "Options",
     "OutputError",
+    "PredictReport",
     "UsageError",
     "VerificationError",
     "Weights",
     "__version__",
     "aggregate",
     "align",
+    "compare",
+    "diagnose",
+    "inspect",
+    "predict",
     "read",
     "read_clients",
 ]

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from torch import Tensor
-
+from fedlora_cli.errors import Report, refuse
 from fedlora_cli.factors import Factors
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Kind = Literal["linear", "embedding"]
+
+Content = TypeVar("Content", covariant=True)
+
+
+class Read(Protocol[Content]):
+    """Brings what was only known from headers. What is not finite goes to the report."""
+
+    def __call__(self, report: Report = refuse) -> Content: ...
 
 
 def widest(dtypes: Iterable[str]) -> str:
@@ -30,16 +40,18 @@ def widest(dtypes: Iterable[str]) -> str:
 class Module:
     """An adapted module, known from headers alone; `read` brings its factors, all values finite.
 
-    `shape` is (out, in) of the update, `scale` is PEFT's scaling, `dtype` torch's name of one.
-    An embedding of n tokens and width d has shape (d, n).
+    `shape` is (out, in) of the update, `alpha` is PEFT's lora_alpha in this module, `scale` its
+    scaling, both NaN where a config is broken and that was not refused; `dtype` is torch's name of
+    one. An embedding of n tokens and width d has shape (d, n).
     """
 
     shape: tuple[int, int]
     rank: int
+    alpha: float
     scale: float
     dtype: str
     kind: Kind
-    read: Callable[[], Factors]
+    read: Read[Factors]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +65,7 @@ class FullTensor:
     shape: tuple[int, ...]
     dtype: str
     owner: str | None
-    read: Callable[[], Tensor]
+    read: Read[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +77,7 @@ class Facts:
     task_type: str | None = None
     dropout: float = 0.0
     fan_in_fan_out: bool = False
+    rslora: bool = False
 
 
 @dataclass(frozen=True, eq=False)

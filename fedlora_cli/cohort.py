@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from fedlora_cli.adapter import Adapter, Facts, FullTensor, Module, widest
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.weights import FloatArray, IntArray
 
 
@@ -80,30 +80,33 @@ class Cohort:
         return np.array([0 if one is None else one.rank for one in found], dtype=np.int64)
 
 
-def align(clients: Sequence[Client], base_model: str | None = None) -> Cohort:
+def align(
+    clients: Sequence[Client], base_model: str | None = None, report: Report = refuse
+) -> Cohort:
     """The cohort of these clients. `base_model` declares one base model for all of them.
 
-    Raises InputError where two clients have one name, shapes or base models disagree, or the
-    sample counts add up to nothing.
+    An InputError goes to `report` wherever two clients have one name, shapes or base models
+    disagree, or the sample counts add up to nothing.
     """
     ordered = sorted(clients, key=lambda client: client.name)
     for one, other in pairwise(ordered):
         if one.name == other.name:
             found = f"a client named {one.name}, like {one.adapter.path}"
-            raise InputError(other.adapter.path, found, "give every client its own folder name")
+            cure = "give every client its own folder name"
+            report(InputError(other.adapter.path, found, cure))
     if not sum(client.samples for client in ordered) > 0:
-        raise InputError("samples", "all counts are zero", "give at least one client samples")
+        report(InputError("samples", "all counts are zero", "give at least one client samples"))
     adapters = [client.adapter for client in ordered]
     modules = _first_holders(adapters)
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
     for adapter in adapters:
-        _check_modules(modules, adapter)
-    _check_tensors(adapters)
+        _check_modules(modules, adapter, report)
+    _check_tensors(adapters, report)
     return Cohort(
         clients=tuple(ordered),
         modules=tuple(sorted(modules)),
         tensors=tuple(tensors),
-        facts=_common_facts(adapters, base_model),
+        facts=_common_facts(adapters, base_model, report),
         notes=(
             *(note for adapter in adapters for note in adapter.notes),
             *_gaps(ordered),
@@ -120,10 +123,10 @@ def check_fit(cohort: Cohort, earlier: Sequence[Adapter], *, base_declared: bool
     adapters = [*(client.adapter for client in cohort.clients), *earlier]
     modules = _first_holders(adapters)
     for adapter in earlier:
-        _check_modules(modules, adapter)
-    _check_tensors(adapters)
+        _check_modules(modules, adapter, refuse)
+    _check_tensors(adapters, refuse)
     if not base_declared:
-        _agreed(adapters, "base_model", "give --base to declare it")
+        _agreed(adapters, "base_model", "give --base to declare it", refuse)
 
 
 def _first_holders(adapters: Sequence[Adapter]) -> dict[str, Adapter]:
@@ -135,23 +138,22 @@ def _first_holders(adapters: Sequence[Adapter]) -> dict[str, Adapter]:
     return first
 
 
-def _check_modules(first: Mapping[str, Adapter], adapter: Adapter) -> None:
+def _check_modules(first: Mapping[str, Adapter], adapter: Adapter, report: Report) -> None:
     """Shape and kind of every module as in `first`, the first adapter that has it."""
     for name, module in adapter.modules.items():
         expected = first[name].modules[name]
         if module.shape != expected.shape or module.kind != expected.kind:
-            raise InputError(
-                adapter.weights_file,
-                f"{name} is {_describe(module)}, but {_describe(expected)} in {first[name].path}",
-                "leave out the adapters of another base model",
-            )
+            found = f"{name} is {_describe(module)}, "
+            found += f"but {_describe(expected)} in {first[name].path}"
+            cure = "leave out the adapters of another base model"
+            report(InputError(adapter.weights_file, found, cure))
 
 
 def _describe(module: Module) -> str:
     return f"{module.kind} {module.shape[0]} x {module.shape[1]}"
 
 
-def _check_tensors(adapters: Sequence[Adapter]) -> None:
+def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
     """Tensors of one shape and role everywhere, and none saved in full that has factors too."""
     modules = _first_holders(adapters)
     first: dict[str, Adapter] = {}
@@ -161,7 +163,7 @@ def _check_tensors(adapters: Sequence[Adapter]) -> None:
             if _role(tensor) != _role(expected):
                 found = f"{name} is {_role(tensor)}, but {_role(expected)} in {first[name].path}"
                 cure = "give all clients the same model and the same modules_to_save"
-                raise InputError(adapter.weights_file, found, cure)
+                report(InputError(adapter.weights_file, found, cure))
     owners = {t.owner: adapter for adapter in adapters for t in adapter.tensors.values()}
     for module, holder in modules.items():
         parts = module.split(".")
@@ -169,7 +171,7 @@ def _check_tensors(adapters: Sequence[Adapter]) -> None:
             saver = owners.get(".".join(parts[:end]))
             if saver is not None:
                 found = f"{module} is saved in full, but {holder.path} has LoRA factors of it"
-                raise InputError(saver.weights_file, found, "train it one way everywhere")
+                report(InputError(saver.weights_file, found, "train it one way everywhere"))
 
 
 def _role(tensor: FullTensor) -> str:
@@ -179,14 +181,17 @@ def _role(tensor: FullTensor) -> str:
     return f"{kind} of shape {list(tensor.shape)}, {role}"
 
 
-def _common_facts(adapters: Sequence[Adapter], base_model: str | None) -> Facts:
+def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: Report) -> Facts:
     """What the adapters say of themselves, where they agree; a contradiction is an error."""
     facts = [adapter.facts for adapter in adapters]
     dropouts = {one.dropout for one in facts}
     return Facts(
-        base_model=base_model or _agreed(adapters, "base_model", "give --base to declare it"),
-        revision=_agreed(adapters, "revision", "leave out the adapters of another revision"),
-        task_type=_agreed(adapters, "task_type", "leave out the adapters of another task"),
+        base_model=base_model
+        or _agreed(adapters, "base_model", "give --base to declare it", report),
+        revision=_agreed(
+            adapters, "revision", "leave out the adapters of another revision", report
+        ),
+        task_type=_agreed(adapters, "task_type", "leave out the adapters of another task", report),
         # Dropout is a choice of training; where clients differ, the global adapter has none.
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         # PEFT corrects this by the type of the layer; false is its default.
@@ -194,14 +199,14 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None) -> Facts:
     )
 
 
-def _agreed(adapters: Sequence[Adapter], name: str, cure: str) -> str | None:
+def _agreed(adapters: Sequence[Adapter], name: str, cure: str, report: Report) -> str | None:
     """The one value of a fact; adapters that do not say are not asked."""
     said = [(getattr(a.facts, name), a) for a in adapters if getattr(a.facts, name) is not None]
     for value, adapter in said:
         if value != said[0][0]:
             label = name.replace("_", " ")
             found = f"its {label} is {value[:200]}, but {said[0][0][:200]} in {said[0][1].path}"
-            raise InputError(adapter.path, found, cure)
+            report(InputError(adapter.path, found, cure))
     return said[0][0] if said else None
 
 

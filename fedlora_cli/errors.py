@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 def printable(text: object) -> str:
     r"""`text` on one line, with every control, bidi or otherwise unprintable character escaped.
@@ -24,7 +27,8 @@ class FedloraError(Exception):
     exit_code = 3
 
     def __init__(self, where: object, found: str, cure: str) -> None:
-        super().__init__(f"{printable(where)}: {printable(found)}; {printable(cure)}")
+        self.where, self.found, self.cure = printable(where), printable(found), printable(cure)
+        super().__init__(f"{self.where}: {self.found}; {self.cure}")
 
 
 class UsageError(FedloraError):
@@ -49,3 +53,40 @@ class VerificationError(FedloraError):
     """What was written is not the update that was asked for."""
 
     exit_code = 5
+
+
+#: Told about bad input by whoever reads it. If it returns, what can still be read is read; what
+#: rests on something broken ends by the very same error, so that a fault is told apart from its
+#: consequences by being new.
+Report = Callable[[InputError], None]
+
+
+def refuse(error: InputError) -> None:
+    """The report of those who need all of it: the first fault is the end. Raises it."""
+    raise error
+
+
+def keeping(report: Report, kept: list[InputError]) -> Report:
+    """The same report, with a list of what it was told."""
+
+    def keep(error: InputError) -> None:
+        kept.append(error)
+        report(error)
+
+    return keep
+
+
+@contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """What can go wrong on its own: an InputError ends the block, and goes to the report.
+
+    >>> found: list[InputError] = []
+    >>> with reporting(found.append):
+    ...     raise InputError("adapter_config.json", "r is -4", "correct it")
+    >>> found[0].found
+    'r is -4'
+    """
+    try:
+        yield
+    except InputError as error:
+        report(error)

@@ -7,8 +7,10 @@ Letters, fixed everywhere: clients k = 1..K, samples n_k, ranks r_k, `B (out, ra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)

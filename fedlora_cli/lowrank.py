@@ -127,6 +127,22 @@ def svd(stack: Stack, weights: Tensor, rank: int | None = None) -> tuple[Svd, Te
     return Svd(U * sign, kept, Vh * sign[:, None]), s
 
 
+def truncated_core(stack: Stack, weights: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
+    """The core of the best approximation at that rank, and all singular values of the sum."""
+    U, s, Vh = _decompose(core(stack, weights))
+    s = s[: _numerical_rank(stack, weights, s)]
+    kept = s[:rank].numel()
+    return (U[:, :kept] * s[:kept]) @ Vh[:kept], s
+
+
+def coordinates(stack: Stack, factors: Factors) -> Tensor:
+    """The core of an update whose factors lie in the spaces of the stack: QLᵀ (s B A) QR."""
+    one = double(factors)
+    if stack.bases is None:
+        return one.B @ one.A
+    return (stack.bases.QL.T @ one.B) @ (one.A @ stack.bases.QR)
+
+
 def singular_values(stack: Stack, weights: Tensor) -> Tensor:
     """The singular values alone, descending, null directions left out."""
     matrix = core(stack, weights)

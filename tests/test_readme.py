@@ -18,6 +18,7 @@ import pytest
 from typer.main import get_command
 
 from fedlora_cli import METHODS, __version__, read_clients
+from fedlora_cli.analysis.diagnosis import verdict
 from fedlora_cli.cli import app
 from fedlora_cli.weights import Holdings, coverage
 
@@ -129,7 +130,7 @@ def test_generated_tables_are_up_to_date(name: str) -> None:
 
 def test_every_command_has_help_an_example_and_a_place_in_the_readme() -> None:
     commands = get_command(app).commands
-    assert set(commands) == {"aggregate", "methods"}
+    assert set(commands) == {"aggregate", "diagnose", "predict", "compare", "inspect", "methods"}
     for name, command in commands.items():
         assert f"fedlora {name}" in README.read_text()
         assert command.help
@@ -138,13 +139,24 @@ def test_every_command_has_help_an_example_and_a_place_in_the_readme() -> None:
             assert getattr(parameter, "help", None), f"{name}: {parameter.name} has no help"
 
 
-def test_every_option_of_aggregate_is_in_the_readme() -> None:
-    command = get_command(app).commands["aggregate"]
-    text = README.read_text()
-    for parameter in command.params:
-        for flag in parameter.opts:
+@pytest.mark.parametrize("name", get_command(app).commands)
+def test_every_option_is_in_the_section_of_its_command(name: str) -> None:
+    section = re.search(rf"^## fedlora {name}$(.*?)^## ", README.read_text(), re.M | re.S)
+    assert section is not None
+    everywhere = {"--help", "--debug", "--null", "--jobs", "--json", "--quiet"}
+    for parameter in get_command(app).commands[name].params:
+        for flag in {*parameter.opts, *parameter.secondary_opts} - everywhere:
             if flag.startswith("--"):
-                assert f"`{flag}" in text, f"{flag} is not in the README"
+                assert f"`{flag}" in section[1], f"{flag} of {name} is not in the README"
+
+
+def test_the_verdicts_are_defined_by_the_numbers_that_decide() -> None:
+    text = README.read_text()
+
+    assert f"| collapsed | κ ≤ {verdict.COLLAPSED:g} |" in text
+    assert f"reaches {verdict.COLLAPSED:g} within {verdict.HORIZON} rounds |" in text
+    assert f"| at risk | κ ≤ {verdict.AT_RISK:g}, or" in text
+    assert f"by less than {verdict.RATE_AT_RISK:g} a round |" in text
 
 
 def test_the_changelog_knows_this_version() -> None:

@@ -92,3 +92,43 @@ def test_the_global_adapter_recognises_digits_that_the_base_has_never_seen(
 
     assert before < 0.01
     assert after > 0.5
+
+
+@pytest.mark.parametrize(("method", "share"), [("flexlora", 0.91), ("raflora", 0.83)])
+def test_the_sample_rounds_are_as_accurate_as_the_readme_says(method: str, share: float) -> None:
+    """On the digits that `make_samples.py` holds out."""
+    from peft import PeftModel
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    from transformers import ViTForImageClassification
+
+    digits = load_digits()
+    _, held_out = train_test_split(
+        range(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=822
+    )
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)[held_out] / 8 - 1
+    labels = torch.tensor(digits.target)[held_out]
+    base = ViTForImageClassification.from_pretrained(SAMPLES / "base")
+    model = PeftModel.from_pretrained(base, str(SAMPLES / "rounds" / method / "round-08")).eval()
+    with torch.no_grad():
+        found = float((model(images).logits.argmax(1) == labels).float().mean())
+
+    assert found == pytest.approx(share, abs=0.02)
+    readme = (SAMPLES.parent / "README.md").read_text()
+    assert f"{100 * share:.0f} %" in readme.split("A collapse is a fact", 1)[1].split("\n\n", 1)[0]
+
+
+def test_the_script_makes_the_first_of_the_sample_rounds_again(tmp_path: Path) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    script = [sys.executable, str(SAMPLES / "make_rounds.py"), "--rounds", "1"]
+    subprocess.run([*script, "--output", str(tmp_path)], check=True, capture_output=True,
+                   env=environment)  # fmt: skip
+
+    for method in ("flexlora", "raflora"):
+        ours, theirs = (root / method / "round-01" for root in (SAMPLES / "rounds", tmp_path))
+        reports = [json.loads((folder / "fedlora.json").read_text()) for folder in (ours, theirs)]
+        assert reports[0]["energy_ratio"] == pytest.approx(reports[1]["energy_ratio"], abs=0.01)
+        assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+        assert [row["path"] for row in reports[0]["clients"]] == [
+            row["path"] for row in reports[1]["clients"]
+        ]

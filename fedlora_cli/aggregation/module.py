@@ -107,7 +107,7 @@ def weighted_sum(plan: Plan, name: str, read: Read, rule: Weights) -> WeightedSu
 
     Raises InputError.
     """
-    weights = _rows(rule.clients, read)
+    weights = rows(rule.clients, read)
     if plan.method.merge == "stack":
         earlier = _earlier(plan, read, rule)
         return WeightedSum((*read.factors, *earlier.terms), (*weights, *earlier.weights))
@@ -150,7 +150,7 @@ def _flexlora_spectrum(
     """Singular values under FlexLoRA's weights, from the bases at hand where they serve."""
     if not read.factors:
         return s[:0]
-    reference = torch.cat(_rows(by_samples(plan.holdings(name, read.norms)).clients, read))
+    reference = torch.cat(rows(by_samples(plan.holdings(name, read.norms)).clients, read))
     if plan.method.merge != "stack":
         return lowrank.singular_values(lowrank.stack(read.factors), reference)
     # Terms of earlier adapters stand behind the clients' and count nothing here.
@@ -164,7 +164,7 @@ def _factors(plan: Plan, adapter: Adapter, name: str) -> Factors:
     return Factors(factors.B.to(device), factors.A.to(device), factors.scale)
 
 
-def _rows(weights: FloatArray, read: Read) -> tuple[Tensor, ...]:
+def rows(weights: FloatArray, read: Read) -> tuple[Tensor, ...]:
     """The weights (K, R) as one vector of r_k entries for every holder."""
     pairs = zip(read.holders, read.factors, strict=True)
     return tuple(_tensor(weights[k, : one.rank], one) for k, one in pairs)

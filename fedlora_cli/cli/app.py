@@ -10,7 +10,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from fedlora_cli.cli.aggregate import aggregate
+from fedlora_cli.cli.compare import compare
+from fedlora_cli.cli.diagnose import diagnose
+from fedlora_cli.cli.inspect import inspect
 from fedlora_cli.cli.methods import methods
+from fedlora_cli.cli.predict import predict
 from fedlora_cli.version import __version__
 
 app = typer.Typer(
@@ -21,8 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-app.command()(aggregate)
-app.command()(methods)
+for command in (aggregate, diagnose, predict, compare, inspect, methods):
+    app.command()(command)
 
 
 def _show_version(value: bool) -> None:

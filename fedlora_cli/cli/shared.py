@@ -32,6 +32,9 @@ Null = Annotated[bool, typer.Option("--null", "-0", help="The list on stdin is N
 #: Every table fits into it.
 TABLE_WIDTH = 80
 
+#: The exit code of a command that found what it was asked to look out for.
+FINDING = 1
+
 #: The exit code of a program that was interrupted at the keyboard: 128 + SIGINT.
 INTERRUPTED = 130
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import parse_object, regular_file, unreadable
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_SIDE = 2**40
 MAX_SIDES = 5
 
+_METADATA = "__metadata__"
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,512}")
 #: torch's name and the bytes of one number, for every dtype that adapters hold.
 _DTYPES = {
@@ -61,8 +62,8 @@ class Entry:
     def is_float(self) -> bool:
         return "float" in self.dtype
 
-    def read(self) -> Tensor:
-        """The tensor, every value finite. Raises InputError."""
+    def read(self, report: Report = refuse) -> Tensor:
+        """The tensor; values that are not finite go to `report`. Raises InputError."""
         import torch
 
         try:
@@ -82,20 +83,47 @@ class Entry:
         tensor = torch.frombuffer(buffer, dtype=getattr(torch, self.dtype)).reshape(self.shape)
         if self.is_float and not bool(torch.isfinite(tensor).all()):
             bad = ~torch.isfinite(tensor.flatten())
-            raise InputError(
-                self.path,
-                f"{self.key} holds {int(bad.sum())} NaN or infinite values, "
-                f"the first at position {int(bad.nonzero()[0])}",
-                "leave this client out; its training has diverged",
-            )
+            found = f"{self.key} holds {int(bad.sum())} NaN or infinite values, "
+            found += f"the first at position {int(bad.nonzero()[0])}"
+            cure = "leave this client out; its training has diverged"
+            report(InputError(self.path, found, cure))
         return tensor
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path, report: Report = refuse) -> dict[str, Entry]:
     """The tensors that a safetensors file declares, in the order of their names. Reads no tensor.
 
     Raises InputError for anything but a complete, regular file whose header describes it exactly.
+    Faults of single tensors go to `report`; these tensors are left out.
     """
+    header = _header(path)
+    entries = {key: header.fields[key] for key in sorted(header.fields) if key != _METADATA}
+    result = {}
+    for key, value in entries.items():
+        with reporting(report):
+            result[key] = _entry(path, key, value, header.data, header.state)
+    whole = len(result) == len(entries)
+    _check_tiling(path, list(result.values()), header.data, header.state[0], holes=not whole)
+    return result
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header says beside its tensors. Raises InputError."""
+    metadata: dict[str, str] = _header(path).fields.get(_METADATA, {})
+    return metadata
+
+
+@dataclass(frozen=True)
+class _Header:
+    """`data` is where the tensor bytes begin, `state` as in `Entry`."""
+
+    fields: dict[str, Any]
+    data: int
+    state: tuple[int, int]
+
+
+def _header(path: Path) -> _Header:
+    """The header as JSON, its metadata text to text. Raises InputError."""
     status = regular_file(path)
     size = status.st_size
     try:
@@ -126,14 +154,12 @@ def read_header(path: Path) -> dict[str, Entry]:
         )
     if not header.startswith(b"{"):
         raise InputError(path, "a header that is not JSON", "save it again with safetensors")
-    entries = parse_object(header.rstrip(b" "), where=path)
-    metadata = entries.pop("__metadata__", {})
+    fields = parse_object(header.rstrip(b" "), where=path)
+    metadata = fields.get(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise InputError(path, "__metadata__ is not text to text", "save it again with safetensors")
-    state = (size, status.st_mtime_ns)
-    result = {key: _entry(path, key, entries[key], 8 + length, state) for key in sorted(entries)}
-    _check_tiling(path, list(result.values()), 8 + length, size)
-    return result
+        found = f"{_METADATA} is not text to text"
+        raise InputError(path, found, "save it again with safetensors")
+    return _Header(fields, 8 + length, (size, status.st_mtime_ns))
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -203,13 +229,16 @@ def _is_naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n <= MAX_SIDE for n in value)
 
 
-def _check_tiling(path: Path, entries: list[Entry], data: int, size: int) -> None:
-    """The tensors must fill the file exactly: no hole, no overlap, nothing missing or left over."""
+def _check_tiling(path: Path, entries: list[Entry], data: int, size: int, *, holes: bool) -> None:
+    """The tensors must fill the file exactly: no hole, no overlap, nothing missing or left over.
+
+    Only where entries were left out for faults of their own, there may be `holes`.
+    """
     position = data
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.length)):
-        if entry.start != position:
+        if entry.start < position or (entry.start > position and not holes):
             raise InputError(path, f"a gap or overlap before {entry.key}", "save it again")
-        position += entry.length
-    if position != size:
+        position = entry.start + entry.length
+    if position > size or (position < size and not holes):
         found = f"{size} bytes where its header describes {position}"
         raise InputError(path, found, "upload it again; it is truncated or has bytes added")

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora_cli.adapter import Adapter
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.formats import peft
 
 
 @dataclass(frozen=True)
 class Format:
-    """`recognises` looks at names only; `read` reads headers and raises InputError."""
+    """`recognises` looks at names only; `read` reads headers, as the function below does."""
 
     name: str
     recognises: Callable[[Path], bool]
-    read: Callable[[Path], Adapter]
+    read: Callable[[Path, Report], Adapter]
 
 
 FORMATS: tuple[Format, ...] = (
@@ -30,11 +30,14 @@ def is_adapter(folder: Path) -> bool:
     return any(known.recognises(folder) for known in FORMATS)
 
 
-def read(folder: Path) -> Adapter:
-    """The adapter in `folder`, headers only. Raises InputError."""
+def read(folder: Path, report: Report = refuse) -> Adapter:
+    """The adapter in `folder`, headers only. Raises InputError.
+
+    Every fault goes to `report`; if that returns, the adapter is what is left without it.
+    """
     for known in FORMATS:
         if known.recognises(folder):
-            return known.read(folder)
+            return known.read(folder, report)
     if not folder.is_dir():
         raise InputError(folder, "no such folder", "check the path")
     names = ", ".join(known.name for known in FORMATS)

@@ -12,6 +12,13 @@ from fedlora_cli.render.view import Bar, Block, Cell, Column, Paragraph, Table, 
 _BAR_WIDTH = 28
 _NAME_WIDTH = 36
 
+#: Names keep that many characters even in a table that is too wide otherwise.
+_LEAST_NAME = 10
+
+#: Columns of a terminal that every table fits into, and the blanks between two of its own.
+_TABLE_WIDTH = 80
+_GAP = 2
+
 _STYLES = {"plain": "", "good": "green", "warning": "yellow", "bad": "bold red"}
 
 
@@ -37,8 +44,10 @@ def _table(block: Table, *, plain: bool) -> RenderableType:
     table = rich.Table(box=None, pad_edge=False, header_style="dim")
     for column in block.columns:
         _add_column(table, column)
+    width = _name_width(block)
     for row in block.rows[: block.shown]:
-        table.add_row(*(_cell(cell, plain=plain) for cell in row))
+        cells = zip(row, block.columns, strict=True)
+        table.add_row(*(_cell(cell, column, width, plain=plain) for cell, column in cells))
     hidden = 0 if block.shown is None else len(block.rows) - block.shown
     if hidden > 0:
         table.add_row(f"and {hidden} more")
@@ -47,7 +56,7 @@ def _table(block: Table, *, plain: bool) -> RenderableType:
 
 def _add_column(table: rich.Table, column: Column) -> None:
     if column.kind == "name":
-        table.add_column(column.name, no_wrap=True, max_width=_NAME_WIDTH)
+        table.add_column(column.name, no_wrap=True)
     elif column.kind == "bar":
         table.add_column(column.name, no_wrap=True, width=_BAR_WIDTH)
     elif column.kind == "text":
@@ -56,10 +65,31 @@ def _add_column(table: rich.Table, column: Column) -> None:
         table.add_column(column.name, no_wrap=True, justify="right")
 
 
-def _cell(cell: Cell, *, plain: bool) -> Text:
+def _name_width(block: Table) -> int:
+    """The room that the other columns leave for names, at most what names need."""
+    room = _TABLE_WIDTH - _GAP * (len(block.columns) - 1)
+    for i, column in enumerate(block.columns):
+        if column.kind == "bar":
+            room -= max(_BAR_WIDTH, len(column.name))
+        elif column.kind != "name":
+            room -= max(len(column.name), *(len(str(row[i])) for row in block.rows), 0)
+    return max(_LEAST_NAME, min(_NAME_WIDTH, room))
+
+
+def _cell(cell: Cell, column: Column, width: int, *, plain: bool) -> Text:
     if isinstance(cell, Bar):
         return Text(_bar(cell.share, plain=plain), style="cyan")
-    return Text(printable(cell))
+    text = printable(cell)
+    return Text(_shortened(text, width) if column.kind == "name" else text)
+
+
+def _shortened(name: str, width: int) -> str:
+    """A name without its beginning, where it is too long: the end tells modules apart.
+
+    >>> _shortened("model.layers.17.self_attn.q_proj", 20)
+    '…17.self_attn.q_proj'
+    """
+    return name if len(name) <= width else f"…{name[len(name) - width + 1 :]}"
 
 
 def _bar(share: float | None, *, plain: bool) -> str:

@@ -6,7 +6,11 @@ A report becomes a `View` once; the terminal and the HTML page both draw that.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Literal
+
+#: Characters of a line that every terminal shows whole.
+_LINE = 79
 
 #: How a column is laid out: a name may be shortened, a number stands to the right.
 Kind = Literal["name", "text", "number", "bar"]
@@ -82,6 +86,40 @@ def number(value: float | None, digits: int = 3) -> str:
     ('0.721', '-')
     """
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def wrapped(text: str, indent: str = "    ") -> str:
+    """Text broken into lines that fit everywhere, all but the first one indented.
+
+    >>> wrapped("word " * 20).splitlines()[1][:8]
+    '    word'
+    """
+    return fill(text, width=_LINE, subsequent_indent=indent)
+
+
+def rho(value: float | None) -> str:
+    """An energy ratio with two digits of what is missing to 1.
+
+    >>> rho(0.72149), rho(0.999791), rho(1.0)
+    ('0.721', '0.99979', '1.000')
+    """
+    if value is None:
+        return "-"
+    digits = 3
+    while digits < 8 and 0 < 1 - value < 9.5 * 10.0**-digits:
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    """A share as a cell shows it, however small.
+
+    >>> share(0.0834), share(0.00000123)
+    ('8.3 %', '0.00012 %')
+    """
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if value >= 0.001 or value == 0 else f"{100 * value:.2g} %"
 
 
 def percent(value: float | None, digits: int = 0) -> str:

@@ -3,126 +3,181 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from fedlora_cli.adapter import Facts
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats.peft.fields import Fields
 from fedlora_cli.formats.peft.patterns import Matcher, Targets
+from fedlora_cli.formats.peft.variants import NOT_UNDERSTOOD, variants_of
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Config:
-    """The fields that decide what the tensors mean.
-
-    Patterns are kept in the order of the file, because the first one that matches counts.
-    """
-
-    path: Path
-    matcher: Matcher
-    r: int
-    lora_alpha: float
-    use_rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
-    targets: Targets
-    facts: Facts
-
-    def rank(self, module: str) -> int:
-        """r of that module: its `rank_pattern`, else `r`."""
-        key = self.matcher.first(self.rank_pattern, module)
-        return self.r if key is None else self.rank_pattern[key]
-
-    def scale(self, module: str, rank: int) -> float:
-        """alpha / r, or alpha / sqrt(r) under rsLoRA (arXiv:2312.03732)."""
-        key = self.matcher.first(self.alpha_pattern, module)
-        alpha = self.lora_alpha if key is None else self.alpha_pattern[key]
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
-
-
-#: Fields that change what the tensors mean in a way that is not understood yet, with their name.
-_NOT_UNDERSTOOD: dict[str, str] = {
-    "use_dora": "DoRA",
-    "lora_bias": "biases on lora_B (lora_bias)",
-    "target_parameters": "LoRA on parameters, as for mixtures of experts (target_parameters)",
-    "trainable_token_indices": "trainable tokens",
-    "layer_replication": "layer replication",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "velora_config": "VeLoRA",
-    "megatron_config": "Megatron layers",
-    "corda_config": "CorDA",
-    "lora_ga_config": "LoRA-GA",
-    "ensure_weight_tying": "tied adapters (ensure_weight_tying)",
-}
-
-#: Initialisations that leave the base weights as they were. The others move weight from the base
-#: into the adapter (PiSSA, OLoRA, CorDA, LoftQ), or freeze a factor (MiCA).
-_PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
-
-#: Fields that are known and change nothing in what the tensors mean.
+#: Fields that are known and, having been looked at, change nothing in what the tensors mean.
 _HARMLESS = {
     "auto_mapping",
+    "bias",
     "eva_config",
     "inference_mode",
+    "init_lora_weights",
     "loftq_config",
     "megatron_core",
+    "peft_type",
     "peft_version",
     "qalora_group_size",
     "runtime_config",
 }
 
 
-def read_config(path: Path) -> tuple[Config, tuple[str, ...]]:
-    """The config and the names of fields that are not known. Raises InputError."""
-    raw = read_object(path)
-    field = Fields(path, raw)
-    peft_type = raw.get("peft_type")
-    if peft_type != "LORA":
-        raise InputError(path, f"peft_type is {peft_type!r}", "only LORA adapters are understood")
-    for name, meaning in _NOT_UNDERSTOOD.items():
-        if raw.get(name):
-            raise InputError(
-                path, f"it uses {meaning}", f"not understood yet; train without {name}"
-            )
-    if raw.get("init_lora_weights", True) not in _PLAIN_INITS:
-        init = raw["init_lora_weights"]
-        cure = "convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
-        raise InputError(path, f"init_lora_weights is {init!r}, which changes the base model", cure)
-    if raw.get("bias", "none") != "none":
-        raise InputError(path, f"bias is {raw['bias']!r}", "not understood yet; train with 'none'")
+#: Fields that decide what the tensors mean, in the order in which they are checked.
+_MEANINGS = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields that decide what the tensors mean. A field that is no good raises its InputError
+    whenever it is asked for, as every field does where the file itself cannot be read.
+
+    Patterns are kept in the order of the file, because the first one that matches counts.
+    `variants` are the errors about kinds of LoRA that are not understood.
+    """
+
+    path: Path
+    source: Fields | InputError
+    matcher: Matcher
+    variants: tuple[InputError, ...] = ()
+
+    def rank(self, module: str) -> int:
+        """r of that module: its `rank_pattern`, else `r`."""
+        key = self.matcher.first(self.rank_pattern, module)
+        return self.r if key is None else self.rank_pattern[key]
+
+    def alpha(self, module: str) -> float:
+        """alpha of that module: its `alpha_pattern`, else `lora_alpha`."""
+        key = self.matcher.first(self.alpha_pattern, module)
+        return self.lora_alpha if key is None else self.alpha_pattern[key]
+
+    def scale(self, alpha: float, rank: int) -> float:
+        """alpha / r, or alpha / sqrt(r) under rsLoRA (arXiv:2312.03732)."""
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    @property
+    def fields(self) -> Fields:
+        if isinstance(self.source, InputError):
+            raise self.source
+        return self.source
+
+    @cached_property
+    def r(self) -> int:
+        return self.fields.natural("r", 8)
+
+    @cached_property
+    def lora_alpha(self) -> float:
+        return self.fields.positive("lora_alpha", 8)
+
+    @cached_property
+    def use_rslora(self) -> bool:
+        return self.fields.boolean("use_rslora", False)
+
+    @cached_property
+    def rank_pattern(self) -> dict[str, int]:
+        return self.fields.pattern("rank_pattern", self.fields.natural_value)
+
+    @cached_property
+    def alpha_pattern(self) -> dict[str, float]:
+        return self.fields.pattern("alpha_pattern", self.fields.positive_value)
+
+    @cached_property
+    def target_modules(self) -> str | frozenset[str] | None:
+        return self.fields.names("target_modules")
+
+    @cached_property
+    def exclude_modules(self) -> str | frozenset[str] | None:
+        return self.fields.names("exclude_modules")
+
+    @cached_property
+    def layers_to_transform(self) -> tuple[int, ...] | None:
+        return self.fields.integers("layers_to_transform")
+
+    @cached_property
+    def layers_pattern(self) -> tuple[str, ...]:
+        return self.fields.strings("layers_pattern")
+
+    @cached_property
+    def modules_to_save(self) -> tuple[str, ...]:
+        return self.fields.strings("modules_to_save")
+
+    @cached_property
+    def targets(self) -> Targets:
+        return Targets(
+            matcher=self.matcher,
+            target=self.target_modules,
+            exclude=self.exclude_modules,
+            layers=self.layers_to_transform,
+            layers_pattern=self.layers_pattern,
+            saved=self.modules_to_save,
+        )
+
+
+def read_config(path: Path, report: Report = refuse) -> tuple[Config, Facts, tuple[str, ...]]:
+    """The config, what it says beside, and the names of fields that are not known.
+
+    Every fault goes to `report`.
+    """
     matcher = Matcher(path)
-    config = Config(
-        path=path,
-        matcher=matcher,
-        r=field.natural("r", 8),
-        lora_alpha=field.positive("lora_alpha", 8),
-        use_rslora=field.boolean("use_rslora", False),
-        rank_pattern=field.pattern("rank_pattern", field.natural_value),
-        alpha_pattern=field.pattern("alpha_pattern", field.positive_value),
-        targets=Targets(
-            matcher=matcher,
-            target=field.names("target_modules"),
-            exclude=field.names("exclude_modules"),
-            layers=field.integers("layers_to_transform"),
-            layers_pattern=field.strings("layers_pattern"),
-            saved=field.strings("modules_to_save"),
-        ),
-        facts=Facts(
-            base_model=field.text("base_model_name_or_path"),
-            revision=field.text("revision"),
-            task_type=field.task_type("task_type"),
-            dropout=field.dropout("lora_dropout"),
-            fan_in_fan_out=field.boolean("fan_in_fan_out", False),
-        ),
+    try:
+        raw = read_object(path)
+        if raw.get("peft_type") != "LORA":
+            found = f"peft_type is {raw.get('peft_type')!r}"
+            raise InputError(path, found, "only LORA adapters are understood")
+    except InputError as error:
+        report(error)
+        return Config(path, error, matcher), Facts(), ()
+    fields = Fields(path, raw)
+    variants = tuple(variants_of(path, raw))
+    for variant in variants:
+        report(variant)
+    config = Config(path, fields, matcher, variants)
+    for name in _MEANINGS:
+        with reporting(report):
+            getattr(config, name)
+    facts = _facts(fields, report)
+    known = fields.seen | _HARMLESS | set(NOT_UNDERSTOOD)
+    return config, facts, tuple(sorted(set(raw) - known))
+
+
+def _facts(fields: Fields, report: Report) -> Facts:
+    """What the config says of the base model and the training; what is no good is not said."""
+
+    def told(read: Callable[[str], T], name: str, otherwise: T) -> T:
+        with reporting(report):
+            return read(name)
+        return otherwise
+
+    def flag(name: str) -> bool:
+        return fields.boolean(name, False)
+
+    return Facts(
+        base_model=told(fields.text, "base_model_name_or_path", None),
+        revision=told(fields.text, "revision", None),
+        task_type=told(fields.task_type, "task_type", None),
+        dropout=told(fields.dropout, "lora_dropout", 0.0),
+        fan_in_fan_out=told(flag, "fan_in_fan_out", False),
+        rslora=told(flag, "use_rslora", False),
     )
-    known = field.seen | _HARMLESS | set(_NOT_UNDERSTOOD)
-    known |= {"peft_type", "init_lora_weights", "bias"}
-    return config, tuple(sorted(set(raw) - known))

@@ -28,10 +28,13 @@ class Matcher:
 
     where: Path
     seconds_left: float = TIME_LIMIT
+    stopped: InputError | None = None
     compiled: dict[str, regex.Pattern[str]] = field(default_factory=dict)
 
     def match(self, pattern: str, text: str) -> regex.Match[str] | None:
         """`re.match`. Raises InputError for what is no expression, too long, or takes too long."""
+        if self.stopped is not None:
+            raise self.stopped
         if len(pattern) > MAX_LENGTH:
             found = f"an expression of {len(pattern)} characters"
             raise InputError(self.where, found, "name the modules in a list")
@@ -42,7 +45,8 @@ class Matcher:
             return self.compiled[pattern].match(text, timeout=max(self.seconds_left, 1e-3))
         except TimeoutError:
             found = f"its expressions take too long, {pattern[:80]!r} on {text!r} for one"
-            raise InputError(self.where, found, "write them without nested repetition") from None
+            self.stopped = InputError(self.where, found, "write them without nested repetition")
+            raise self.stopped from None
         except (regex.error, RecursionError, MemoryError, OverflowError) as error:
             found = f"{pattern[:80]!r} is not a usable regular expression ({str(error)[:80]})"
             raise InputError(self.where, found, "correct it") from None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,43 +16,91 @@ from matplotlib.figure import Figure
 from fedlora_cli.errors import printable
 
 #: The palette of Okabe and Ito, which colour-blind people can tell apart, without its yellow, which
-#: paper loses. Lines differ in their dashes as well.
+#: paper loses. Lines differ in their dashes and markers as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-#: A map of one hue order that stays readable in grey and to the colour-blind.
+#: What lies within the shared rank and what lies beyond it: apart in hue, and dark and light.
+WITHIN, BEYOND = "#0072B2", "#F0B45A"
+
+#: What stands behind the data: notes, boundaries, thresholds.
+INK, QUIET, FAINT = "#1A1A1A", "#595959", "#D9D9D9"
+
+#: A map of one hue order that stays readable in grey and to the colour-blind; one with a middle.
 HEAT = "cividis"
+DIVERGING = "RdBu_r"
 
 _STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.grid": False,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.7,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlesize": 10,
     "axes.titlelocation": "left",
+    "axes.titlesize": 10,
     "axes.titleweight": "bold",
-    "axes.labelsize": 9,
-    "axes.grid": False,
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.hspace": 0.03,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.09,
+    "figure.constrained_layout.wspace": 0.03,
     "figure.facecolor": "white",
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "hatch.color": "#BFBFBF",
+    "hatch.linewidth": 0.6,
+    "legend.borderaxespad": 0,
     "legend.fontsize": 8,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
     "savefig.dpi": 160,
     "svg.hashsalt": "fedlora",  # the same figure, the same bytes
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "xtick.labelcolor": INK,
     "xtick.labelsize": 8,
+    "xtick.major.width": 0.7,
+    "ytick.color": QUIET,
+    "ytick.labelcolor": INK,
     "ytick.labelsize": 8,
+    "ytick.major.width": 0.7,
 }
 
 #: Nothing that would differ from one run to the next.
-_METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_METADATA = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+    "pdf": {"CreationDate": None},
+}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Everything drawn inside has this look, whatever the user's matplotlibrc says."""
+    with style.context(_STYLE, after_reset=True):
+        yield
+
+
+def new_figure(width: float, height: float, title: str = "") -> Figure:
+    """An empty figure of that size in inches; to be filled under the same `look`."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
+    return figure
 
 
 def new_axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of that size in inches, and its axes row by row."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height))
-        FigureCanvasAgg(figure)
+    with look():
+        figure = new_figure(width, height)
         grid = figure.subplots(rows, columns, squeeze=False)
     return figure, list(grid.flat)
 
@@ -71,8 +121,12 @@ def literal(name: str, length: int = 40) -> str:
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure as png, svg or pdf, the same bytes every time."""
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with look(), warnings.catch_warnings():
         # A name in a script that the font lacks shows as boxes; the tables have it in full.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
+        # The layout depends on the resolution and on the layout before it; one serves all kinds.
+        if figure.get_layout_engine() is not None:
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
     return buffer.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: From good to bad; `fedlora_cli.analysis.verdict` says what they mean, by numbers.
+#: From good to bad; `fedlora_cli.analysis.diagnosis.verdict` says what they mean, by numbers.
 Verdict = Literal["healthy", "at risk", "collapsing", "collapsed"]
 
 Subject = Literal["adapter", "clients", "rounds"]
@@ -139,8 +139,8 @@ class Trend:
     Lists have one entry per round. `names` are the rounds, `energy_ratio` their ρ at the shared
     rank, `clients_energy_ratio` that of the clients who hold more than it, `kept` the share κ of
     what these clients put beyond the shared rank that is left. `gamma` is the factor per round of
-    1 - ρ (of its odds, see `fedlora_cli.analysis.trend`), fitted to the rounds from `fitted_from`
-    on, counted from 1; `r_squared` how well it fits. `predicted_gamma` and
+    1 - ρ (of its odds: `fedlora_cli.analysis.diagnosis.trend`), fitted to the rounds from
+    `fitted_from` on, counted from 1; `r_squared` how well it fits. `predicted_gamma` and
     `predicted_energy_ratio` follow from ranks, samples and weights alone, without training.
     """
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class ModuleGroup:
     """Modules of one adapter that agree in all but their place in the model.
 
-    `target` is the last part of their names, `names` all of them in full, `bytes` their factors.
+    `target` is the last part of their names, `names` all of them in full, `parameters` the numbers
+    in their factors. `alpha` and `scale` are NaN where the config does not tell.
     """
 
     target: str
@@ -19,7 +20,7 @@ class ModuleGroup:
     alpha: float
     scale: float
     dtype: str
-    bytes: int
+    parameters: int
     names: tuple[str, ...]
 
 
@@ -45,8 +46,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class InspectedAdapter:
-    """What headers and config of one adapter say. `bytes` is the size of the weights file,
-    `samples` the count that its folder tells, `notes` are remarks that are no faults.
+    """What headers and config of one adapter say, as far as they can be read.
+
+    `rank` is the largest of any module, `bytes` the size of the weights file, `samples` the count
+    that was told, `notes` are remarks that are no faults.
     """
 
     name: str
@@ -57,7 +60,7 @@ class InspectedAdapter:
     rslora: bool
     rank: int
     parameters: int
-    bytes: int
+    bytes: int | None
     samples: float | None
     modules: tuple[ModuleGroup, ...]
     tensors: tuple[TensorRow, ...]
@@ -85,11 +88,14 @@ class Fault:
 @dataclass(frozen=True)
 class InspectReport:
     """One inspection. With `values`, every tensor was read and found finite or named in `faults`.
-    `faults` is empty exactly where `fedlora aggregate` would take these adapters.
+
+    `faults` is empty exactly where `fedlora aggregate` would take these adapters as clients, or
+    where fedlora wrote all of them and none is damaged.
     """
 
     adapters: tuple[InspectedAdapter, ...]
     differences: tuple[Difference, ...]
     faults: tuple[Fault, ...]
+    notes: tuple[str, ...]
     values: bool
     version: str

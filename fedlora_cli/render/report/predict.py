@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class PredictedPartition:
     """Rank indices first..last, counted from 1. `coverage` is the share of samples of the
-    `holders`, `absent` the probability that a round has no holder of it.
+    `holders`; `absent` and `alone` are the probabilities that a round has none of them, and one.
     """
 
     first: int
@@ -16,6 +16,7 @@ class PredictedPartition:
     holders: int
     coverage: float
     absent: float
+    alone: float
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class MethodForecast:
     `column_sums` (R,) are those of the weights with all clients present, the previous adapter's
     included where the method uses it; `energy_factors` (R,) the expected factor of the energy per
     round under the participation; `gamma` the largest of them beyond the shared rank: at which
-    1 - ρ decays in the end. `rounds_to_90` and `rounds_to_99` are the first rounds in which ρ
-    exceeds 0.9 and 0.99, None for never. `energy_ratio` is ρ by round, from round 0 on.
-    `largest_weight` is the most that one client of rank `heaviest_rank` gets anywhere with all
-    present, `note` what was assumed.
+    1 - ρ decays in the end, None where nothing lies beyond. `rounds_to_90` and `rounds_to_99` are
+    the first rounds in which ρ exceeds 0.9 and 0.99, None for never. `energy_ratio` is ρ by round,
+    from round 0 on, of the expected energies. `largest_weight` is the most that one client of rank
+    `heaviest_rank` gets anywhere with all present, `note` what was assumed.
     """
 
     name: str
@@ -46,12 +47,18 @@ class MethodForecast:
 
 @dataclass(frozen=True)
 class PredictReport:
-    """One forecast. `coverage` is by rank index; `start` is the assumed ρ of round 0."""
+    """One forecast. `coverage` is by rank index; `start` is the assumed ρ of round 0.
+
+    A round has `present` of the clients; `draws` is how many rounds the expectations are means of,
+    0 where they are exact.
+    """
 
     ranks: tuple[int, ...]
     samples: tuple[float, ...]
     shared_rank: int
     participation: float
+    present: int
+    draws: int
     start: float
     coverage: tuple[float, ...]
     partitions: tuple[PredictedPartition, ...]

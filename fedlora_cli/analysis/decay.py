@@ -1,0 +1,105 @@
+"""What becomes of the energy of each rank index over the rounds, told by weights alone.
+
+In a basis that stays and without training, one round multiplies the update at a rank index by the
+column sum of the weights there. Source: arXiv:2602.13486.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedlora_cli.method import Method
+from fedlora_cli.weights import FloatArray, Holdings, Rule
+
+#: How often a round multiplies the energy by a column sum: twice, and once more for each of the two
+#: factors where both are averaged on their own.
+_POWERS = {"stack": 2, "shared": 2, "average": 4}
+
+#: What sums of up to a million weights are off by.
+_ROUNDING = 1e-9
+
+
+def column_sums(method: Method, holdings: Holdings, rule: Rule | None = None) -> FloatArray:
+    """The sum of all weights at each rank index, the previous adapter's included if the method uses
+    it. `rule` stands in for the method's own, as another quorum does. Shape (R,).
+
+    >>> from fedlora_cli.methods import METHODS
+    >>> example = Holdings(np.array([1, 2]), np.array([30.0, 10.0]), np.ones(2), previous_rank=3)
+    >>> column_sums(METHODS["flexlora"], example)
+    array([1.  , 0.25, 0.  ])
+    >>> column_sums(METHODS["raflora"], example)
+    array([1., 1., 1.])
+    """
+    weights = (rule or method.rule)(holdings)
+    sums: FloatArray = weights.clients.sum(axis=0)
+    if method.uses_previous:
+        sums = sums + weights.previous
+    # A sum that is 1 but for rounding must not look like a decay that takes forever.
+    return np.where(np.abs(sums - 1.0) < _ROUNDING, 1.0, sums)
+
+
+def energy_factors(method: Method, holdings: Holdings, rule: Rule | None = None) -> FloatArray:
+    """By what one round multiplies the energy of each rank index. Shape (R,).
+
+    The square of the column sum; its fourth power where B and A are averaged apart, as both shrink.
+
+    >>> from fedlora_cli.methods import METHODS
+    >>> example = Holdings(np.array([1, 2]), np.array([10.0, 10.0]), np.ones(2))
+    >>> energy_factors(METHODS["flexlora"], example)
+    array([1.  , 0.25])
+    >>> energy_factors(METHODS["fedavg"], example)
+    array([1.    , 0.0625])
+    """
+    sums: FloatArray = column_sums(method, holdings, rule) ** _POWERS[method.merge]
+    return sums
+
+
+def gamma(factors: FloatArray, shared: int) -> float | None:
+    """The largest factor beyond the first `shared` rank indices: the rate at which 1 - ρ decays in
+    the end. None where nothing lies beyond.
+
+    >>> gamma(np.array([1.0, 0.25, 0.04]), shared=1)
+    0.25
+    """
+    return float(factors[shared:].max()) if len(factors) > shared else None
+
+
+def energy_ratio(
+    energies: FloatArray, factors: FloatArray, shared: int, rounds: float = 0
+) -> float:
+    """ρ after `rounds` rounds from these energies, both arrays of shape (R,).
+
+    >>> energy_ratio(np.array([2.0, 2.0]), np.array([1.0, 0.25]), shared=1, rounds=1)
+    0.8
+    """
+    # Divided by the largest factor, energies never all vanish.
+    left = energies * (factors / factors.max()) ** rounds
+    return float(left[:shared].sum() / left.sum())
+
+
+def rounds_until(
+    threshold: float, energies: FloatArray, factors: FloatArray, shared: int
+) -> int | None:
+    """The first round after which ρ exceeds `threshold`, 0 if it does already, None for never.
+
+    No factor beyond the shared rank may be larger than those within, so that ρ never falls.
+
+    >>> rounds_until(0.9, np.array([2.0, 2.0]), np.array([1.0, 0.25]), shared=1)
+    2
+    >>> rounds_until(0.9, np.array([2.0, 2.0]), np.array([1.0, 1.0]), shared=1)
+    """
+
+    def exceeds(rounds: float) -> bool:
+        return energy_ratio(energies, factors, shared, rounds) > threshold
+
+    if exceeds(0):
+        return 0
+    if not exceeds(np.inf):
+        return None
+    low, high = 0, 1
+    while not exceeds(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if exceeds(middle) else (middle, high)
+    return high

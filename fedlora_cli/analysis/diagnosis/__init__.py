@@ -1,0 +1,1 @@
+"""Rank collapse as files show it: spectra, similarity, trend, verdict."""

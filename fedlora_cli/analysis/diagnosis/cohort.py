@@ -1,0 +1,203 @@
+"""What only a cohort shows: who holds what, who stands out, who is like whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedlora_cli import engine, lowrank
+from fedlora_cli.aggregation.influence import partitions
+from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.analysis.diagnosis.similarity import Products, cosines, cosines_to_others, products
+from fedlora_cli.cohort import Cohort
+from fedlora_cli.factors import Factors
+from fedlora_cli.render.report.diagnose import (
+    AdapterRow,
+    ClientFinding,
+    CohortFindings,
+    HoldingRow,
+    Similarity,
+)
+from fedlora_cli.spectrum import FloatArray
+
+#: Singular values that agree within this share of the largest, in every module, are a copy's, up
+#: to float32 rounding.
+_SAME = 1e-6
+
+#: The factor that makes a median absolute deviation the standard deviation of a normal variable.
+_MAD = 1.4826
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The singular values of every client, by module, and the products of all clients' updates;
+    None where similarity was not asked for.
+    """
+
+    spectra: tuple[dict[str, FloatArray], ...]
+    products: Products | None
+
+
+def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bool) -> Measured:
+    """Read every tensor once, module by module. Raises InputError."""
+    spectra: tuple[dict[str, FloatArray], ...] = tuple({} for _ in cohort.clients)
+    total: Products | None = None
+
+    def one_module(name: str) -> tuple[list[FloatArray | None], Products | None]:
+        found = [client.adapter.modules.get(name) for client in cohort.clients]
+        factors = [None if module is None else module.read() for module in found]
+        if not similar:
+            return [None if f is None else lowrank.spectrum(f).numpy() for f in factors], None
+        updates = [None if f is None else _svd(f) for f in factors]
+        return [None if one is None else one.s.numpy() for one in updates], products(updates)
+
+    for name, (values, alike) in zip(
+        cohort.modules, engine.run(one_module, cohort.modules, jobs, progress), strict=True
+    ):
+        for own, s in zip(spectra, values, strict=True):
+            if s is not None:
+                own[name] = s
+        total = alike if total is None or alike is None else total + alike
+    return Measured(spectra, total)
+
+
+def findings(
+    plan: Plan, rows: Sequence[AdapterRow], measured: Measured, shared_rank: int
+) -> CohortFindings:
+    """What the cohort shows. `plan` is raFLoRA's for it, `rows` are its adapters."""
+    weights = plan.weights()
+    alike = measured.products
+    none = np.full(len(rows), np.nan)
+    outliers = robust_z(np.array([row.norm for row in rows]))
+    cosine = none if alike is None else cosines_to_others(alike.inner, plan.cohort.samples)
+    overlap = none if alike is None else _mean_overlap(alike)
+    largest = np.max([one.max(axis=1, initial=0.0) for one in weights.values()], axis=0)
+    clients = tuple(
+        ClientFinding(
+            name=row.name,
+            outlier=_finite(outliers[k]),
+            cosine=_finite(cosine[k]),
+            overlap=_finite(overlap[k]),
+            max_weight=float(largest[k]),
+        )
+        for k, row in enumerate(rows)
+    )
+    return CohortFindings(
+        energy_ratio=holders_energy_ratio(rows, shared_rank),
+        clients=clients,
+        partitions=_holdings(plan, weights, rows),
+        similarity=None if alike is None else _similarity(alike),
+        copies=copies(plan.cohort.names, measured.spectra),
+    )
+
+
+def robust_z(norms: FloatArray) -> FloatArray:
+    """(ln x - median) / (1.4826 MAD), not a number where x is zero or nothing varies. Shape (K,).
+
+    Source: Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993.
+    """
+    logs = np.log(norms, out=np.full(norms.shape, np.nan), where=norms > 0)
+    if np.isnan(logs).all():
+        return logs
+    away = logs - np.nanmedian(logs)
+    spread = _MAD * float(np.nanmedian(np.abs(away)))
+    return away / spread if spread > 0 else np.full(norms.shape, np.nan)
+
+
+def holders_energy_ratio(rows: Sequence[AdapterRow], shared_rank: int) -> float | None:
+    """ρ of the updates of those clients that hold more than the shared rank, averaged by samples;
+    None if there are none, or none with any energy.
+    """
+    return _mean_share([row for row in rows if row.rank > shared_rank], 0, shared_rank)
+
+
+def copies(
+    names: Sequence[str], spectra: Sequence[Mapping[str, FloatArray]]
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of clients with the same singular values in every module: the same update, or one
+    turned or mirrored. Clients without any energy are no copies of each other.
+    """
+    found = []
+    for k, own in enumerate(spectra):
+        if not any(s.size for s in own.values()):
+            continue
+        original = next((j for j in range(k) if _same(spectra[j], own)), None)
+        if original is not None:
+            found.append((names[original], names[k]))
+    return tuple(found)
+
+
+def _same(one: Mapping[str, FloatArray], other: Mapping[str, FloatArray]) -> bool:
+    return one.keys() == other.keys() and all(
+        s.size == other[name].size
+        and bool((np.abs(s - other[name]) <= _SAME * s.max(initial=0.0)).all())
+        for name, s in one.items()
+    )
+
+
+def _svd(factors: Factors) -> lowrank.Svd:
+    ones = torch.ones(factors.rank, dtype=torch.float64)
+    return lowrank.svd(lowrank.stack([factors]), ones)[0]
+
+
+def _holdings(
+    plan: Plan, weights: Mapping[str, FloatArray], rows: Sequence[AdapterRow]
+) -> tuple[HoldingRow, ...]:
+    return tuple(
+        HoldingRow(
+            first=row.first,
+            last=row.last,
+            holders=row.holders,
+            coverage=row.coverage,
+            energy=_mean_share(
+                [one for one in rows if one.rank >= row.last], row.first - 1, row.last
+            ),
+            max_weight=row.max_weight,
+            heaviest=row.heaviest,
+        )
+        for row in partitions(plan, weights, plan.cohort.distinct_ranks)
+    )
+
+
+def _mean_share(rows: Sequence[AdapterRow], first: int, last: int) -> float | None:
+    """The share of their own energy in rank indices first+1..last, averaged by samples."""
+    holders = [row for row in rows if sum(row.energy) > 0]
+    if not holders:
+        return None
+    shares = [sum(row.energy[first:last]) / sum(row.energy) for row in holders]
+    samples = [row.samples or 0.0 for row in holders]
+    return float(np.average(shares, weights=samples if any(samples) else None))
+
+
+def _mean_overlap(alike: Products) -> FloatArray:
+    """By client, the overlap with the others, left and right, over all modules in common."""
+    others = 1 - np.eye(len(alike.modules))
+    common = (alike.modules * others).sum(axis=1)
+    both = ((alike.left + alike.right) / 2 * others).sum(axis=1)
+    return _quotient(both, common)
+
+
+def _similarity(alike: Products) -> Similarity:
+    return Similarity(
+        cosine=_matrix(cosines(alike.inner)),
+        left=_matrix(_quotient(alike.left, alike.modules)),
+        right=_matrix(_quotient(alike.right, alike.modules)),
+    )
+
+
+def _quotient(total: FloatArray, number: FloatArray) -> FloatArray:
+    """total / number, not a number where there are none."""
+    nothing = np.full(total.shape, np.nan)
+    mean: FloatArray = np.divide(total, number, out=nothing, where=number > 0)
+    return mean
+
+
+def _matrix(values: FloatArray) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(_finite(value) for value in row) for row in values)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,49 @@
+"""Rank collapse, as files show it: of one adapter, of a cohort, of a series of rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedlora_cli import engine
+from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
+from fedlora_cli.analysis.diagnosis.places import find_adapters
+from fedlora_cli.analysis.diagnosis.round import diagnose_clients
+from fedlora_cli.analysis.diagnosis.series import diagnose_series
+from fedlora_cli.errors import UsageError
+from fedlora_cli.provenance import read_provenance
+from fedlora_cli.render.report.diagnose import DiagnoseReport
+
+DEFAULTS = DiagnoseOptions()
+
+
+def _quiet(stage: str) -> engine.Progress:
+    return lambda done, total: None
+
+
+def diagnose(
+    paths: Sequence[Path | str],
+    options: DiagnoseOptions = DEFAULTS,
+    stage: Callable[[str], engine.Progress] = _quiet,
+) -> DiagnoseReport:
+    """Diagnose one adapter, the clients of a round, or global adapters in order of their rounds.
+
+    `paths` are adapter folders, folders of them, or a folder of rounds: folders that each hold an
+    adapter named `global`. Several adapters are rounds if fedlora aggregated all of them, clients
+    if it did none, unless `options.subject` says which. Raises UsageError and InputError.
+    """
+    given = [Path(path) for path in paths]
+    folders, remarks = find_adapters(given)
+    origins = [read_provenance(folder) for folder in folders]
+    aggregated = sum(origin is not None for origin in origins)
+    clients = options.subject == "clients"
+    if options.subject is None and len(folders) > 1:
+        if 0 < aggregated < len(folders):
+            found = f"{aggregated} of {len(folders)} adapters are global ones that fedlora wrote"
+            raise UsageError("PATHS", found, "give clients or rounds, or say which with --as")
+        clients = aggregated == 0
+    if clients:
+        return diagnose_clients(given, options, stage)
+    report = diagnose_series(folders, origins, options, stage)
+    return replace(report, warnings=(*remarks, *report.warnings))

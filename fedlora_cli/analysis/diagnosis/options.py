@@ -1,0 +1,36 @@
+"""Everything that `fedlora diagnose` lets a person choose, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedlora_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DiagnoseOptions:
+    """The choices of one diagnosis.
+
+    - `subject`: what several adapters are; None to tell by whether fedlora aggregated them.
+    - `shared_rank`: r of ρ_r; None for that of the cohort, or of the reports beside the adapters.
+    - `samples`, `base`: as in an aggregation. `similarity`: compare the clients pairwise; None to
+      do so up to 100 clients.
+    - `jobs`: threads, 0 for all cores.
+
+    Raises UsageError for a number out of its range.
+    """
+
+    subject: Literal["clients", "rounds"] | None = None
+    shared_rank: int | None = None
+    samples: Path | None = None
+    base: str | None = None
+    similarity: bool | None = None
+    jobs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shared_rank is not None and self.shared_rank < 1:
+            raise UsageError("--shared-rank", f"{self.shared_rank}", "it must be 1 or more")
+        if self.jobs < 0:
+            raise UsageError("--jobs", f"{self.jobs}", "it must be 0 or more; 0 is all cores")

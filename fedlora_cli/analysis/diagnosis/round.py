@@ -1,0 +1,96 @@
+"""The diagnosis of one round's clients, before anything is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedlora_cli import engine
+from fedlora_cli.aggregation.influence import lone_holders
+from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.plan import make_plan
+from fedlora_cli.analysis.diagnosis.cohort import findings, measure
+from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
+from fedlora_cli.analysis.diagnosis.spectra import adapter_row
+from fedlora_cli.clients import Clients, read_clients
+from fedlora_cli.render.report.aggregate import rank_range
+from fedlora_cli.render.report.diagnose import AdapterRow, CohortFindings, DiagnoseReport
+from fedlora_cli.version import __version__
+
+#: Pairs of clients grow with their square: with more clients, similarity must be asked for.
+MOST_COMPARED = 100
+
+#: A robust z beyond which a norm stands out, and the fewest clients for which that means anything.
+_OUTLIER = 3.5
+_FEWEST = 5
+
+
+def diagnose_clients(
+    paths: Sequence[Path], options: DiagnoseOptions, stage: Callable[[str], engine.Progress]
+) -> DiagnoseReport:
+    """What the clients in `paths` hold, and how they stand to each other. Raises InputError."""
+    found = read_clients(paths, options.samples, options.base)
+    cohort = found.cohort
+    shared_rank = options.shared_rank or cohort.shared_rank
+    few = len(cohort.clients) <= MOST_COMPARED
+    similar = few if options.similarity is None else options.similarity
+    jobs = options.jobs or engine.available_cores()
+    measured = measure(cohort, jobs, stage("reading clients"), similar=similar)
+    bounds = sorted({*cohort.distinct_ranks, min(shared_rank, cohort.rank)})
+    rows = tuple(
+        adapter_row(
+            client.name,
+            client.adapter,
+            spectra,
+            shared_rank,
+            [bound for bound in bounds if bound <= client.adapter.rank],
+            samples=client.samples,
+            share=float(client.samples / cohort.samples.sum()),
+        )
+        for client, spectra in zip(cohort.clients, measured.spectra, strict=True)
+    )
+    plan = make_plan(cohort, Options(method="raflora"))
+    seen = findings(plan, rows, measured, shared_rank)
+    lone = [
+        f"rank index {rank_range(first, last)} is held by {cohort.names[k]} alone: under raflora "
+        f"it has weight {weight:.2f} there; `fedlora aggregate --quorum` bounds that"
+        for (first, last, k), (weight, _) in lone_holders(
+            plan, plan.weights(), cohort.distinct_ranks
+        ).items()
+    ]
+    skipped = () if similar else (f"more than {MOST_COMPARED} clients: --similarity compares them",)
+    return DiagnoseReport(
+        subject="clients",
+        verdict=None,
+        reason="a verdict needs what was made of these clients: diagnose the global adapters",
+        shared_rank=shared_rank,
+        energy_ratio=seen.energy_ratio,
+        adapters=rows,
+        cohort=seen,
+        trend=None,
+        warnings=(*_remarks(found), *skipped, *_oddities(rows, seen), *lone),
+        version=__version__,
+    )
+
+
+def _remarks(found: Clients) -> tuple[str, ...]:
+    uniform = "no sample counts found, all clients count the same; --samples FILE gives them"
+    return (*([uniform] if found.uniform else []), *found.remarks, *found.cohort.notes)
+
+
+def _oddities(rows: Sequence[AdapterRow], seen: CohortFindings) -> list[str]:
+    """Clients that stand out: by their norm, as copies, without any update."""
+    warnings = [f"{row.name} has no update at all; its factors multiply to zero" for row in rows
+                if row.norm == 0]  # fmt: skip
+    for row, client in zip(rows, seen.clients, strict=True):
+        if len(rows) >= _FEWEST and client.outlier is not None and abs(client.outlier) > _OUTLIER:
+            warnings.append(
+                f"the update of {row.name} has norm {row.norm:.3g}, a robust z of "
+                f"{client.outlier:+.1f} among the clients"
+            )
+    warnings += [
+        f"{copy} has the singular values of {original} in every module: the same update, or one "
+        "turned or mirrored"
+        for original, copy in seen.copies
+    ]
+    return warnings

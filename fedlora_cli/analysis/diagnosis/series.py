@@ -1,0 +1,113 @@
+"""The diagnosis of global adapters: one, or a series of rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from fedlora_cli import engine, formats, lowrank
+from fedlora_cli.adapter import Adapter
+from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
+from fedlora_cli.analysis.diagnosis.places import order_remarks, round_name
+from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds
+from fedlora_cli.analysis.diagnosis.trend import fit, trend
+from fedlora_cli.analysis.diagnosis.verdict import judge
+from fedlora_cli.errors import InputError
+from fedlora_cli.provenance import Provenance
+from fedlora_cli.render.report.diagnose import DiagnoseReport, Trend, Verdict
+from fedlora_cli.spectrum import FloatArray
+from fedlora_cli.version import __version__
+
+#: Told what is being done, before every stage, and gives the progress of that stage.
+Stage = Callable[[str], engine.Progress]
+
+#: The fewest rounds whose κ shows a direction.
+_FEWEST_ROUNDS = 3
+
+
+def diagnose_series(
+    folders: Sequence[Path],
+    origins: Sequence[Provenance | None],
+    options: DiagnoseOptions,
+    stage: Stage,
+) -> DiagnoseReport:
+    """The diagnosis of global adapters, in the order of their rounds; one alone is a series too.
+
+    Raises InputError.
+    """
+    adapters = [formats.read(folder) for folder in folders]
+    _check_series(adapters)
+    told = [origin.shared_rank for origin in origins if origin is not None]
+    shared_rank = options.shared_rank or min(told, default=None)
+    known = sorted({c.rank for origin in origins if origin for c in origin.clients})
+    spectra = _spectra(adapters, options.jobs or engine.available_cores(), stage)
+    rows = tuple(
+        adapter_row(
+            round_name(adapter.path),
+            adapter,
+            own,
+            shared_rank,
+            partition_bounds(adapter.rank, known, shared_rank),
+        )
+        for adapter, own in zip(adapters, spectra, strict=True)
+    )
+    course = None if shared_rank is None else trend(rows, origins, shared_rank)
+    verdict, reason = _verdict(course, origins)
+    single = len(rows) == 1 and options.subject is None
+    return DiagnoseReport(
+        subject="adapter" if single else "rounds",
+        verdict=verdict,
+        reason=reason,
+        shared_rank=shared_rank,
+        energy_ratio=rows[-1].energy_ratio,
+        adapters=rows,
+        cohort=None,
+        trend=None if single else course,
+        warnings=(*(n for a in adapters for n in a.notes), *order_remarks(folders)),
+        version=__version__,
+    )
+
+
+def _verdict(
+    course: Trend | None, origins: Sequence[Provenance | None]
+) -> tuple[Verdict | None, str]:
+    if course is None:
+        return None, "no shared rank is known here; give --shared-rank"
+    told = all(origin is not None for origin in origins)
+    if not told and course.rounds == 1:
+        return None, "nothing tells what the clients put there; give the rounds before it as well"
+    left = course.kept[-1]
+    if left is None:
+        return None, "there is no energy in it"
+    _, rate, _ = fit(course.kept) if course.rounds >= _FEWEST_ROUNDS else (None, None, None)
+    verdict, reason = judge(left, rate, course.predicted_gamma)
+    if not told:
+        reason += " (compared with the first round, as nothing tells what the clients put there)"
+    return verdict, reason
+
+
+def _spectra(adapters: Sequence[Adapter], jobs: int, stage: Stage) -> list[dict[str, FloatArray]]:
+    """The singular values of every module of every adapter, each tensor read once."""
+    tasks = [(k, name) for k, adapter in enumerate(adapters) for name in sorted(adapter.modules)]
+    result: list[dict[str, FloatArray]] = [{} for _ in adapters]
+
+    def one(task: tuple[int, str]) -> FloatArray:
+        k, name = task
+        values: FloatArray = lowrank.spectrum(adapters[k].modules[name].read()).numpy()
+        return values
+
+    for (k, name), s in zip(tasks, engine.run(one, tasks, jobs, stage("reading")), strict=True):
+        result[k][name] = s
+    return result
+
+
+def _check_series(adapters: Sequence[Adapter]) -> None:
+    """Whether these can be one model's rounds. Raises InputError."""
+    for earlier, later in pairwise(adapters):
+        for name in earlier.modules.keys() & later.modules.keys():
+            one, other = earlier.modules[name].shape, later.modules[name].shape
+            if one != other:
+                here, there = f"{other[0]} x {other[1]}", f"{one[0]} x {one[1]}"
+                found = f"{name} is {here}, but {there} in {earlier.path}"
+                raise InputError(later.path, found, "leave out the adapters of another base model")

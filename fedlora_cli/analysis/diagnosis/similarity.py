@@ -1,0 +1,92 @@
+"""How alike the clients' updates are, from the Gram matrices of their singular vectors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_cli.lowrank import Svd
+from fedlora_cli.spectrum import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """Sums over modules, each (K, K): inner products ‹ΔW_j, ΔW_k›, overlaps of the left and of the
+    right singular subspaces, and in how many modules both clients have an update.
+    """
+
+    inner: FloatArray
+    left: FloatArray
+    right: FloatArray
+    modules: FloatArray
+
+    def __add__(self, other: Products) -> Products:
+        return Products(
+            self.inner + other.inner,
+            self.left + other.left,
+            self.right + other.right,
+            self.modules + other.modules,
+        )
+
+
+def products(updates: Sequence[Svd | None]) -> Products:
+    """One module of K clients; None for a client that does not adapt it.
+
+    ‹ΔW_j, ΔW_k› = tr((B_jᵀ B_k)(A_k A_jᵀ)) with B = U diag(s) and A = Vᵀ; the overlaps are
+    ‖U_jᵀ U_k‖_F² / min(r_j, r_k), φ of the LoRA paper (arXiv:2106.09685, §7.2), likewise for V.
+    """
+    present = [k for k, one in enumerate(updates) if one is not None and one.s.numel()]
+    found = [one for one in updates if one is not None and one.s.numel()]
+    total = np.zeros((4, len(updates), len(updates)))
+    if found:
+        ranks = [one.s.numel() for one in found]
+        U, V = torch.cat([one.U for one in found], dim=1), torch.cat([one.Vh for one in found])
+        s = torch.cat([one.s for one in found])
+        left, right = U.T @ U, V @ V.T
+        smaller = np.minimum.outer(ranks, ranks)
+        at = np.ix_(present, present)
+        total[0][at] = _block_sums(left * right * torch.outer(s, s), ranks)
+        total[1][at] = _block_sums(left.square(), ranks) / smaller
+        total[2][at] = _block_sums(right.square(), ranks) / smaller
+        total[3][at] = 1.0
+    return Products(*total)
+
+
+def cosines(inner: FloatArray) -> FloatArray:
+    """‹ΔW_j, ΔW_k› / (‖ΔW_j‖ ‖ΔW_k‖), not a number where an update is zero. Shape (K, K).
+
+    >>> cosines(np.array([[4.0, 2.0], [2.0, 1.0]]))
+    array([[1., 1.],
+           [1., 1.]])
+    """
+    norms = np.sqrt(np.diagonal(inner))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine: FloatArray = np.clip(inner / np.outer(norms, norms), -1.0, 1.0)
+    return cosine
+
+
+def cosines_to_others(inner: FloatArray, samples: FloatArray) -> FloatArray:
+    """The cosine of every update with the sample-weighted sum of all others. Shape (K,).
+
+    >>> cosines_to_others(np.array([[4.0, 2.0], [2.0, 1.0]]), np.array([1.0, 3.0]))
+    array([1., 1.])
+    """
+    weights = np.broadcast_to(samples, inner.shape) * (1 - np.eye(len(samples)))
+    dot = np.einsum("kj,kj->k", weights, inner)
+    norms = np.einsum("kj,ji,ki->k", weights, inner, weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = np.sqrt(np.diagonal(inner))
+        cosine: FloatArray = np.clip(dot / (own * np.sqrt(np.maximum(norms, 0.0))), -1.0, 1.0)
+    return cosine
+
+
+def _block_sums(matrix: Tensor, ranks: Sequence[int]) -> FloatArray:
+    """The sum over every block of clients (j, k) of a matrix over their directions."""
+    starts = np.cumsum([0, *ranks[:-1]])
+    rows = np.add.reduceat(matrix.numpy(), starts, axis=0)
+    sums: FloatArray = np.add.reduceat(rows, starts, axis=1)
+    return sums

@@ -1,0 +1,112 @@
+"""The singular values of one adapter, module by module, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedlora_cli.adapter import Adapter, Module
+from fedlora_cli.render.report.diagnose import AdapterRow, EnergyRow, ModuleSpectrum
+from fedlora_cli.spectrum import (
+    FloatArray,
+    effective_rank,
+    energy,
+    energy_ratio,
+    pooled_energy,
+    rank_for_energy,
+    stable_rank,
+)
+
+#: A direction that holds less than this share of its module's energy is dead: a thousandth of the
+#: norm, which is what float16 rounds away.
+DEAD = 1e-6
+
+
+def adapter_row(
+    name: str,
+    adapter: Adapter,
+    spectra: Mapping[str, FloatArray],
+    shared_rank: int | None,
+    bounds: Sequence[int],
+    samples: float | None = None,
+    share: float | None = None,
+) -> AdapterRow:
+    """All that the singular values of its modules say of an adapter."""
+    modules = tuple(
+        _module(module, adapter.modules[module], spectra[module], shared_rank)
+        for module in sorted(spectra)
+    )
+    by_index = pooled_energy(list(spectra.values()))
+    pooled = np.sqrt(by_index)
+    return AdapterRow(
+        name=name,
+        path=str(adapter.path),
+        rank=adapter.rank,
+        samples=samples,
+        share=share,
+        energy_ratio=_ratio(list(spectra.values()), shared_rank),
+        effective_rank=effective_rank(pooled),
+        stable_rank=stable_rank(pooled),
+        rank_90=rank_for_energy(pooled, 0.90),
+        rank_95=rank_for_energy(pooled, 0.95),
+        rank_99=rank_for_energy(pooled, 0.99),
+        dead=sum(row.dead for row in modules),
+        directions=sum(row.rank for row in modules),
+        norm=float(np.sqrt(by_index.sum())),
+        energy=tuple(float(value) for value in by_index),
+        partitions=tuple(energy_rows(by_index, bounds)),
+        modules=modules,
+    )
+
+
+def energy_rows(by_index: FloatArray, bounds: Sequence[int]) -> list[EnergyRow]:
+    """The share of the energy in every partition with these upper bounds, ascending."""
+    total = float(by_index.sum())
+    return [
+        EnergyRow(first + 1, last, float(by_index[first:last].sum()) / total if total else None)
+        for first, last in zip([0, *bounds], bounds, strict=False)
+    ]
+
+
+def partition_bounds(rank: int, known: Sequence[int], shared_rank: int | None) -> list[int]:
+    """Upper bounds of the partitions of an adapter: the clients' ranks where they are known, else
+    the shared rank and its doublings, 1 and its doublings without one.
+
+    >>> partition_bounds(16, [2, 8], None), partition_bounds(12, [], 3)
+    ([2, 8, 16], [3, 6, 12])
+    """
+    bounds = {bound for bound in known if bound < rank}
+    if not known:
+        bound = shared_rank or 1
+        while bound < rank:
+            bounds.add(bound)
+            bound *= 2
+    if shared_rank is not None and shared_rank < rank:
+        bounds.add(shared_rank)
+    return [*sorted(bounds), rank]
+
+
+def _module(name: str, module: Module, s: FloatArray, shared_rank: int | None) -> ModuleSpectrum:
+    total = energy(s)
+    return ModuleSpectrum(
+        name=name,
+        shape=module.shape,
+        rank=module.rank,
+        energy_ratio=_ratio([s], shared_rank),
+        effective_rank=effective_rank(s),
+        stable_rank=stable_rank(s),
+        rank_90=rank_for_energy(s, 0.90),
+        rank_95=rank_for_energy(s, 0.95),
+        rank_99=rank_for_energy(s, 0.99),
+        dead=module.rank - int((np.square(s) >= DEAD * total).sum()) if total else module.rank,
+        norm=float(np.sqrt(total)),
+        singular_values=tuple(float(value) for value in s),
+    )
+
+
+def _ratio(spectra: Sequence[FloatArray], shared_rank: int | None) -> float | None:
+    if shared_rank is None:
+        return None
+    ratio = energy_ratio(spectra, shared_rank)
+    return ratio if np.isfinite(ratio) else None

@@ -1,0 +1,140 @@
+"""ρ over a series of rounds: its decay as measured and as the weights predict it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedlora_cli.analysis.decay import energy_factors
+from fedlora_cli.analysis.diagnosis.verdict import kept
+from fedlora_cli.methods import METHODS
+from fedlora_cli.provenance import Contributor, Provenance
+from fedlora_cli.render.report.diagnose import AdapterRow, Trend
+from fedlora_cli.spectrum import FloatArray
+from fedlora_cli.weights import Holdings
+
+#: The fewest rounds from which a rate is fitted, where there are so many.
+_FEWEST = 3
+
+
+def trend(
+    rows: Sequence[AdapterRow], origins: Sequence[Provenance | None], shared_rank: int
+) -> Trend:
+    """The trend of these global adapters, in the order of their rounds.
+
+    Where one of them does not say what its clients brought, the reference of every round is the
+    global adapter of the round before, so that κ compares with the first.
+    """
+    beyond = [None if row.energy_ratio is None else 1 - row.energy_ratio for row in rows]
+    known = all(origin is not None for origin in origins)
+    brought = [
+        None if origin is None or not known else clients_beyond(origin.clients, shared_rank)
+        for origin in origins
+    ]
+    left = kept(beyond, brought if known else [beyond[0], *([None] * (len(rows) - 1))])
+    factors = [_factors(row, origin) for row, origin in zip(rows, origins, strict=True)]
+    start, gamma, r_squared = fit([_odds(h) for h in beyond])
+    return Trend(
+        rounds=len(rows),
+        names=tuple(row.name for row in rows),
+        energy_ratio=tuple(row.energy_ratio for row in rows),
+        clients_energy_ratio=tuple(None if e is None else 1 - e for e in brought),
+        kept=tuple(left),
+        gamma=gamma,
+        r_squared=r_squared,
+        fitted_from=start,
+        predicted_gamma=_predicted_gamma(factors, shared_rank),
+        predicted_energy_ratio=tuple(_predicted(rows[0], factors, shared_rank)),
+    )
+
+
+def clients_beyond(clients: Sequence[Contributor], shared_rank: int) -> float | None:
+    """The share of energy beyond the shared rank in the updates of the clients that hold more than
+    it, averaged by samples. None if nobody does, or none of them has any energy.
+    """
+    holders = [c for c in clients if c.rank > shared_rank and sum(c.energy) > 0]
+    if not holders:
+        return None
+    shares = [sum(c.energy[shared_rank:]) / sum(c.energy) for c in holders]
+    samples = [c.samples for c in holders]
+    return float(np.average(shares, weights=samples if any(samples) else None))
+
+
+def fit(values: Sequence[float | None]) -> tuple[int | None, float | None, float | None]:
+    """The factor per round of a geometric series: where the fit begins (from 1), γ and r².
+
+    Least squares of ln value over the round, on the later half of those that are positive and at
+    least three of them: by then the slowest partition is what is left. Without two of them, None.
+
+    >>> [round(x, 12) for x in fit([1.0, 0.5, 0.25, 0.125])]
+    [2, 0.5, 1.0]
+    """
+    rounds = np.array([t for t, value in enumerate(values) if value is not None and value > 0])
+    rounds = rounds[-max(_FEWEST, -(-len(rounds) // 2)) :]
+    if len(rounds) < 2:
+        return None, None, None
+    y = np.log([values[t] for t in rounds])
+    slope, intercept = np.polyfit(rounds, y, 1)
+    residual = float(np.square(y - (slope * rounds + intercept)).sum())
+    spread = float(np.square(y - y.mean()).sum())
+    # Two points fit any line, and a constant has nothing to explain.
+    explained = len(rounds) > 2 and spread > len(rounds) * np.finfo(np.float64).eps
+    r_squared = 1 - residual / spread if explained else None
+    return int(rounds[0]) + 1, float(np.exp(slope)), r_squared
+
+
+def _odds(beyond: float | None) -> float | None:
+    """h / (1 - h): the energy beyond the shared rank relative to that within it.
+
+    Weights that leave the shared rank alone multiply this by exactly γ a round; for ρ near 1 it is
+    1 - ρ itself.
+    """
+    return None if beyond is None or beyond >= 1 else beyond / (1 - beyond)
+
+
+def _factors(row: AdapterRow, origin: Provenance | None) -> FloatArray | None:
+    """What the weights of that round did to the energy of each rank index; None if unknown."""
+    if origin is None or origin.method not in METHODS:
+        return None
+    method = METHODS[origin.method]
+    holdings = Holdings(
+        ranks=np.array([client.rank for client in origin.clients]),
+        samples=np.array([client.samples for client in origin.clients]),
+        norms=np.sqrt([sum(client.energy) for client in origin.clients]),
+        previous_rank=row.rank if origin.previous and method.uses_previous else 0,
+    )
+    if method.with_quorum is not None and origin.quorum is not None:
+        method = replace(method, rule=method.with_quorum(origin.quorum))
+    return energy_factors(method, holdings)
+
+
+def _predicted_gamma(factors: Sequence[FloatArray | None], shared_rank: int) -> float | None:
+    """The geometric mean over the rounds of the largest factor beyond the shared rank.
+
+    The first round counts only where it is the only one: it had no round before it to shrink.
+    """
+    known = [one for one in factors if one is not None]
+    if not any(one.size > shared_rank for one in known):
+        return None
+    # A round whose clients hold nothing beyond it leaves nothing there.
+    later = [one for one in factors[1:] if one is not None] or known
+    largest = [one[shared_rank:].max(initial=0.0) for one in later]
+    return float(np.prod(np.power(largest, 1 / len(largest))))
+
+
+def _predicted(
+    first: AdapterRow, factors: Sequence[FloatArray | None], shared_rank: int
+) -> list[float | None]:
+    """ρ by round, if the first global adapter met these weights round after round, untrained."""
+    energy = np.array(first.energy)
+    result: list[float | None] = []
+    for t, factor in enumerate(factors):
+        if t > 0:
+            if factor is None:
+                break
+            energy = energy * np.pad(factor, (0, energy.size))[: energy.size]
+        total = float(energy.sum())
+        result.append(float(energy[:shared_rank].sum()) / total if total > 0 else None)
+    return result + [None] * (len(factors) - len(result))

@@ -1,0 +1,1 @@
+"""What is in adapters, how they differ, and what is wrong with them."""

@@ -1,0 +1,73 @@
+"""What is in one adapter, by headers: modules that are alike stand together."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from fedlora_cli.adapter import Adapter, Module
+from fedlora_cli.errors import printable
+from fedlora_cli.render.report.inspect import InspectedAdapter, ModuleGroup, Origin, TensorRow
+
+
+def contents(
+    name: str, adapter: Adapter, samples: float | None, origin: Origin | None, remarks: list[str]
+) -> InspectedAdapter:
+    """One adapter as a report has it, `remarks` among its notes."""
+    groups = _groups(adapter)
+    tensors = tuple(
+        TensorRow(key, tensor.shape, tensor.dtype, tensor.owner)
+        for key, tensor in adapter.tensors.items()
+    )
+    in_tensors = sum(math.prod(tensor.shape) for tensor in tensors)
+    return InspectedAdapter(
+        name=name,
+        path=text(adapter.path),
+        base_model=adapter.facts.base_model,
+        revision=adapter.facts.revision,
+        task_type=adapter.facts.task_type,
+        rslora=adapter.facts.rslora,
+        rank=max((group.rank for group in groups), default=0),
+        parameters=sum(group.parameters for group in groups) + in_tensors,
+        bytes=_size(adapter.weights_file),
+        samples=samples,
+        modules=groups,
+        tensors=tensors,
+        origin=origin,
+        notes=tuple(map(printable, (*adapter.notes, *remarks))),
+    )
+
+
+def _groups(adapter: Adapter) -> tuple[ModuleGroup, ...]:
+    alike: dict[tuple[object, ...], dict[str, Module]] = {}
+    for name, module in adapter.modules.items():
+        looks = (module.kind, module.shape, module.rank, module.alpha, module.scale, module.dtype)
+        alike.setdefault((name.split(".")[-1], *looks), {})[name] = module
+    return tuple(_group(modules) for modules in alike.values())
+
+
+def _group(modules: dict[str, Module]) -> ModuleGroup:
+    name, first = next(iter(modules.items()))
+    return ModuleGroup(
+        target=name.split(".")[-1],
+        kind=first.kind,
+        shape=first.shape,
+        rank=first.rank,
+        alpha=first.alpha,
+        scale=first.scale,
+        dtype=first.dtype,
+        parameters=len(modules) * first.rank * sum(first.shape),
+        names=tuple(modules),
+    )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def text(name: object) -> str:
+    """The name with what no document can hold written as escapes: bytes that are not UTF-8."""
+    return str(name).encode(errors="backslashreplace").decode()

@@ -1,0 +1,164 @@
+"""What is in adapters, how they differ, and every fault that would stop an aggregation of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedlora_cli import formats
+from fedlora_cli.adapter import Adapter
+from fedlora_cli.analysis.inspection.contents import contents, text
+from fedlora_cli.analysis.inspection.differences import differences
+from fedlora_cli.analysis.inspection.origin import is_reported, origin
+from fedlora_cli.clients import find_folders, read_clients
+from fedlora_cli.counts import told_samples
+from fedlora_cli.errors import InputError, Report, printable, reporting
+from fedlora_cli.provenance import read_provenance
+from fedlora_cli.render.report.inspect import Fault, InspectReport, Origin
+from fedlora_cli.version import __version__
+
+if TYPE_CHECKING:  # torch comes with it, and headers need none
+    from fedlora_cli.engine import Progress
+
+#: Told what is being done, before every stage, and gives the progress of that stage.
+Stage = Callable[[str], "Progress"]
+
+
+def _quiet(stage: str) -> Progress:
+    return lambda done, total: None
+
+
+def inspect(
+    paths: Sequence[Path | str],
+    samples: Path | None = None,
+    base: str | None = None,
+    *,
+    values: bool = False,
+    jobs: int = 0,
+    stage: Stage = _quiet,
+) -> InspectReport:
+    """What headers tell of the adapters in `paths`: adapter folders, or folders of these.
+
+    They are checked as the clients of one aggregation with these `samples` and this `base`. Global
+    adapters that fedlora wrote stand apart from that, unless `samples` counts them. With `values`,
+    every tensor is read too. Bad input raises nothing here: it is a fault in the report.
+    """
+    faults: dict[Fault, None] = {}  # in the order in which they were found
+
+    def report(error: InputError) -> None:
+        faults.setdefault(Fault(error.where, error.found, error.cure))
+
+    places = [Path(path) for path in paths]
+    folders, remarks = find_folders(places, report)
+    origins = {folder: origin(folder) for folder in folders}
+    apart = _apart(folders, origins, samples)
+    clients = sorted(set(folders) - set(apart))
+    found: list[_Found] = []
+    if clients:
+        found += _clients(clients if apart else places, samples, base, report)
+    voting = len(found)
+    for folder in apart:
+        with reporting(report):
+            if clients:
+                told_samples(folder)  # refuses a global adapter, as aggregate does
+            read_provenance(folder)
+        with reporting(report):
+            # Global adapters of several rounds may well have one name.
+            name = folder.resolve().name if len(apart) == 1 else str(folder)
+            found.append(_Found(text(name), formats.read(folder, report), None))
+    zeros = _values(found, clients, jobs, stage("reading values"), report) if values else {}
+    return InspectReport(
+        adapters=tuple(
+            contents(
+                one.name,
+                one.adapter,
+                one.samples,
+                origins[one.adapter.path],
+                _untrained(zeros.get(one.adapter.path, 0)),
+            )
+            for one in found
+        ),
+        differences=differences([(one.name, one.adapter) for one in found if one.adapter.modules]),
+        faults=tuple(faults),
+        notes=(*map(printable, remarks), *_remarks(found[:voting], origins)),
+        values=values,
+        version=__version__,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """An adapter under its name, and the sample count that was told."""
+
+    name: str
+    adapter: Adapter
+    samples: float | None
+
+
+def _apart(
+    folders: list[Path], origins: Mapping[Path, Origin | None], samples: Path | None
+) -> list[Path]:
+    """The folders that are no clients: all, where fedlora wrote all of them, else those that
+    aggregate would tell from clients. With a file of counts, it takes any adapter for one.
+    """
+    if samples is not None:
+        return []
+    reported = [folder for folder in folders if is_reported(folder)]
+    written = [folder for folder in folders if origins[folder] or folder in reported]
+    return folders if len(written) == len(folders) else reported
+
+
+def _clients(
+    paths: Sequence[Path], samples: Path | None, base: str | None, report: Report
+) -> list[_Found]:
+    """The clients that aggregate would find there, with their faults."""
+    read = read_clients(paths, samples, base, report)
+    result = []
+    for client in read.cohort.clients:
+        told = None if read.uniform else client.samples
+        if read.uniform and samples is None:
+            # One wrong count makes all of them uniform; the others are known nevertheless.
+            with reporting(report):
+                told = told_samples(client.adapter.path)
+        result.append(_Found(text(client.name), client.adapter, told))
+    return result
+
+
+def _values(
+    found: Sequence[_Found],
+    clients: Sequence[Path],
+    jobs: int,
+    progress: Progress,
+    report: Report,
+) -> Counter[Path]:
+    """Reads all values, and counts the factors that are all zero, by adapter."""
+    from fedlora_cli.analysis.inspection.values import check_base_weights, look_at
+
+    looks = look_at([one.adapter for one in found], jobs, progress)
+    for look in looks:
+        for fault in look.faults:
+            report(fault)
+    cohort = set(clients)
+    check_base_weights((look for look in looks if look.item.adapter.path in cohort), report)
+    zeros: Counter[Path] = Counter()
+    for look in looks:
+        zeros[look.item.adapter.path] += look.zeros
+    return zeros
+
+
+def _untrained(zeros: int) -> list[str]:
+    if not zeros:
+        return []
+    return [f"{zeros} of its factors are all zero: untrained, or padded"]
+
+
+def _remarks(found: Sequence[_Found], origins: Mapping[Path, Origin | None]) -> list[str]:
+    """A remark for every global adapter that would count as a client."""
+    return [
+        f"{one.name} was written by fedlora; aggregate would count it as a client"
+        for one in found
+        if origins[one.adapter.path]
+    ]

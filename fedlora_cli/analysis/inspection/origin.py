@@ -1,0 +1,55 @@
+"""Whether fedlora wrote an adapter itself, by what stands beside the weights or in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedlora_cli.errors import InputError
+from fedlora_cli.files.documents import exists, parse_object, read_object
+from fedlora_cli.files.safetensors import read_metadata
+from fedlora_cli.formats import peft
+from fedlora_cli.provenance import AGGREGATE, REPORT, read_provenance
+from fedlora_cli.render.report.inspect import Origin
+
+#: Characters of a name that stands in an untrusted file.
+_LONGEST = 80
+
+
+def is_reported(folder: Path) -> bool:
+    """Whether a report beside the adapter says that fedlora aggregated it, well or damaged."""
+    try:
+        document = read_object(folder / REPORT, finite=False)
+    except InputError:
+        return False
+    return str(document.get("schema", "")).startswith(AGGREGATE)
+
+
+def origin(folder: Path) -> Origin | None:
+    """How fedlora made the adapter in `folder`; None where it did not, or nobody can tell.
+
+    Where weights travel alone, their own metadata is asked.
+    """
+    try:
+        if not exists(folder / REPORT):
+            return _from_metadata(folder / peft.WEIGHTS)
+        said = read_provenance(folder)
+    except InputError:
+        return None
+    if said is None:
+        return None
+    clients = len(said.clients)
+    return Origin(said.method[:_LONGEST], said.version[:_LONGEST], clients, said.shared_rank)
+
+
+def _from_metadata(weights: Path) -> Origin | None:
+    """What `formats.peft.write` was given to keep. Raises InputError."""
+    text = read_metadata(weights).get("fedlora")
+    match {} if text is None else parse_object(text.encode(), where=weights):
+        case {
+            "method": str(method),
+            "version": str(version),
+            "shared_rank": int(rank),
+            "clients": list(clients),
+        }:
+            return Origin(method[:_LONGEST], version[:_LONGEST], len(clients), rank)
+    return None

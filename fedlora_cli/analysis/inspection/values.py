@@ -1,0 +1,75 @@
+"""Reads every tensor once: what is not finite is a fault, what is all zero was never trained."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fedlora_cli import engine, lowrank
+from fedlora_cli.adapter import Adapter, FullTensor, Module
+from fedlora_cli.errors import InputError, Report, reporting
+
+
+@dataclass(frozen=True)
+class Item:
+    """A module or another tensor, and where it comes from."""
+
+    adapter: Adapter
+    name: str
+    content: Module | FullTensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """What reading an item showed. `zeros` are its factors that are all zero, `digest` is that of
+    base weights, which must be the same everywhere.
+    """
+
+    item: Item
+    faults: tuple[InputError, ...]
+    zeros: int = 0
+    digest: str | None = None
+
+
+def look_at(adapters: Sequence[Adapter], jobs: int, progress: engine.Progress) -> list[Look]:
+    """Every tensor of these adapters, on so many threads; 0 is all cores. Raises nothing."""
+    items = [item for adapter in adapters for item in _items(adapter)]
+    return list(engine.run(_look, items, jobs or engine.available_cores(), progress))
+
+
+def _items(adapter: Adapter) -> list[Item]:
+    modules = [Item(adapter, name, module) for name, module in adapter.modules.items()]
+    return modules + [Item(adapter, name, tensor) for name, tensor in adapter.tensors.items()]
+
+
+def check_base_weights(looks: Iterable[Look], report: Report) -> None:
+    """Base weights are not trained, so clients that differ in them had different base models."""
+    first: dict[str, str] = {}
+    for look in looks:
+        name = look.item.name
+        if look.digest is not None and first.setdefault(name, look.digest) != look.digest:
+            found = f"its base weights {name} differ from the other clients'"
+            cure = "start all clients from one base model with one vocabulary"
+            report(InputError(look.item.adapter.weights_file, found, cure))
+
+
+def _look(item: Item) -> Look:
+    faults: list[InputError] = []
+    zeros, digest = 0, None
+    with reporting(faults.append):
+        if isinstance(item.content, Module):
+            factors = item.content.read(faults.append)
+            zeros = sum(not factor.any() for factor in (factors.B, factors.A))
+            # Without a scale, nobody knows how large the update is.
+            known = not faults and not math.isnan(factors.scale)
+            if known and not math.isfinite(lowrank.norm(factors)):
+                found = f"the update of {item.name} is larger than any number"
+                raise InputError(item.adapter.path, found, "leave this client out")
+        else:
+            tensor = item.content.read(faults.append)
+            if item.content.owner is None:
+                # Equal numbers of any dtype, as bytes: with 0.0 added, there is no -0.0.
+                digest = hashlib.sha256((tensor.double() + 0.0).numpy().tobytes()).hexdigest()
+    return Look(item, tuple(faults), zeros, digest)

@@ -1,0 +1,1 @@
+"""Rank collapse as ranks and sample counts foretell it."""

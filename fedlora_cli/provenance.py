@@ -1,0 +1,110 @@
+"""What `fedlora aggregate` wrote beside a global adapter: of whom it was made, and how."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora_cli.errors import InputError
+from fedlora_cli.files.documents import exists, read_object
+
+REPORT = "fedlora.json"
+
+#: The beginning of the schema of every aggregation's report.
+AGGREGATE = "fedlora.aggregate/"
+
+_CURE = "take the file that fedlora wrote, or move it away"
+
+
+@dataclass(frozen=True)
+class Contributor:
+    """A client of that round. `energy` is that of its own update by singular direction, pooled over
+    modules.
+    """
+
+    name: str
+    rank: int
+    samples: float
+    energy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a global adapter came about. `previous` says whether it had a previous one to build on,
+    `quorum` is None for the method's own.
+    """
+
+    method: str
+    version: str
+    shared_rank: int
+    quorum: float | None
+    previous: bool
+    clients: tuple[Contributor, ...]
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """What is known of the adapter in `folder`; None where fedlora did not aggregate it.
+
+    Raises InputError for a report that is damaged.
+    """
+    path = folder / REPORT
+    if not exists(path):
+        return None
+    document = read_object(path, finite=False)
+    if not str(document.get("schema", "")).startswith(AGGREGATE):
+        return None
+    options = _field(path, document, "options", dict)
+    quorum = options.get("--quorum")
+    if quorum is not None and not (_is_number(quorum) and quorum <= 1):
+        raise _wrong(path, "--quorum", quorum)
+    clients = _field(path, document, "clients", list)
+    if not clients:
+        raise _wrong(path, "clients", clients)
+    return Provenance(
+        method=_field(path, document, "method", str),
+        version=_field(path, document, "version", str),
+        shared_rank=_rank(path, document, "shared_rank"),
+        quorum=quorum,
+        previous="--previous" in options,
+        clients=tuple(_contributor(path, client) for client in clients),
+    )
+
+
+def _contributor(path: Path, client: Any) -> Contributor:
+    if not isinstance(client, dict):
+        raise _wrong(path, "a client", client)
+    samples = _field(path, client, "samples", (int, float))
+    energy = _field(path, client, "energy", list)
+    if not _is_number(samples) or not all(_is_number(value) for value in energy):
+        raise _wrong(path, "samples or energy of a client", client)
+    return Contributor(
+        name=_field(path, client, "name", str),
+        rank=_rank(path, client, "rank"),
+        samples=float(samples),
+        energy=tuple(float(value) for value in energy),
+    )
+
+
+def _rank(path: Path, document: dict[str, Any], name: str) -> int:
+    value = _field(path, document, name, int)
+    if type(value) is not int or value < 1:
+        raise _wrong(path, name, value)
+    return value
+
+
+def _field(path: Path, document: dict[str, Any], name: str, kind: Any) -> Any:
+    value = document.get(name)
+    if not isinstance(value, kind):
+        raise _wrong(path, name, value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    """A number that counts something: finite and not negative."""
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def _wrong(path: Path, name: str, value: Any) -> InputError:
+    return InputError(path, f"{name} is {repr(value)[:80]}", _CURE)

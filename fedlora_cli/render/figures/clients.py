@@ -1,0 +1,113 @@
+"""A cohort: what each client puts where, who resembles whom, who decides."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from fedlora_cli.render.figures.canvas import COLOURS, DIVERGING, HEAT, QUIET, literal, new_figure
+from fedlora_cli.render.figures.heat import matrix
+from fedlora_cli.render.figures.panels import (
+    heading,
+    legend_below,
+    nothing,
+    numbers,
+    percent_axis,
+    thinned,
+)
+from fedlora_cli.render.report.aggregate import rank_range
+from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, HoldingRow, Similarity
+
+_LABELS = 100
+_KEYS = 8
+
+
+def clients_figure(report: DiagnoseReport, title: str) -> Figure:
+    """(a) each client's energy by partition, (b) their similarity where known, (c) the holders."""
+    similarity = None if report.cohort is None else report.cohort.similarity
+    holdings = () if report.cohort is None else report.cohort.partitions
+    bars = 2.2 + (0.3 if len(report.adapters) <= 20 else 0.13) * len(report.adapters)
+    right = (4.2 if similarity else 0) + 2.5 + 0.3 * len(holdings)
+    figure = new_figure(11.5, min(max(bars, right), 16), title)
+    if similarity is None:
+        left, lower = figure.subplots(1, 2)
+    else:
+        heights = (4.2, 2.1 + 0.3 * len(holdings))
+        panels = figure.subplot_mosaic([["a", "b"], ["a", "c"]], height_ratios=heights)
+        left, lower = panels["a"], panels["c"]
+        _similarity(panels["b"], similarity, [row.name for row in report.adapters])
+    _bars(left, report.adapters)
+    _holders(lower, holdings)
+    return figure
+
+
+def _bars(axes: Axes, rows: tuple[AdapterRow, ...]) -> None:
+    bounds = sorted({(part.first, part.last) for row in rows for part in row.partitions})
+    colours = mpl.colormaps[HEAT](np.linspace(0.08, 0.95, max(len(bounds), 1)))
+    named = thinned(len(bounds), _KEYS)
+    left = np.zeros(len(rows))
+    for i, (first, last) in enumerate(bounds):
+        found = [{(p.first, p.last): p.energy for p in row.partitions} for row in rows]
+        share = np.nan_to_num(numbers(parts.get((first, last)) for parts in found))
+        axes.barh(
+            range(len(rows)), share, 0.6 if len(rows) <= 12 else 0.8, left, color=colours[i],
+            edgecolor="white", linewidth=0.5 if len(rows) <= 40 else 0.2,
+            label=rank_range(first, last) if i in named else None,
+        )  # fmt: skip
+        left += share
+    for empty in np.flatnonzero(left == 0):
+        axes.text(0.01, float(empty), "no energy", va="center", fontsize=7, color=QUIET)
+    size = 8 if len(rows) <= 30 else 6
+    positions = thinned(len(rows), _LABELS)
+    axes.set_yticks(positions, [_label(rows[i]) for i in positions], fontsize=size)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, 1)
+    percent_axis(axes.xaxis)
+    axes.set_xlabel("share of the client's own energy, by rank index")
+    axes.set_ylabel("client, rank, share of the samples")
+    heading(axes, "What each client puts at which rank index", "its own strongest directions first")
+    legend_below(axes, 4)
+
+
+def _label(row: AdapterRow) -> str:
+    share = "" if row.share is None else f", {100 * row.share:.2g} %"
+    return f"{literal(row.name, 24)}, r {row.rank}{share}"
+
+
+def _similarity(axes: Axes, similarity: Similarity, names: list[str]) -> None:
+    values = np.array([numbers(row) for row in similarity.cosine]).reshape(len(names), len(names))
+    matrix(axes, values, names, "cosine similarity", Normalize(-1, 1), DIVERGING)
+    heading(axes, "How alike the updates are", "cosine of the updates, all modules as one vector")
+
+
+def _holders(axes: Axes, rows: tuple[HoldingRow, ...]) -> None:
+    title = "Who decides at which rank index"
+    if not rows:
+        nothing(axes, title, "Nothing is known of who holds which rank index.")
+        return
+    heading(axes, title, "far apart: few samples decide much")
+    y = np.arange(len(rows))
+    coverage, weight = numbers(r.coverage for r in rows), numbers(r.max_weight for r in rows)
+    axes.hlines(y, coverage, weight, color=QUIET, linewidth=1)
+    axes.plot(coverage, y, "o", color=COLOURS[0], markersize=7, label="holders' share of samples")
+    axes.plot(
+        weight, y, "D", color=COLOURS[1], markersize=7, markerfacecolor="white",
+        markeredgewidth=1.6, label="largest weight of one client under raFLoRA",
+    )  # fmt: skip
+    axes.set_yticks(y, [_holding(row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(-0.03, 1.05)
+    percent_axis(axes.xaxis)
+    axes.grid(axis="x")
+    axes.set_xlabel("share")
+    axes.set_ylabel("rank index: holders (heaviest)")
+    legend_below(axes, 1)
+
+
+def _holding(row: HoldingRow) -> str:
+    heaviest = "" if row.heaviest is None else f" ({literal(row.heaviest, 16)})"
+    return f"{rank_range(row.first, row.last)}: {row.holders}{heaviest}"

@@ -1,0 +1,93 @@
+"""Heat maps: of shares of energy on one logarithmic scale, of matrices with their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from fedlora_cli.render.figures.canvas import HEAT, INK, literal
+from fedlora_cli.render.figures.panels import Floats, percent_axis, thinned
+
+#: The scale ends where a direction is dead: the same colour means the same share in every figure.
+DEAD = 1e-6
+
+#: As many numbers as a matrix holds legibly in each direction, and as many names.
+_NUMBERS = 12
+_NAMES = 25
+
+
+def energy_map(axes: Axes, values: Floats, label: str) -> AxesImage:
+    """Shares of energy (rows, columns), both counted from 1. Hatched where there is none to show,
+    darkest what is dead.
+    """
+    rows, columns = values.shape
+    norm = LogNorm(vmin=DEAD, vmax=1)
+    image = _image(axes, np.where(values > 0, values, np.where(values == 0, DEAD / 10, np.nan)),
+                   norm, HEAT, (0.5, columns + 0.5, rows + 0.5, 0.5))  # fmt: skip
+    bar = _colour_bar(axes, image, label, extend="min")
+    percent_axis(bar)
+    bar.set_minor_locator(NullLocator())
+    return image
+
+
+def boundary(draw: Callable[..., Line2D], shared_rank: int | None, width: int) -> None:
+    """A line on a map of `width` rank indices, by axhline or axvline, behind the shared rank."""
+    if shared_rank is None or not 0 < shared_rank < width:
+        return
+    draw(shared_rank + 0.5, color="white", linewidth=2.4)
+    draw(shared_rank + 0.5, color="black", linewidth=1, linestyle=(0, (3, 2)))
+
+
+def matrix(
+    axes: Axes, values: Floats, names: Sequence[str], label: str, norm: Normalize, colours: str
+) -> AxesImage:
+    """A matrix between the same names in both directions, with its numbers where they fit."""
+    size = len(names)
+    image = _image(axes, values, norm, colours, None)
+    _colour_bar(axes, image, label, extend="neither")
+    positions = thinned(size, _NAMES)
+    labels = [literal(names[i], 18) for i in positions]
+    upright = size > 6 or max(map(len, labels), default=0) > 8
+    axes.set_xticks(positions, labels, rotation=90 if upright else 0, fontsize=7.5)
+    axes.set_yticks(positions, labels, fontsize=7.5)
+    if size <= _NUMBERS:
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                light = np.dot(image.to_rgba(np.array([value]))[0, :3], (0.299, 0.587, 0.114)) > 0.5
+                axes.text(
+                    j, i, f"{value:.2f}".replace("-0.00", "0.00"), ha="center", va="center",
+                    fontsize=7, color=INK if light else "white",
+                )  # fmt: skip
+    return image
+
+
+def _image(
+    axes: Axes,
+    values: Floats,
+    norm: Normalize,
+    colours: str,
+    extent: tuple[float, float, float, float] | None,
+) -> AxesImage:
+    axes.patch.set(hatch="////", edgecolor="#BFBFBF", linewidth=0)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=2)
+    return axes.imshow(
+        np.ma.masked_invalid(values), norm=norm, cmap=colours, extent=extent, aspect="auto",
+        interpolation="nearest",
+    )  # fmt: skip
+
+
+def _colour_bar(axes: Axes, image: AxesImage, label: str, *, extend: str) -> Axis:
+    bar = axes.figure.colorbar(
+        image, ax=axes, extend=extend, extendfrac=0.025, aspect=28, pad=0.02, fraction=0.06
+    )
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    return bar.ax.yaxis

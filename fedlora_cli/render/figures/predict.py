@@ -1,0 +1,112 @@
+"""A forecast: ρ over the rounds, and what one round leaves of the energy of each rank index."""
+
+from __future__ import annotations
+
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedlora_cli.render.figures.canvas import COLOURS, DASHES, HEAT, MARKERS, look, new_figure
+from fedlora_cli.render.report.aggregate import rank_range
+from fedlora_cli.render.report.predict import MethodForecast, PredictReport
+from fedlora_cli.render.view import count, share
+
+#: So many partitions have room for a number each, and so many for a label each.
+_NUMBERED = 8
+_LABELLED = 16
+
+_LABEL_WIDTH = 26
+
+Group = tuple[str, MethodForecast]
+
+
+def predict_figure(report: PredictReport) -> Figure:
+    """Left ρ over the rounds, right the factor of the energy; methods that agree are one line."""
+    groups = _groups(report.methods)
+    lines = sum(label.count("\n") + 1 for label, _ in groups)
+    with look():
+        title = f"Forecast for {count(len(report.ranks), 'client')}, without training"
+        figure = new_figure(10.5, max(4.4, 2.2 + 0.26 * lines), title)
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))
+        _curves(left, report, groups)
+        _map(figure, right, report, groups)
+    return figure
+
+
+def _groups(methods: tuple[MethodForecast, ...]) -> list[Group]:
+    """Methods with the same factors under one label, those that keep most first."""
+    names: dict[tuple[float, ...], list[str]] = {}
+    first: dict[tuple[float, ...], MethodForecast] = {}
+    for method in methods:
+        key = tuple(round(factor, 9) for factor in method.energy_factors)
+        names.setdefault(key, []).append(method.name.replace("raflora, ", ""))
+        first.setdefault(key, method)
+    ordered = sorted(first, key=lambda key: (-sum(key), list(first).index(key)))
+    return [(_label(names[key]), first[key]) for key in ordered]
+
+
+def _label(names: list[str]) -> str:
+    r"""Names in a few short lines; a quorum is raflora's.
+
+    >>> _label(["raflora", "residual", "quorum 0.25"])
+    'raflora, residual,\nraflora with quorum 0.25'
+    """
+    quorums = [name for name in names if name.startswith("quorum")]
+    plain = ", ".join(name for name in names if name not in quorums)
+    if not quorums:
+        return fill(plain, _LABEL_WIDTH)
+    last = fill(f"raflora with {', '.join(quorums)}", _LABEL_WIDTH)
+    return f"{fill(plain + ',', _LABEL_WIDTH)}\n{last}" if plain else last
+
+
+def _curves(axes: Axes, report: PredictReport, groups: list[Group]) -> None:
+    for i, (label, method) in enumerate(groups):
+        place = i % len(COLOURS)
+        rounds = np.arange(len(method.energy_ratio))
+        axes.plot(
+            rounds, method.energy_ratio, color=COLOURS[place], linestyle=DASHES[place],
+            marker=MARKERS[place], markevery=max(1, len(rounds) // 10), label=label,
+            clip_on=False, zorder=3,
+        )  # fmt: skip
+    axes.axhline(0.99, color="#8A8A8A", linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("round")
+    axes.set_ylabel(f"ρ, share of the energy in rank index {rank_range(1, report.shared_rank)}")
+    axes.set_title("Rank collapse; dotted: ρ = 0.99")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+
+
+def _map(figure: Figure, axes: Axes, report: PredictReport, groups: list[Group]) -> None:
+    parts = report.partitions
+    firsts = [part.first - 1 for part in parts]
+    values = np.array([method.energy_factors for _, method in groups])[:, firsts]
+    image = axes.imshow(values, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+    numbered = len(parts) <= _NUMBERED
+    if numbered:
+        for (row, column), value in np.ndenumerate(values):
+            dark = value < 0.5
+            axes.text(
+                column, row, share(float(value)), ha="center", va="center", fontsize=8,
+                color="white" if dark else "black",
+            )  # fmt: skip
+    else:
+        bar = figure.colorbar(image, ax=axes, shrink=0.8)
+        bar.set_label("factor of the energy")
+    step = -(-len(parts) // _LABELLED)
+    ticks = range(0, len(parts), step)
+    axes.set_xticks(ticks, [rank_range(parts[i].first, parts[i].last) for i in ticks])
+    if len(parts) > _NUMBERED:
+        axes.tick_params(axis="x", rotation=60)
+    axes.set_yticks(range(len(groups)), [label for label, _ in groups])
+    for edge in range(1, len(groups)):
+        axes.axhline(edge - 0.5, color="white", linewidth=2)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xlabel("rank index")
+    expected = ", expected" if report.present < len(report.ranks) else ""
+    axes.set_title(f"Energy left after one round{expected}")

@@ -1,0 +1,149 @@
+"""A series of rounds: whether the energy beyond the shared rank stays, and where it went."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedlora_cli.render.figures.canvas import COLOURS, QUIET, literal, new_figure
+from fedlora_cli.render.figures.heat import boundary, energy_map
+from fedlora_cli.render.figures.modules import MOST, module_map
+from fedlora_cli.render.figures.panels import (
+    Floats,
+    decades,
+    floor,
+    heading,
+    legend_below,
+    nothing,
+    numbers,
+    percent_axis,
+    shares,
+    whole_ticks,
+)
+from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, Trend
+
+_PREDICTED = ":"
+
+#: The share κ below which a verdict is `at risk` and `collapsed`.
+THRESHOLDS = ((0.5, "at risk below 50 %"), (0.1, "collapsed below 10 %"))
+
+
+def rounds_figure(report: DiagnoseReport, title: str) -> Figure:
+    """(a) 1 - ρ by round, (b) rounds × rank index, (c) κ by round, (d) the last round's modules."""
+    last = report.adapters[-1]
+    lower = max(3.9, 1.6 + 0.145 * min(len(last.modules), MOST))
+    figure = new_figure(11.5, 4.6 + lower, title)
+    grid = figure.subplots(2, 2, height_ratios=(4.0, lower), width_ratios=(1, 1.1))
+    (beyond, ranks), (kept, modules) = grid
+    if report.trend is None:
+        nothing(beyond, "Energy beyond the shared rank", "The rounds show no trend.")
+        nothing(kept, "What is left of the clients' energy", "The rounds show no trend.")
+    else:
+        _beyond(beyond, report.trend, report.shared_rank)
+        _kept(kept, report.trend)
+    _ranks(ranks, report.adapters, report.shared_rank)
+    module_map(modules, last.modules, report.shared_rank, f" in {literal(last.name, 24)}")
+    return figure
+
+
+def _beyond(axes: Axes, trend: Trend, shared_rank: int | None) -> None:
+    title = "Energy beyond the shared rank"
+    series = [1 - numbers(values) for values in (
+        trend.energy_ratio, trend.clients_energy_ratio, trend.predicted_energy_ratio
+    )]  # fmt: skip
+    if not any(np.isfinite(values).any() for values in series):
+        nothing(axes, title, "There is no shared rank, or no energy.")
+        return
+    heading(axes, title, _decay(trend))
+    known = np.concatenate(series[:2] if np.isfinite(series[0]).any() else series)
+    bottom = floor(known)
+    decades(axes, bottom, 1.15)
+    looks = (("-o", "global adapter"), ("--s", "clients above the shared rank"),
+             (_PREDICTED, "predicted without training"))  # fmt: skip
+    for values, (form, label), colour in zip(series, looks, (*COLOURS[:2], "black"), strict=True):
+        _line(axes, values, bottom, form, label, colour)
+    if any((values < bottom).any() for values in series):
+        axes.plot([], [], "v", color=QUIET, markerfacecolor="white", label="below the scale")
+    _round_axis(axes, trend)
+    rank = "the shared rank" if shared_rank is None else f"rank {shared_rank}"
+    axes.set_ylabel(f"1 - ρ: energy beyond {rank} (log scale)")
+    legend_below(axes, 2)
+
+
+def _line(axes: Axes, values: Floats, bottom: float, form: str, label: str, colour: str) -> None:
+    """One series; gaps where there is no number, triangles on the axis for what is below it."""
+    if not np.isfinite(values).any():
+        return
+    rounds = np.arange(1, values.size + 1)
+    visible = np.where(values > 0, values, np.nan)
+    axes.plot(rounds, visible, form, color=colour, label=label, markersize=4)
+    below = np.flatnonzero(values < bottom)
+    if form == _PREDICTED:
+        below = below[:1]  # it never comes back
+    if below.size:
+        axes.plot(
+            rounds[below], np.full(below.size, bottom), "v", color=colour, clip_on=False,
+            markersize=5, markerfacecolor="white", zorder=5,
+        )  # fmt: skip
+
+
+def _decay(trend: Trend) -> str:
+    parts = []
+    if trend.gamma is not None:
+        fit = f"γ = {trend.gamma:.3g} per round"
+        if trend.fitted_from is not None:
+            fit += f" from round {trend.fitted_from} on"
+        if trend.r_squared is not None:
+            fit += f" (R² {trend.r_squared:.2f})"
+        parts.append(fit)
+    if trend.predicted_gamma is not None:
+        parts.append(f"predicted {trend.predicted_gamma:.3g}")
+    return "; ".join(parts)
+
+
+def _round_axis(axes: Axes, trend: Trend) -> None:
+    axes.set_xlim(0.5, trend.rounds + 0.5)
+    whole_ticks(axes.xaxis)
+    first, last = literal(trend.names[0], 20), literal(trend.names[-1], 20)
+    axes.set_xlabel(f"round ({first})" if trend.rounds == 1 else f"round ({first} to {last})")
+
+
+def _kept(axes: Axes, trend: Trend) -> None:
+    title = "What is left of what the clients put there"
+    values = numbers(trend.kept)
+    if not np.isfinite(values).any():
+        nothing(axes, title, "Without the clients' adapters nobody can tell.")
+        return
+    heading(axes, title, "κ: share of their energy beyond the shared rank")
+    rounds = np.arange(1, values.size + 1)
+    axes.plot(rounds, values, "-o", color=COLOURS[0], markersize=4, clip_on=False)
+    axes.set_ylim(0, max(1.05, 1.05 * float(np.nanmax(values))))
+    _round_axis(axes, trend)
+    for level, label in THRESHOLDS:
+        axes.axhline(level, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            label, (1, level), (0, 2), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=QUIET,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+        )  # fmt: skip
+    percent_axis(axes.yaxis)
+    axes.set_ylabel("κ: share kept")
+
+
+def _ranks(axes: Axes, rows: tuple[AdapterRow, ...], shared_rank: int | None) -> None:
+    title = "Where the global adapter's energy lies"
+    width = max((len(row.energy) for row in rows), default=0)
+    values = np.full((width, len(rows)), np.nan)
+    for i, row in enumerate(rows):
+        values[: len(row.energy), i] = shares(row.energy)
+    if not np.isfinite(values).any():
+        nothing(axes, title, "No round has any energy.")
+        return
+    heading(axes, title, "all modules together")
+    energy_map(axes, values, "share of the round's energy")
+    boundary(axes.axhline, shared_rank, width)
+    whole_ticks(axes.xaxis)
+    whole_ticks(axes.yaxis)
+    axes.set_xlabel("round")
+    axes.set_ylabel("rank index")

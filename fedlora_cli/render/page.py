@@ -1,0 +1,73 @@
+"""A view and its figure as one HTML page, which needs nothing but itself."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from fedlora_cli.errors import printable
+from fedlora_cli.render.view import Bar, Column, Paragraph, Table, View
+
+#: What a tone says to those who do not see its colour: a sign, and a word for screen readers.
+_TONES = {
+    "plain": ("", ""),
+    "good": ("✓", "Good: "),
+    "warning": ("!", "Warning: "),
+    "bad": ("✕", "Bad: "),
+}
+
+
+def page(view: View, svg: bytes) -> str:
+    """The headline, the figure, and all that the view holds: every row, whatever a terminal shows.
+
+    `svg` comes from matplotlib and is taken as it is; every text is escaped, and characters that
+    control a terminal or the direction of writing are spelled out. Same input, same page.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["printable"] = printable
+    environment.tests["table"] = lambda block: isinstance(block, Table)
+    environment.tests["bar"] = lambda cell: isinstance(cell, Bar)
+    source = resources.files("fedlora_cli.render").joinpath("page.html").read_text("utf-8")
+    return environment.from_string(source).render(
+        view=view, figure=_inline(svg), tone=_tone, label=_label, is_head=_is_head,
+        has_number=_has_number, width=_width, percent=_percent,
+    )  # fmt: skip
+
+
+def _inline(svg: bytes) -> Markup:
+    """The element alone: a page has no place for another document's head."""
+    text = svg.decode()
+    return Markup(text[text.index("<svg") :].strip())  # noqa: S704 - our own drawing
+
+
+def _tone(block: Paragraph) -> tuple[str, str]:
+    return _TONES[block.tone]
+
+
+def _label(table: Table) -> str:
+    """What a table without a title is about: its columns."""
+    return ", ".join(column.name for column in table.columns if column.name)
+
+
+def _is_head(column: Column, position: int) -> bool:
+    """Whether the cell says what its row is about."""
+    return position == 0 and column.kind in ("name", "text")
+
+
+def _has_number(columns: tuple[Column, ...], position: int) -> bool:
+    """Whether a column beside the bar has its number: the two share one name."""
+    return not columns[position].name or not all(c.name for c in columns[position + 1 :][:1])
+
+
+def _width(cell: Bar) -> str:
+    """The length of a bar in percent; any share at all shows as something."""
+    share = min(max(cell.share or 0.0, 0.0), 1.0)
+    return f"{max(100 * share, 0.6 if share else 0.0):.2f}"
+
+
+def _percent(cell: Bar) -> str:
+    return "-" if cell.share is None else f"{100 * cell.share:.3g} %"

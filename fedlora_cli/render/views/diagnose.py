@@ -1,0 +1,32 @@
+"""What a diagnosis shows: one view for adapters, clients and rounds each, one verdict for all."""
+
+from __future__ import annotations
+
+from fedlora_cli.render.report.diagnose import DiagnoseReport, Verdict
+from fedlora_cli.render.view import Paragraph, Tone, View, wrapped
+from fedlora_cli.render.views.adapter import adapter_blocks, adapter_summary
+from fedlora_cli.render.views.clients import clients_blocks, clients_summary
+from fedlora_cli.render.views.rounds import rounds_blocks, rounds_summary
+
+_TONES: dict[Verdict | None, Tone] = {
+    "healthy": "good",
+    "at risk": "warning",
+    "collapsing": "bad",
+    "collapsed": "bad",
+    None: "plain",
+}
+
+
+def diagnose_view(report: DiagnoseReport, *, modules: bool) -> View:
+    """The diagnosis; with `modules`, all that is shortened otherwise."""
+    if report.subject == "clients":
+        summary, blocks = clients_summary(report), clients_blocks(report, whole=modules)
+    elif report.subject == "rounds":
+        summary, blocks = rounds_summary(report), rounds_blocks(report, whole=modules)
+    else:
+        summary, blocks = adapter_summary(report), adapter_blocks(report, whole=modules)
+    verdict = Paragraph(
+        wrapped(f"verdict: {report.verdict or 'none'}; {report.reason}"), _TONES[report.verdict]
+    )
+    subject = report.adapters[0].name if report.subject == "adapter" else report.subject
+    return View(subject, summary, (*blocks, verdict))

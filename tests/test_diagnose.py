@@ -1,0 +1,427 @@
+"""The diagnosis against dense float64 matrices, and its verdicts on rounds of known course."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from makers import PREFIX, Made, Spec, make, truncated
+from rounds import ROUND, make_round
+from safetensors.torch import load_file, save_file
+
+from fedlora_cli import InputError, Options, UsageError, aggregate
+from fedlora_cli.analysis.diagnosis.cohort import robust_z
+from fedlora_cli.analysis.diagnosis.diagnose import diagnose
+from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
+from fedlora_cli.files.safetensors import Entry
+from fedlora_cli.render.report.diagnose import DiagnoseReport
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def dense_spectra(made: Made) -> dict[str, np.ndarray]:
+    return {
+        name: np.linalg.svd(made.update(name), compute_uv=False)[: B.shape[1]]
+        for name, (B, _, _) in made.factors.items()
+    }
+
+
+def pooled(spectra: dict[str, np.ndarray]) -> np.ndarray:
+    total = np.zeros(max(map(len, spectra.values())))
+    for s in spectra.values():
+        total[: len(s)] += s**2
+    return total
+
+
+@pytest.mark.parametrize("spec", ROUND, ids=lambda spec: spec.name)
+def test_spectra_and_what_follows_equal_the_dense_ones(tmp_path: Path, spec: Spec) -> None:
+    made = make(tmp_path, Spec(**{**vars(spec), "dtype": torch.float64}))
+    dense = dense_spectra(made)
+
+    row = diagnose([made.folder], DiagnoseOptions(shared_rank=2)).adapters[0]
+
+    for module in row.modules:
+        s = dense[module.name]
+        np.testing.assert_allclose(module.singular_values, s, rtol=0, atol=1e-6 * s[0])
+        assert module.energy_ratio == pytest.approx((s[:2] ** 2).sum() / (s**2).sum(), abs=1e-9)
+        assert module.norm == pytest.approx(np.linalg.norm(made.update(module.name)))
+        p = s / s.sum()
+        assert module.effective_rank == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+        assert module.stable_rank == pytest.approx((s**2).sum() / s[0] ** 2)
+        cumulative = np.cumsum(s**2) / (s**2).sum()
+        for found, share in ((module.rank_90, 0.9), (module.rank_95, 0.95), (module.rank_99, 0.99)):
+            assert cumulative[found - 1] >= share - 1e-12
+            assert found == 1 or cumulative[found - 2] < share
+    energy = pooled(dense)
+    np.testing.assert_allclose(row.energy, energy, rtol=1e-9)
+    assert row.energy_ratio == pytest.approx(energy[:2].sum() / energy.sum(), abs=1e-9)
+    assert row.norm == pytest.approx(energy.sum() ** 0.5)
+    assert sum(one.energy for one in row.partitions) == pytest.approx(1)
+
+
+def test_directions_without_energy_are_dead(tmp_path: Path) -> None:
+    made = make(tmp_path, Spec("a", rank=4, shapes={"m": (9, 7)}))
+    path = made.folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{PREFIX}m.lora_B.weight"][:, 1] = 0
+    tensors[f"{PREFIX}m.lora_B.weight"][:, 2] *= 1e-5
+    save_file(tensors, path)
+
+    row = diagnose([made.folder]).adapters[0]
+
+    assert (row.dead, row.directions, row.modules[0].dead) == (2, 4, 2)
+    assert row.energy_ratio is None  # nothing tells a shared rank
+
+
+def test_an_adapter_without_any_update_has_no_ratio_and_no_nan(tmp_path: Path) -> None:
+    made = make(tmp_path, Spec("a", rank=4))
+    path = made.folder / "adapter_model.safetensors"
+    save_file({k: v * ("lora_A" in k) for k, v in load_file(path).items()}, path)
+
+    report = diagnose([made.folder], DiagnoseOptions(shared_rank=2))
+
+    row = report.adapters[0]
+    assert (row.energy_ratio, row.norm, row.effective_rank, row.dead) == (None, 0, 0, 8)
+    assert report.verdict is None
+
+
+def test_clients_are_compared_as_dense_updates_would_be(tmp_path: Path) -> None:
+    made = make_round(tmp_path)
+    vectors = [np.concatenate([one.update(m).ravel() for m in one.factors]) for one in made]
+    norms = [np.linalg.norm(v) for v in vectors]
+
+    report = diagnose([tmp_path / "round"])
+
+    assert report.subject == "clients"
+    found = report.cohort
+    assert found is not None
+    assert found.similarity is not None
+    unit = np.array([vector / np.linalg.norm(vector) for vector in vectors])
+    expected = unit @ unit.T
+    np.testing.assert_allclose(found.similarity.cosine, expected, atol=1e-9)
+    samples = np.array([one.samples for one in made])
+    for k, client in enumerate(found.clients):
+        others = sum(samples[j] * vectors[j] for j in range(len(made)) if j != k)
+        cosine = vectors[k] @ others / norms[k] / np.linalg.norm(others)
+        assert client.cosine == pytest.approx(cosine, abs=1e-9)
+    for side, matrices in (("left", 0), ("right", 2)):
+        overlap = np.zeros((len(made), len(made)))
+        for name in made[0].factors:
+            bases = []
+            for one in made:
+                parts = np.linalg.svd(one.update(name), full_matrices=False)
+                r = one.factors[name][0].shape[1]
+                bases.append(parts[0][:, :r] if matrices == 0 else parts[2][:r].T)
+            for j, one in enumerate(bases):
+                for k, other in enumerate(bases):
+                    shared = np.linalg.norm(one.T @ other) ** 2
+                    overlap[j, k] += shared / min(one.shape[1], other.shape[1])
+        expected = overlap / len(made[0].factors)
+        np.testing.assert_allclose(getattr(found.similarity, side), expected, atol=1e-9)
+
+
+def test_the_partitions_say_who_holds_what_and_what_they_put_there(tmp_path: Path) -> None:
+    shapes = {"m": (20, 30)}
+    made = [make(tmp_path / "round", Spec(n, r, samples=s, shapes=shapes))
+            for n, r, s in (("a", 2, 60), ("b", 4, 30), ("c", 8, 10))]  # fmt: skip
+    energies = {one.folder.name: pooled(dense_spectra(one)) for one in made}
+
+    report = diagnose([tmp_path / "round"])
+
+    assert report.cohort is not None
+    rows = report.cohort.partitions
+    assert [(r.first, r.last, r.holders) for r in rows] == [(1, 2, 3), (3, 4, 2), (5, 8, 1)]
+    assert [r.coverage for r in rows] == pytest.approx([1, 0.4, 0.1])
+    assert [(r.max_weight, r.heaviest) for r in rows] == [
+        (pytest.approx(0.6), "a"), (pytest.approx(0.75), "b"), (pytest.approx(1.0), "c"),
+    ]  # fmt: skip
+    share = {name: e / e.sum() for name, e in energies.items()}
+    assert rows[1].energy == pytest.approx(
+        (30 * share["b"][2:4].sum() + 10 * share["c"][2:4].sum()) / 40
+    )
+    assert report.energy_ratio == pytest.approx(
+        (30 * share["b"][:2].sum() + 10 * share["c"][:2].sum()) / 40
+    )
+    assert any("5-8 is held by c alone" in warning for warning in report.warnings)
+
+
+def test_copies_outliers_and_empty_updates_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "round"
+    made = [make(root, Spec(f"c{k}", rank=4, seed=k)) for k in range(6)]
+    turned = make(root, Spec("turned", rank=4)).folder / "adapter_model.safetensors"
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
+    tensors = load_file(made[0].folder / "adapter_model.safetensors")
+    save_file(
+        {k: v @ rotation if "lora_B" in k else rotation.T @ v for k, v in tensors.items()}, turned
+    )
+    for name, factor in (("huge", 100.0), ("empty", 0.0)):
+        path = make(root, Spec(name, rank=4)).folder / "adapter_model.safetensors"
+        save_file(
+            {k: v * (factor if "lora_B" in k else 1) for k, v in load_file(path).items()}, path
+        )
+
+    report = diagnose([root])
+
+    assert report.cohort is not None
+    assert report.cohort.copies == (("c0", "turned"),)
+    text = "\n".join(report.warnings)
+    assert "turned has the singular values of c0 in every module" in text
+    assert "the update of huge has norm" in text
+    assert "empty has no update at all" in text
+    assert text.count("robust z") == 1
+
+
+def test_a_robust_z_is_in_units_of_the_median_deviation() -> None:
+    z = robust_z(np.exp([0.0, 1.0, 2.0, 3.0, 10.0]))
+
+    np.testing.assert_allclose(z, np.array([-2, -1, 0, 1, 8]) / 1.4826)
+    assert np.isnan(robust_z(np.ones(3))).all()
+
+
+def untrained_rounds(root: Path, ranks: dict[int, int], method: str, rounds: int) -> list[Path]:
+    """Aggregate, truncate the global adapter to each client's rank, aggregate again."""
+    names = {f"{rank}-{k}": rank for rank, number in ranks.items() for k in range(number)}
+    shapes = {"layers.0.q_proj": (24, 40), "layers.0.v_proj": (33, 20)}
+    clients = root / "clients-1"
+    for name, rank in names.items():
+        make(clients, Spec(name, rank=rank, alpha=2 * rank, samples=10 + rank, shapes=shapes))
+    folders = []
+    for t in range(1, rounds + 1):
+        folder = root / f"round-{t}" / "global"
+        folder.parent.mkdir()
+        aggregate([clients], folder, Options(method=method))
+        folders.append(folder)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        clients = root / f"clients-{t + 1}"
+        for name, rank in names.items():
+            made = make(clients, Spec(name, rank=rank, alpha=2 * rank, samples=10 + rank,
+                                      shapes=shapes))  # fmt: skip
+            cut = {k: v[:, :rank] if "lora_B" in k else v[:rank] for k, v in tensors.items()}
+            save_file({k: v.contiguous() for k, v in cut.items()},
+                      made.folder / "adapter_model.safetensors")  # fmt: skip
+    return folders
+
+
+@pytest.mark.parametrize(
+    "ranks", [{8: 4, 16: 3}, {2: 5, 4: 3, 8: 2}, {4: 1, 8: 9}, {2: 4, 4: 3, 8: 2, 16: 1}], ids=str
+)
+def test_rounds_without_training_collapse_at_the_predicted_rate_under_flexlora_alone(
+    tmp_path: Path, ranks: dict[int, int]
+) -> None:
+    samples = {rank: number * (10 + rank) for rank, number in ranks.items()}
+    beyond = sum(n for rank, n in samples.items() if rank > min(ranks)) / sum(samples.values())
+    rounds = 24 if beyond > 0.8 else 10
+
+    untrained_rounds(tmp_path / "flexlora", ranks, "flexlora", rounds)
+    untrained_rounds(tmp_path / "raflora", ranks, "raflora", rounds)
+    flexlora = diagnose([tmp_path / "flexlora"])
+    raflora = diagnose([tmp_path / "raflora"])
+
+    assert flexlora.subject == raflora.subject == "rounds"
+    assert flexlora.trend is not None
+    assert raflora.trend is not None
+    assert flexlora.trend.gamma == pytest.approx(beyond**2, rel=0.01)
+    assert flexlora.trend.predicted_gamma == pytest.approx(beyond**2)
+    assert flexlora.trend.r_squared == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(
+        flexlora.trend.predicted_energy_ratio, flexlora.trend.energy_ratio, atol=1e-6
+    )
+    assert flexlora.verdict == "collapsed"
+    assert raflora.trend.gamma == pytest.approx(1, abs=1e-3)
+    assert raflora.trend.gamma >= 0.999
+    assert raflora.verdict == "healthy"
+
+
+def test_a_collapse_is_seen_coming(tmp_path: Path) -> None:
+    folders = untrained_rounds(tmp_path, {4: 2, 8: 3}, "flexlora", 14)
+
+    verdicts = [diagnose(folders[:t]).verdict for t in range(1, 15)]
+
+    order = ["at risk", "collapsing", "collapsed"]
+    assert verdicts[0] == "at risk"  # by the weights alone, before any energy is lost
+    assert set(verdicts) == set(order)
+    assert verdicts == sorted(verdicts, key=order.index)
+
+
+def concentrated(root: Path, name: str, rank: int, tail: float, samples: float) -> Path:
+    """A client whose energy lies in its first two directions but for a share of about tail²."""
+    made = make(root, Spec(name, rank=rank, alpha=rank, samples=samples, shapes={"m": (30, 40)}))
+    U, _, Vh = np.linalg.svd(np.random.default_rng(7).standard_normal((30, 40)))
+    s = np.where(np.arange(rank) < 2, 1.0, tail)
+    save_file(
+        {
+            f"{PREFIX}m.lora_B.weight": torch.from_numpy(U[:, :rank] * s),
+            f"{PREFIX}m.lora_A.weight": torch.from_numpy(Vh[:rank].copy()),
+        },
+        made.folder / "adapter_model.safetensors",
+    )
+    return made.folder
+
+
+def test_clients_that_concentrate_by_themselves_are_no_collapse(tmp_path: Path) -> None:
+    """ρ climbs to 0.999999 here, and nothing that these clients put there was lost."""
+    rounds = {"raflora": [], "flexlora": []}
+    for t in range(1, 9):
+        clients = tmp_path / f"clients-{t}"
+        for name, rank, samples in (("a", 2, 50), ("b", 6, 10), ("c", 6, 10)):
+            concentrated(clients, name, rank, tail=0.5**t, samples=samples)
+        for method, folders in rounds.items():
+            folders.append(tmp_path / f"{method}-{t}")
+            aggregate([clients], folders[-1], Options(method=method, dtype="float64"))
+
+    kept = diagnose(rounds["raflora"])
+    lost = diagnose(rounds["flexlora"])
+
+    assert kept.energy_ratio > 0.9999
+    assert kept.trend.gamma == pytest.approx(0.25, rel=0.01)
+    assert kept.trend.kept[-1] == pytest.approx(1, abs=1e-6)
+    assert kept.verdict == "healthy"
+    assert lost.verdict == "collapsed"
+
+
+def test_real_rounds_of_the_samples(tmp_path: Path) -> None:
+    """Trained adapters: what the figures show and what the verdict says must be one thing."""
+    flexlora, raflora = (diagnose([SAMPLES / "rounds" / m]) for m in ("flexlora", "raflora"))
+
+    assert flexlora.verdict == "collapsed"
+    assert flexlora.trend.energy_ratio == tuple(sorted(flexlora.trend.energy_ratio))
+    assert flexlora.energy_ratio > 0.99
+    assert raflora.verdict == "healthy"
+    assert raflora.energy_ratio < 0.8
+    assert raflora.trend.predicted_gamma == 1.0
+    first = diagnose([SAMPLES / "rounds/flexlora/round-01"])
+    assert (first.subject, first.verdict) == ("adapter", "at risk")
+
+
+def test_a_round_in_which_nobody_holds_the_higher_ranks(tmp_path: Path) -> None:
+    """With the previous adapter raFLoRA keeps them; FlexLoRA forgets them in one round."""
+    reports = {}
+    for method in ("raflora", "flexlora"):
+        (first,) = untrained_rounds(tmp_path / method, {2: 1, 6: 1}, method, 1)
+        low, second = tmp_path / method / "clients-2/2-0", tmp_path / f"{method}-2"
+        aggregate([low], second, Options(method=method, previous=first))
+        reports[method] = diagnose([first, second])
+
+    assert reports["raflora"].verdict == "healthy"
+    before, after = reports["raflora"].trend.kept
+    assert after == pytest.approx(before, abs=1e-6)
+    assert reports["flexlora"].verdict == "collapsed"
+    assert reports["flexlora"].energy_ratio == pytest.approx(1)
+    assert reports["flexlora"].trend.predicted_gamma == 0
+
+
+def test_rounds_of_other_tools_are_compared_with_the_first(tmp_path: Path) -> None:
+    folders = [concentrated(tmp_path, f"round-{t}", 6, tail=0.2**t, samples=1) for t in (2, 1, 10)]
+    for folder in folders:
+        (folder / "fedlora.json").unlink()
+
+    report = diagnose([tmp_path], DiagnoseOptions(subject="rounds", shared_rank=2))
+    alone = diagnose([folders[0]], DiagnoseOptions(shared_rank=2))
+
+    assert [row.name for row in report.adapters] == ["round-1", "round-2", "round-10"]
+    assert report.verdict == "collapsed"
+    assert "compared with the first round" in report.reason
+    assert alone.verdict is None
+    assert diagnose([tmp_path]).subject == "clients"
+
+
+def test_what_they_are_is_told_by_the_files(tmp_path: Path) -> None:
+    make(tmp_path / "round", Spec("a", 2, samples=3))
+    make(tmp_path / "round", Spec("b", 4, samples=4))
+    for t in (1, 2, 10):
+        (tmp_path / "run" / f"round-{t}").mkdir(parents=True)
+        aggregate([tmp_path / "round"], tmp_path / "run" / f"round-{t}" / "global")
+
+    series = diagnose([tmp_path / "run"])
+    given = diagnose([tmp_path / "run" / f"round-{t}" / "global" for t in (1, 10, 2)])
+
+    assert series.trend is not None
+    assert series.trend.names == ("round-1", "round-2", "round-10")
+    assert any("in the order given: round-1, round-10, round-2" in w for w in given.warnings)
+    with pytest.raises(UsageError, match="1 of 3 adapters are global ones"):
+        diagnose([tmp_path / "round", tmp_path / "run/round-1/global"])
+    with pytest.raises(InputError, match="no such file or directory"):
+        diagnose([tmp_path / "nothing"])
+
+
+def test_rounds_of_two_models_are_refused(tmp_path: Path) -> None:
+    for name, shape in (("a", (9, 5)), ("b", (9, 6))):
+        make(tmp_path / name, Spec("client", 2, shapes={"m": shape}))
+        aggregate([tmp_path / name], tmp_path / f"global-{name}")
+
+    with pytest.raises(InputError, match=r"m is 9 x 6, but 9 x 5 in .*global-a"):
+        diagnose([tmp_path / "global-a", tmp_path / "global-b"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("clients", []), ("clients", "all"), ("clients", [1]), ("shared_rank", -1),
+     ("shared_rank", True), ("method", None), ("options", [])],
+)  # fmt: skip
+def test_a_damaged_report_is_one_clear_error(tmp_path: Path, field: str, value: object) -> None:
+    make(tmp_path / "round", Spec("a", 2, samples=3))
+    aggregate([tmp_path / "round"], tmp_path / "global")
+    path = tmp_path / "global/fedlora.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+
+    with pytest.raises(InputError, match=r"fedlora\.json: (a client|\w+) is .*; take the file"):
+        diagnose([tmp_path / "global"])
+
+
+def test_every_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_round(tmp_path)
+    aggregate([tmp_path / "round"], tmp_path / "global-1")
+    aggregate([tmp_path / "round"], tmp_path / "global-2")
+    reads: list[tuple[Path, str]] = []
+    original = Entry.read
+    monkeypatch.setattr(
+        Entry,
+        "read",
+        lambda self, *given: (reads.append((self.path, self.key)), original(self, *given))[1],
+    )
+
+    for paths, adapters in (
+        ([tmp_path / "round"], 4),
+        ([tmp_path / f"global-{t}" for t in (1, 2)], 2),
+    ):
+        reads.clear()
+        diagnose(paths)
+        assert len(reads) == len(set(reads)) == adapters * 3 * 2
+
+
+def test_many_clients_are_compared_only_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_round(tmp_path)
+    monkeypatch.setattr("fedlora_cli.analysis.diagnosis.round.MOST_COMPARED", 3)
+
+    quick = diagnose([tmp_path / "round"])
+    asked = diagnose([tmp_path / "round"], DiagnoseOptions(similarity=True))
+
+    assert quick.cohort.similarity is None
+    assert any("--similarity" in warning for warning in quick.warnings)
+    assert asked.cohort.similarity is not None
+    for one, other in zip(quick.adapters, asked.adapters, strict=True):
+        np.testing.assert_allclose(one.energy, other.energy, rtol=1e-9)
+
+
+def test_clients_of_different_modules_are_compared_on_what_they_share(tmp_path: Path) -> None:
+    shapes = {"m": (12, 20), "n": (7, 20)}
+    made = [
+        make(tmp_path / "round", Spec("a", 3, shapes=shapes)),
+        make(tmp_path / "round", Spec("b", 3, shapes={"m": (12, 20)}, seed=5)),
+        make(tmp_path / "round", Spec("c", 2, shapes={"n": (7, 20)})),
+    ]
+
+    report: DiagnoseReport = diagnose([tmp_path / "round"])
+
+    a, b = made[0], made[1]
+    whole = np.sqrt(sum(np.linalg.norm(a.update(m)) ** 2 for m in shapes))
+    expected = (a.update("m") * b.update("m")).sum() / whole / np.linalg.norm(b.update("m"))
+    similarity = report.cohort.similarity
+    assert similarity.cosine[0][1] == pytest.approx(expected, abs=1e-9)
+    assert (similarity.cosine[1][2], similarity.left[1][2]) == (0, None)
+    assert truncated(a.update("m"), 3) == pytest.approx(a.update("m"))

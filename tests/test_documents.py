@@ -1,0 +1,144 @@
+"""The JSON documents: their schemas, the keys that others build on, and no NaN anywhere.
+
+`python tests/test_documents.py` writes the schemas of today's reports.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from makers import Spec, make
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from fedlora_cli.cli import app
+from fedlora_cli.render import document
+from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.render.report.compare import CompareReport
+from fedlora_cli.render.report.diagnose import DiagnoseReport
+from fedlora_cli.render.report.inspect import InspectReport
+from fedlora_cli.render.report.predict import PredictReport
+from fedlora_cli.render.schema import schema
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+SCHEMAS = Path(document.__file__).parent / "schemas"
+
+REPORTS: dict[str, type] = {
+    document.AGGREGATE_SCHEMA: AggregateReport,
+    document.COMPARE_SCHEMA: CompareReport,
+    document.DIAGNOSE_SCHEMA: DiagnoseReport,
+    document.INSPECT_SCHEMA: InspectReport,
+    document.PREDICT_SCHEMA: PredictReport,
+}
+
+
+def home(name: str) -> Path:
+    """Where the schema of that name is kept: `fedlora.diagnose/1` in `diagnose-1.json`."""
+    return SCHEMAS / f"{name.removeprefix('fedlora.').replace('/', '-')}.json"
+
+
+def text(name: str) -> str:
+    return json.dumps(schema(name, REPORTS[name]), indent=2, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_kept_schemas_are_those_of_the_reports(name: str) -> None:
+    """A key that is renamed shows here, and asks for a new version."""
+    assert home(name).read_text() == text(name)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """Clients without any update: where ratios would be no number."""
+    for name, rank in (("ann", 2), ("bob", 4)):
+        path = make(tmp_path / "empty", Spec(name, rank)).folder / "adapter_model.safetensors"
+        save_file({k: v * ("lora_A" in k) for k, v in load_file(path).items()}, path)
+    return tmp_path / "empty"
+
+
+def printed(*arguments: object) -> dict[str, Any]:
+    """The document of a command, which must be one, with numbers that JSON has."""
+    command = [*map(str, arguments), "--json", "--quiet"]
+    result = CliRunner().invoke(app, command, prog_name="fedlora")
+    document: dict[str, Any] = json.loads(result.stdout, parse_constant=pytest.fail)
+    kept = json.loads(home(document["schema"]).read_text())
+    jsonschema.Draft202012Validator.check_schema(kept)
+    jsonschema.Draft202012Validator(kept).validate(document)
+    return document
+
+
+ROUND = SAMPLES / "round-01"
+
+COMMANDS = [
+    ("diagnose", ROUND),
+    ("diagnose", ROUND, "--no-similarity"),
+    ("diagnose", SAMPLES / "rounds/flexlora"),
+    ("diagnose", SAMPLES / "rounds/raflora/round-03"),
+    ("diagnose", ROUND / "clinic-a"),
+    ("compare", ROUND),
+    ("compare", ROUND, "--previous", SAMPLES / "rounds/raflora/round-01", "--quorum", 0.2),
+    ("inspect", ROUND),
+    ("inspect", ROUND / "clinic-b", "--values"),
+    ("inspect", SAMPLES / "rounds/flexlora"),
+    ("predict", ROUND),
+    ("predict", "--ranks", "4,8,16", "--samples", "100,50,10", "--participation", 0.5),
+    ("predict", "--cohort", "5x4"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: " ".join(map(str, c))[-40:])
+def test_documents_are_valid(command: tuple[object, ...]) -> None:
+    assert printed(*command)["schema"] == f"fedlora.{command[0]}/1"
+
+
+@pytest.mark.parametrize("command", ["diagnose", "compare", "inspect", "predict", "aggregate"])
+def test_documents_are_valid_where_there_is_nothing_to_divide_by(
+    command: str, empty: Path, tmp_path: Path
+) -> None:
+    output = ["-o", tmp_path / "out"] if command == "aggregate" else []
+
+    assert printed(command, empty, *output)["schema"] == f"fedlora.{command}/1"
+    if command == "aggregate":
+        assert printed("diagnose", tmp_path / "out")["verdict"] is None
+
+
+def test_the_keys_that_others_build_on() -> None:
+    diagnosis = printed("diagnose", SAMPLES / "rounds/flexlora")
+    forecast = printed("predict", "--ranks", "4,8", "--samples", "3,1")
+
+    assert set(diagnosis) >= {"schema", "verdict", "shared_rank", "adapters", "trend"}
+    assert set(diagnosis["adapters"][0]) >= {
+        "path", "rank", "energy_ratio", "effective_rank", "stable_rank", "modules",
+    }  # fmt: skip
+    assert set(diagnosis["adapters"][0]["modules"][0]) >= {
+        "name", "energy_ratio", "effective_rank", "stable_rank", "singular_values",
+    }  # fmt: skip
+    assert set(diagnosis["trend"]) >= {"rounds", "energy_ratio", "gamma", "r_squared"}
+    assert len(diagnosis["trend"]["energy_ratio"]) == diagnosis["trend"]["rounds"] == 8
+    assert set(forecast) >= {"schema", "ranks", "samples", "coverage", "methods"}
+    assert set(forecast["methods"][0]) >= {"name", "column_sums", "gamma", "rounds_to_99"}
+    assert forecast["coverage"] == [1] * 4 + [0.25] * 4
+
+
+def test_the_schema_would_notice_a_wrong_document() -> None:
+    document = printed("diagnose", ROUND / "clinic-a")
+    kept = json.loads(home("fedlora.diagnose/1").read_text())
+
+    for wrong in (
+        {key: value for key, value in document.items() if key != "verdict"},
+        document | {"verdict": "fine"},
+        document | {"shared_rank": "2"},
+        document | {"adapters": [{}]},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.Draft202012Validator(kept).validate(wrong)
+
+
+if __name__ == "__main__":
+    SCHEMAS.mkdir(exist_ok=True)
+    for name in REPORTS:
+        home(name).write_text(text(name))
