@@ -18,7 +18,7 @@ from fedlora_cli.version import __version__
 if TYPE_CHECKING:
     from fedlora_cli.adapter import Adapter
     from fedlora_cli.aggregation.options import Options
-    from fedlora_cli.analysis.compare import compare
+    from fedlora_cli.analysis.comparison.compare import compare
     from fedlora_cli.analysis.diagnosis.diagnose import diagnose
     from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
     from fedlora_cli.analysis.inspection.inspect import inspect
@@ -67,7 +67,7 @@ _HOMES = {
     "Weights": "weights",
     "aggregate": "rounds.aggregate",
     "align": "cohort",
-    "compare": "analysis.compare",
+    "compare": "analysis.comparison.compare",
     "diagnose": "analysis.diagnosis.diagnose",
     "inspect": "analysis.inspection.inspect",
     "predict": "analysis.prediction.predict",

@@ -14,11 +14,13 @@ from fedlora_cli.counts import COUNT_FILES, counts_from_file, counts_from_folder
 from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
 from fedlora_cli.files.documents import exists, unreadable
 
+_UNIFORM = "no sample counts found, all clients count the same; --samples FILE gives them"
+
 
 @dataclass(frozen=True, eq=False)
 class Clients:
     """A cohort and how it was found: `remarks` are for the person, `uniform` says that nobody
-    told a sample count.
+    told a sample count, of which `remarks` speaks as well.
     """
 
     cohort: Cohort
@@ -59,7 +61,8 @@ def read_clients(
         for name, adapter in zip(names, adapters, strict=True)
     ]
     cohort = align(clients, base_model, report)
-    return Clients(cohort, left_out, uniform=counts is None)
+    uniform = counts is None
+    return Clients(cohort, (*([_UNIFORM] if uniform else []), *left_out), uniform)
 
 
 def _name(folder: Path, report: Report) -> str:

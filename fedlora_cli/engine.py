@@ -9,13 +9,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 #: Told after every result: how many are done, of how many.
 Progress = Callable[[int, int], None]
+
+#: Told what is being done, before every stage of the work, and gives the progress of that stage.
+Stage = Callable[[str], Progress]
+
+
+def quiet(stage: str) -> Progress:
+    """The stage of those who want to hear nothing."""
+    return lambda done, total: None
 
 
 def available_cores() -> int:
@@ -37,6 +43,8 @@ def run(
     differently, so that any number of jobs gives the same bytes. At most two results per thread
     wait to be taken, which bounds the memory.
     """
+    import torch
+
     with _one_core_per_call():
         if jobs == 1:
             for done, item in enumerate(items, start=1):
@@ -60,6 +68,8 @@ def run(
 
 @contextmanager
 def _one_core_per_call() -> Iterator[None]:
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -13,7 +13,7 @@ from rounds import SHAPES, make_round
 from safetensors.torch import load_file, save_file
 
 from fedlora_cli import METHODS, InputError, Options, aggregate
-from fedlora_cli.analysis.compare import compare
+from fedlora_cli.analysis.comparison.compare import compare
 from fedlora_cli.files.safetensors import Entry
 from fedlora_cli.render.report.compare import CompareReport
 

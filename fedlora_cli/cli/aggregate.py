@@ -11,6 +11,8 @@ from rich.console import Console
 
 from fedlora_cli.aggregation.options import Basis, Dtype, Missing, Options, Split
 from fedlora_cli.cli.shared import (
+    Clients,
+    Counts,
     Debug,
     Json,
     Null,
@@ -23,6 +25,7 @@ from fedlora_cli.cli.shared import (
     option,
     say,
     show,
+    warn,
 )
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.document import aggregate_document, to_json
@@ -36,13 +39,7 @@ _OUTPUT = "Output"
 
 @guarded
 def aggregate(
-    clients: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CLIENTS",
-            help="Adapter folders, or a folder of adapter folders, or - for a list on stdin.",
-        ),
-    ],
+    clients: Clients,
     output: Annotated[
         Path, option("--output", "-o", metavar="DIR", help="Write the global adapter here.")
     ],
@@ -56,14 +53,7 @@ def aggregate(
         float | None,
         option("--energy", help="Instead: the smallest rank that keeps this share, as 0.99."),
     ] = None,
-    samples: Annotated[
-        Path | None,
-        option(
-            "--samples",
-            metavar="FILE",
-            help="Sample counts: JSON object or CSV `client,samples`; default: from the folders.",
-        ),
-    ] = None,
+    samples: Counts = None,
     verify: Annotated[
         bool, option("--verify", help="Read the files back and compare every module.")
     ] = False,
@@ -185,8 +175,7 @@ def aggregate(
     with progress_on(console, shown=not quiet) as stage:
         report = run(paths, output, options, stage)
     if not quiet:
-        for warning in report.warnings:
-            say(console, "warning", warning, "yellow")
+        warn(report.warnings)
     if json:
         typer.echo(to_json(aggregate_document(report)), nl=False)
     elif not quiet:

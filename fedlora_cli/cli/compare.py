@@ -10,7 +10,11 @@ import typer
 from fedlora_cli.aggregation.options import Basis, Missing, Options
 from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
 from fedlora_cli.cli.shared import (
+    Base,
+    Clients,
+    Counts,
     Debug,
+    Jobs,
     Json,
     Null,
     Quiet,
@@ -21,6 +25,7 @@ from fedlora_cli.cli.shared import (
     option,
     say,
     show,
+    warn,
 )
 from fedlora_cli.render.document import compare_document, to_json
 from fedlora_cli.render.progress import progress_on
@@ -33,19 +38,11 @@ if TYPE_CHECKING:
 
 @guarded
 def compare(
-    clients: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CLIENTS",
-            help="Adapter folders, or a folder of adapter folders, or - for a list on stdin.",
-        ),
-    ],
+    clients: Clients,
     rank: Annotated[
         int | None, option("--rank", "-r", help="Rank of the output; default: the largest.")
     ] = None,
-    samples: Annotated[
-        Path | None, option("--samples", metavar="FILE", help="Sample counts, as in aggregate.")
-    ] = None,
+    samples: Counts = None,
     previous: Annotated[
         Path | None, option("--previous", metavar="DIR", help="The global adapter of last round.")
     ] = None,
@@ -59,12 +56,10 @@ def compare(
         Missing,
         option("--missing", show_default=True, help="What a module that a client lacks counts."),
     ] = "renormalize",
-    base: Annotated[
-        str | None, option("--base", help="The base model, however the clients name it.")
-    ] = None,
+    base: Base = None,
     plot: Plot = None,
     html: Html = None,
-    jobs: Annotated[int, option("--jobs", "-j", help="Modules at a time; default: all cores.")] = 0,
+    jobs: Jobs = 0,
     null: Null = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -91,14 +86,13 @@ def compare(
     check_pictures(plot, html)
     folders = listed(clients, null=null)
     with heavy_imports():
-        from fedlora_cli.analysis.compare import compare as run
+        from fedlora_cli.analysis.comparison.compare import compare as run
 
     console = errors()
     with progress_on(console, shown=not quiet) as stage:
         report = run(folders, options, stage)
     if not quiet:
-        for warning in report.warnings:
-            say(console, "warning", warning, "yellow")
+        warn(report.warnings)
     written = write_pictures(plot, html, lambda: _draw(report), lambda: compare_view(report))
     if json:
         typer.echo(to_json(compare_document(report)), nl=False)

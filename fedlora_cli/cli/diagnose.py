@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +13,10 @@ from fedlora_cli.analysis.diagnosis.verdict import VERDICTS
 from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
 from fedlora_cli.cli.shared import (
     FINDING,
+    Base,
+    Counts,
     Debug,
+    Jobs,
     Json,
     Null,
     Quiet,
@@ -24,6 +28,7 @@ from fedlora_cli.cli.shared import (
     option,
     say,
     show,
+    warn,
 )
 from fedlora_cli.errors import UsageError
 from fedlora_cli.render.document import diagnose_document, to_json
@@ -35,6 +40,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PIPELINES = "For pipelines"
+
+#: Folders that advice repeats.
+_NAMED = 3
 
 
 @guarded
@@ -54,13 +62,8 @@ def diagnose(
         Literal["clients", "rounds"] | None,
         option("--as", help="What they are, where the files do not tell."),
     ] = None,
-    samples: Annotated[
-        Path | None,
-        option("--samples", metavar="FILE", help="Sample counts of clients, as in aggregate."),
-    ] = None,
-    base: Annotated[
-        str | None, option("--base", help="The base model, however the clients name it.")
-    ] = None,
+    samples: Counts = None,
+    base: Base = None,
     similarity: Annotated[
         bool | None,
         option(
@@ -83,7 +86,7 @@ def diagnose(
     ] = None,
     plot: Plot = None,
     html: Html = None,
-    jobs: Annotated[int, option("--jobs", "-j", help="Modules at a time; default: all cores.")] = 0,
+    jobs: Jobs = 0,
     null: Null = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -111,8 +114,7 @@ def diagnose(
     with progress_on(console, shown=not quiet) as stage:
         report = run(folders, options, stage)
     if not quiet:
-        for warning in report.warnings:
-            say(console, "warning", warning, "yellow")
+        warn(report.warnings)
     written = write_pictures(
         plot, html, lambda: _draw(report), lambda: diagnose_view(report, modules=True)
     )
@@ -120,12 +122,24 @@ def diagnose(
         typer.echo(to_json(diagnose_document(report)), nl=False)
     elif not quiet:
         show(diagnose_view(report, modules=verbose))
+    found = _beyond(report, fail_above, worst)
     if not quiet:
         for path in written:
             say(console, "wrote", str(path), "bold green")
-    if found := _beyond(report, fail_above, worst):
+        say(console, "next", _next(report, folders), "bold")
+    if found is not None:
         say(console, "finding", found, "bold red")
         raise typer.Exit(FINDING)
+
+
+def _next(report: DiagnoseReport, folders: list[Path]) -> str:
+    """The command that a person would most likely want now."""
+    if report.subject == "clients":
+        shown = " ".join(shlex.quote(str(folder)) for folder in folders[:_NAMED])
+        return f"fedlora predict {shown}{' ...' if len(folders) > _NAMED else ''}"
+    if report.verdict in ("at risk", "collapsing", "collapsed"):
+        return "fedlora compare CLIENTS --previous DIR shows what other methods would keep"
+    return "fedlora diagnose CLIENTS shows who holds and who brings what"
 
 
 def _draw(report: DiagnoseReport) -> Figure:

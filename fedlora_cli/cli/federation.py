@@ -12,7 +12,7 @@ from fedlora_cli.errors import UsageError
 
 _GROUP = re.compile(r"([0-9]{1,9})x([0-9]{1,9})(?::([^:]+))?")
 
-_UNIFORM = "no sample counts {}, all clients count the same; {} gives them"
+_UNIFORM = "no sample counts given, all clients count the same; {} gives them"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def given(
 def _of_ranks(ranks: str, samples: str | None) -> Federation:
     parsed = tuple(int(_number("--ranks", item, whole=True)) for item in ranks.split(","))
     if samples is None:
-        return Federation(parsed, (1.0,) * len(parsed), (_UNIFORM.format("given", "--samples"),))
+        return Federation(parsed, (1.0,) * len(parsed), (_UNIFORM.format("--samples"),))
     counts = tuple(_number("--samples", item, whole=False) for item in samples.split(","))
     return Federation(parsed, counts)
 
@@ -63,7 +63,7 @@ def _of_groups(cohort: str) -> Federation:
     if sum(sizes) > MOST_CLIENTS:
         raise UsageError("--cohort", f"{sum(sizes)} clients", f"give up to {MOST_CLIENTS}")
     counts = [_number("--cohort", samples or "1", whole=False) for _, _, samples in found]
-    uniform = () if all(told) else (_UNIFORM.format("given", "--cohort 40x4:120"),)
+    uniform = () if all(told) else (_UNIFORM.format("--cohort 40x4:120"),)
     return Federation(
         tuple(
             int(rank) for (_, rank, _), size in zip(found, sizes, strict=True) for _ in range(size)
@@ -79,11 +79,10 @@ def _of_folders(paths: list[Path], samples: str | None) -> Federation:
 
     found = read_clients(paths, None if samples is None else Path(samples))
     ranks, differing = ranks_of(found.cohort)
-    uniform = (_UNIFORM.format("found", "--samples FILE"),) if found.uniform else ()
     return Federation(
         ranks,
         tuple(float(n) for n in found.cohort.samples),
-        (*uniform, *found.remarks, *found.cohort.notes, *differing),
+        (*found.remarks, *found.cohort.notes, *differing),
     )
 
 

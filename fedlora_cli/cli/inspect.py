@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from fedlora_cli.cli.shared import (
+    Base,
+    Counts,
     Debug,
+    Jobs,
     Json,
     Null,
     Quiet,
@@ -40,23 +42,12 @@ def inspect(
             help="Adapter folders, or a folder of adapter folders, or - for a list on stdin.",
         ),
     ],
-    samples: Annotated[
-        Path | None,
-        option(
-            "--samples",
-            metavar="FILE",
-            help="Sample counts: JSON object or CSV `client,samples`; default: from the folders.",
-        ),
-    ] = None,
-    base: Annotated[
-        str | None, option("--base", help="The base model, however the adapters name it.")
-    ] = None,
+    samples: Counts = None,
+    base: Base = None,
     values: Annotated[
         bool, option("--values", help="Read every tensor: are all values finite?")
     ] = False,
-    jobs: Annotated[
-        int, option("--jobs", "-j", min=0, help="Modules at a time; default: all cores.")
-    ] = 0,
+    jobs: Jobs = 0,
     null: Null = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -19,6 +19,7 @@ from fedlora_cli.cli.shared import (
     option,
     say,
     show,
+    warn,
 )
 from fedlora_cli.render.document import predict_document, to_json
 from fedlora_cli.render.report.predict import PredictReport
@@ -109,8 +110,7 @@ def predict(
     )
 
     if not quiet:
-        for warning in report.warnings:
-            say(errors(), "warning", warning, "yellow")
+        warn(report.warnings)
     written = write_pictures(
         plot, html, lambda: _draw(report), lambda: predict_view(report, details=True)
     )

@@ -22,12 +22,38 @@ from fedlora_cli.render.view import View
 
 Parameters = ParamSpec("Parameters")
 
+
+def option(*flags: str, help: str, panel: str | None = None, **kwargs: Any) -> Any:
+    """An option in one of the panels of the help."""
+    if panel is not None:
+        kwargs["rich_help_panel"] = panel
+    return typer.Option(*flags, help=help, show_default=kwargs.pop("show_default", False), **kwargs)
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every module.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 Null = Annotated[bool, typer.Option("--null", "-0", help="The list on stdin is NUL-separated.")]
+
+Clients = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CLIENTS",
+        help="Adapter folders, or a folder of adapter folders, or - for a list on stdin.",
+    ),
+]
+Counts = Annotated[
+    Path | None,
+    option(
+        "--samples",
+        metavar="FILE",
+        help="Sample counts: JSON object or CSV `client,samples`; default: from the folders.",
+    ),
+]
+Base = Annotated[str | None, option("--base", help="The base model, however the adapters name it.")]
+Jobs = Annotated[int, option("--jobs", "-j", help="Modules at a time; default: all cores.")]
 
 #: Every table fits into it.
 TABLE_WIDTH = 80
@@ -37,13 +63,6 @@ FINDING = 1
 
 #: The exit code of a program that was interrupted at the keyboard: 128 + SIGINT.
 INTERRUPTED = 130
-
-
-def option(*flags: str, help: str, panel: str | None = None, **kwargs: Any) -> Any:
-    """An option in one of the panels of the help."""
-    if panel is not None:
-        kwargs["rich_help_panel"] = panel
-    return typer.Option(*flags, help=help, show_default=kwargs.pop("show_default", False), **kwargs)
 
 
 def listed(paths: Sequence[str], *, null: bool) -> list[Path]:
@@ -74,6 +93,12 @@ def results() -> Console:
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
     return console
+
+
+def warn(warnings: Sequence[str]) -> None:
+    """What a person should know, line by line."""
+    for warning in warnings:
+        say(errors(), "warning", warning, "yellow")
 
 
 def show(view: View) -> None:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedlora_cli import engine
+
 #: Seconds of work before a bar is worth a look.
 PATIENCE = 1.0
 
-Stage = Callable[[str], Callable[[int, int], None]]
-
 
 @contextmanager
-def progress_on(console: Console, *, shown: bool) -> Iterator[Stage]:
+def progress_on(console: Console, *, shown: bool) -> Iterator[engine.Stage]:
     """A function that begins a stage of the work and returns what to tell its progress to."""
     if not (shown and console.is_terminal):
-        yield lambda name: lambda done, total: None
+        yield engine.quiet
         return
     bars = Progress(
         TextColumn("{task.description}"),
@@ -33,7 +33,7 @@ def progress_on(console: Console, *, shown: bool) -> Iterator[Stage]:
     timer.daemon = True
     timer.start()
 
-    def begin(name: str) -> Callable[[int, int], None]:
+    def begin(name: str) -> engine.Progress:
         task = bars.add_task(name, total=None)
         return lambda done, total: bars.update(task, completed=done, total=total)
 

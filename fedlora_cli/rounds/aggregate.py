@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,22 +29,15 @@ from fedlora_cli.rounds.verify import verify
 from fedlora_cli.spectrum import rank_for_energy
 from fedlora_cli.version import __version__
 
-#: Told what is being done, before every stage, and gives the progress of that stage.
-Stage = Callable[[str], engine.Progress]
-
 #: The choices of the command when no option is given.
 DEFAULTS = Options()
-
-
-def _quiet(stage: str) -> engine.Progress:
-    return lambda done, total: None
 
 
 def aggregate(
     clients: Sequence[Path | str],
     output: Path | str,
     options: Options = DEFAULTS,
-    stage: Stage = _quiet,
+    stage: engine.Stage = engine.quiet,
 ) -> AggregateReport:
     """Aggregate the adapters in `clients` into a PEFT adapter in the folder `output`.
 
@@ -146,9 +139,8 @@ def _rank_for_energy(results: Sequence[ModuleResult], fraction: float | None) ->
 
 
 def _remarks(found: Clients, *earlier: Adapter | None) -> tuple[str, ...]:
-    uniform = "no sample counts found, all clients count the same; --samples FILE gives them"
     notes = [note for adapter in earlier if adapter is not None for note in adapter.notes]
-    return (*([uniform] if found.uniform else []), *found.remarks, *notes)
+    return (*found.remarks, *notes)
 
 
 def _check_output(output: Path, options: Options, clients: Sequence[Path], plan: Plan) -> None:

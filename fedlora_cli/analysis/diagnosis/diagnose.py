@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,10 @@ from fedlora_cli.render.report.diagnose import DiagnoseReport
 DEFAULTS = DiagnoseOptions()
 
 
-def _quiet(stage: str) -> engine.Progress:
-    return lambda done, total: None
-
-
 def diagnose(
     paths: Sequence[Path | str],
     options: DiagnoseOptions = DEFAULTS,
-    stage: Callable[[str], engine.Progress] = _quiet,
+    stage: engine.Stage = engine.quiet,
 ) -> DiagnoseReport:
     """Diagnose one adapter, the clients of a round, or global adapters in order of their rounds.
 

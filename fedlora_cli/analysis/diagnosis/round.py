@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedlora_cli import engine
@@ -12,7 +12,7 @@ from fedlora_cli.aggregation.plan import make_plan
 from fedlora_cli.analysis.diagnosis.cohort import findings, measure
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row
-from fedlora_cli.clients import Clients, read_clients
+from fedlora_cli.clients import read_clients
 from fedlora_cli.render.report.aggregate import rank_range
 from fedlora_cli.render.report.diagnose import AdapterRow, CohortFindings, DiagnoseReport
 from fedlora_cli.version import __version__
@@ -26,7 +26,7 @@ _FEWEST = 5
 
 
 def diagnose_clients(
-    paths: Sequence[Path], options: DiagnoseOptions, stage: Callable[[str], engine.Progress]
+    paths: Sequence[Path], options: DiagnoseOptions, stage: engine.Stage
 ) -> DiagnoseReport:
     """What the clients in `paths` hold, and how they stand to each other. Raises InputError."""
     found = read_clients(paths, options.samples, options.base)
@@ -68,14 +68,9 @@ def diagnose_clients(
         adapters=rows,
         cohort=seen,
         trend=None,
-        warnings=(*_remarks(found), *skipped, *_oddities(rows, seen), *lone),
+        warnings=(*found.remarks, *cohort.notes, *skipped, *_oddities(rows, seen), *lone),
         version=__version__,
     )
-
-
-def _remarks(found: Clients) -> tuple[str, ...]:
-    uniform = "no sample counts found, all clients count the same; --samples FILE gives them"
-    return (*([uniform] if found.uniform else []), *found.remarks, *found.cohort.notes)
 
 
 def _oddities(rows: Sequence[AdapterRow], seen: CohortFindings) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,9 +19,6 @@ from fedlora_cli.render.report.diagnose import DiagnoseReport, Trend, Verdict
 from fedlora_cli.spectrum import FloatArray
 from fedlora_cli.version import __version__
 
-#: Told what is being done, before every stage, and gives the progress of that stage.
-Stage = Callable[[str], engine.Progress]
-
 #: The fewest rounds whose κ shows a direction.
 _FEWEST_ROUNDS = 3
 
@@ -30,7 +27,7 @@ def diagnose_series(
     folders: Sequence[Path],
     origins: Sequence[Provenance | None],
     options: DiagnoseOptions,
-    stage: Stage,
+    stage: engine.Stage,
 ) -> DiagnoseReport:
     """The diagnosis of global adapters, in the order of their rounds; one alone is a series too.
 
@@ -41,7 +38,7 @@ def diagnose_series(
     told = [origin.shared_rank for origin in origins if origin is not None]
     shared_rank = options.shared_rank or min(told, default=None)
     known = sorted({c.rank for origin in origins if origin for c in origin.clients})
-    spectra = _spectra(adapters, options.jobs or engine.available_cores(), stage)
+    spectra = _spectra(adapters, options.jobs or engine.available_cores(), stage("reading"))
     rows = tuple(
         adapter_row(
             round_name(adapter.path),
@@ -87,7 +84,9 @@ def _verdict(
     return verdict, reason
 
 
-def _spectra(adapters: Sequence[Adapter], jobs: int, stage: Stage) -> list[dict[str, FloatArray]]:
+def _spectra(
+    adapters: Sequence[Adapter], jobs: int, progress: engine.Progress
+) -> list[dict[str, FloatArray]]:
     """The singular values of every module of every adapter, each tensor read once."""
     tasks = [(k, name) for k, adapter in enumerate(adapters) for name in sorted(adapter.modules)]
     result: list[dict[str, FloatArray]] = [{} for _ in adapters]
@@ -97,7 +96,7 @@ def _spectra(adapters: Sequence[Adapter], jobs: int, stage: Stage) -> list[dict[
         values: FloatArray = lowrank.spectrum(adapters[k].modules[name].read()).numpy()
         return values
 
-    for (k, name), s in zip(tasks, engine.run(one, tasks, jobs, stage("reading")), strict=True):
+    for (k, name), s in zip(tasks, engine.run(one, tasks, jobs, progress), strict=True):
         result[k][name] = s
     return result
 

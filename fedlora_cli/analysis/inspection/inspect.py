@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fedlora_cli import formats
+from fedlora_cli import engine, formats
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.analysis.inspection.contents import contents, text
 from fedlora_cli.analysis.inspection.differences import differences
 from fedlora_cli.analysis.inspection.origin import is_reported, origin
 from fedlora_cli.clients import find_folders, read_clients
 from fedlora_cli.counts import told_samples
-from fedlora_cli.errors import InputError, Report, printable, reporting
+from fedlora_cli.errors import InputError, Report, UsageError, printable, reporting
 from fedlora_cli.provenance import read_provenance
 from fedlora_cli.render.report.inspect import Fault, InspectReport, Origin
 from fedlora_cli.version import __version__
-
-if TYPE_CHECKING:  # torch comes with it, and headers need none
-    from fedlora_cli.engine import Progress
-
-#: Told what is being done, before every stage, and gives the progress of that stage.
-Stage = Callable[[str], "Progress"]
-
-
-def _quiet(stage: str) -> Progress:
-    return lambda done, total: None
 
 
 def inspect(
@@ -38,14 +27,17 @@ def inspect(
     *,
     values: bool = False,
     jobs: int = 0,
-    stage: Stage = _quiet,
+    stage: engine.Stage = engine.quiet,
 ) -> InspectReport:
     """What headers tell of the adapters in `paths`: adapter folders, or folders of these.
 
     They are checked as the clients of one aggregation with these `samples` and this `base`. Global
     adapters that fedlora wrote stand apart from that, unless `samples` counts them. With `values`,
-    every tensor is read too. Bad input raises nothing here: it is a fault in the report.
+    every tensor is read too. Bad input raises nothing here: it is a fault in the report. Raises
+    UsageError for `jobs` below 0, which is all cores.
     """
+    if jobs < 0:
+        raise UsageError("--jobs", f"{jobs}", "it must be 0 or more; 0 is all cores")
     faults: dict[Fault, None] = {}  # in the order in which they were found
 
     def report(error: InputError) -> None:
@@ -131,7 +123,7 @@ def _values(
     found: Sequence[_Found],
     clients: Sequence[Path],
     jobs: int,
-    progress: Progress,
+    progress: engine.Progress,
     report: Report,
 ) -> Counter[Path]:
     """Reads all values, and counts the factors that are all zero, by adapter."""
