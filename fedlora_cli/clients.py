@@ -14,6 +14,19 @@ from fedlora_cli.counts import COUNT_FILES, counts_from_file, counts_from_folder
 from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
 from fedlora_cli.files.documents import exists, unreadable
 
+#: What the public functions take for their clients: one folder, or several.
+Paths = Path | str | Sequence[Path | str]
+
+
+def paths_of(given: Paths) -> list[Path]:
+    """The folders given, one alone among them.
+
+    >>> paths_of("round-01") == paths_of([Path("round-01")])
+    True
+    """
+    return [Path(one) for one in ([given] if isinstance(given, (str, Path)) else given)]
+
+
 _UNIFORM = "no sample counts found, all clients count the same; --samples FILE gives them"
 
 
@@ -109,8 +122,20 @@ def find_folders(
                 continue
             inside, left_out = _children(path, report)
             folders += inside
-            remarks += [f"{child.name} left out: no adapter in it" for child in left_out]
+            remarks += [_remark(child) for child in left_out]
     return folders, tuple(sorted(remarks))
+
+
+def _held(folder: Path) -> int:
+    """How many adapters stand in a folder."""
+    return sum(map(formats.is_adapter, folder.glob("*"))) if folder.is_dir() else 0
+
+
+def _remark(folder: Path) -> str:
+    held = _held(folder)
+    if held:
+        return f"{folder.name} left out: it holds {held} adapters itself; name that folder for them"
+    return f"{folder.name} left out: no adapter in it"
 
 
 def _children(path: Path, report: Report) -> tuple[list[Path], list[Path]]:
@@ -126,6 +151,8 @@ def _children(path: Path, report: Report) -> tuple[list[Path], list[Path]]:
             if child.is_symlink() and not child.exists():
                 told(InputError(child, "a link to nothing", "mend the link or remove it"))
         children = [child for child in visible if child.is_dir()]
+    except NotADirectoryError:
+        raise InputError(path, "not a folder", "name the folder that it lies in") from None
     except OSError as error:
         raise unreadable(path, error) from None
     adapters: list[Path] = []
@@ -134,8 +161,9 @@ def _children(path: Path, report: Report) -> tuple[list[Path], list[Path]]:
         with reporting(told):
             (adapters if formats.is_adapter(child) else others).append(child)
     if not adapters and not refused:
-        deeper = next((c for c in children if any(map(formats.is_adapter, c.glob("*")))), None)
-        guess = f"did you mean {deeper}? " if deeper else ""
+        deeper = max((c for child in children for c in (child, *child.glob("*"))), key=_held,
+                     default=None)  # fmt: skip
+        guess = f"did you mean {deeper}? " if deeper is not None and _held(deeper) else ""
         cure = "name adapter folders, or a folder whose children are adapter folders"
         raise InputError(path, "no adapters in it", guess + cure)
     left_out: list[Path] = []

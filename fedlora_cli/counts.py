@@ -104,7 +104,7 @@ def told_samples(folder: Path) -> float | None:
         document = read_object(path, finite=False)
         if str(document.get("schema", "")).startswith("fedlora.aggregate/"):
             found = "a global adapter that fedlora wrote, not a client"
-            raise InputError(folder, found, "give it as --previous, or count it with --samples")
+            raise InputError(folder, found, "leave it out; aggregate takes it as --previous")
         if document.get(field) is not None:
             return _count(document[field], path, field)
     return None

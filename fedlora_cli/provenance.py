@@ -15,6 +15,9 @@ REPORT = "fedlora.json"
 #: The beginning of the schema of every aggregation's report.
 AGGREGATE = "fedlora.aggregate/"
 
+#: Beyond the side of any matrix.
+_LARGEST_RANK = 2**24
+
 _CURE = "take the file that fedlora wrote, or move it away"
 
 
@@ -33,7 +36,8 @@ class Contributor:
 @dataclass(frozen=True)
 class Provenance:
     """How a global adapter came about. `previous` says whether it had a previous one to build on,
-    `quorum` is None for the method's own.
+    `momentum` whether it went on in the direction of the last two, `quorum` is None for the
+    method's own.
     """
 
     method: str
@@ -41,6 +45,7 @@ class Provenance:
     shared_rank: int
     quorum: float | None
     previous: bool
+    momentum: bool
     clients: tuple[Contributor, ...]
 
 
@@ -68,6 +73,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         shared_rank=_rank(path, document, "shared_rank"),
         quorum=quorum,
         previous="--previous" in options,
+        momentum="--momentum" in options,
         clients=tuple(_contributor(path, client) for client in clients),
     )
 
@@ -89,7 +95,7 @@ def _contributor(path: Path, client: Any) -> Contributor:
 
 def _rank(path: Path, document: dict[str, Any], name: str) -> int:
     value = _field(path, document, name, int)
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= _LARGEST_RANK:
         raise _wrong(path, name, value)
     return value
 

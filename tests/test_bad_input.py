@@ -261,7 +261,7 @@ CORPUS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a web page": (raw_weights(b"<!doctype html><html></html>"), "a web page, not safetensors"),
     "a global adapter": (
         put("fedlora.json", '{"schema": "fedlora.aggregate/1"}'),
-        "a global adapter that fedlora wrote, not a client; give it as --previous",
+        "a global adapter that fedlora wrote, not a client; leave it out; aggregate takes it as",
     ),
     "an adapter that has not arrived": (
         lambda f: ((f / CONFIG).unlink(), (f / WEIGHTS).unlink()),

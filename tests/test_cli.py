@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from makers import Spec, make
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from fedlora_cli import METHODS, __version__, aggregate
@@ -338,3 +339,44 @@ def test_on_a_terminal_there_is_colour_and_with_no_color_there_is_none(
 
     assert bar in on_a_terminal(tmp_path, ["aggregate", "round", "-o", "one"])
     assert bar not in on_a_terminal(tmp_path, ["aggregate", "round", "-o", "two"], NO_COLOR="1")
+
+
+def test_the_next_round_goes_on_as_this_one(clients: Path, tmp_path: Path) -> None:
+    def advised(*options: str) -> str:
+        out = tmp_path / "-".join(options)
+        result = run("aggregate", str(clients), "-o", str(out), *options)
+        assert result.exit_code == 0
+        return result.stderr.split("next round: fedlora aggregate CLIENTS -o DIR")[1].strip()
+
+    assert advised("-m", "flexlora") == "--method flexlora"
+    residual = advised("-m", "residual", "--basis", "svd")
+    assert residual.startswith("--method residual --basis svd --previous ")
+    assert advised("--quorum", "0.25").startswith("--quorum 0.25 --previous ")
+
+
+def test_a_round_in_folders_of_its_own_is_found(clients: Path, tmp_path: Path) -> None:
+    """run/round-1/clients and run/round-1/global."""
+    home = tmp_path / "run/round-1"
+    home.mkdir(parents=True)
+    clients.rename(home / "clients")
+    aggregate([home / "clients"], home / "global")
+
+    lost = run("aggregate", str(tmp_path / "run"), "-o", str(tmp_path / "x"))
+    beside = run("diagnose", str(home))
+    file = run("aggregate", str(home / "global/README.md"), "-o", str(tmp_path / "x"))
+
+    assert f"did you mean {home}/clients?" in lost.stderr
+    assert "rounds: 1 of" in beside.stdout or "round-1: rank" in beside.stdout
+    assert "not a folder; name the folder that it lies in" in file.stderr
+
+
+def test_what_looks_wrong_about_an_aggregation_is_said(clients: Path, tmp_path: Path) -> None:
+    previous = run(
+        "aggregate", str(clients), "-o", str(tmp_path / "a"), "--previous", str(clients / "ann")
+    )
+    path = make(tmp_path / "zero", Spec("a", 2)).folder / "adapter_model.safetensors"
+    save_file({k: v * ("lora_A" in k) for k, v in load_file(path).items()}, path)
+    zero = run("aggregate", str(tmp_path / "zero"), "-o", str(tmp_path / "b"))
+
+    assert "is given as a global adapter, but tells a sample count" in previous.stderr
+    assert "the global update is zero in every module" in zero.stderr

@@ -79,7 +79,7 @@ def diagnosis(
     trend: Trend | None = None,
 ) -> DiagnoseReport:
     return DiagnoseReport(
-        subject, "at risk", "because", shared_rank, 0.9, tuple(adapters), cohort, trend, (), "1"
+        subject, "at risk", "because", shared_rank, 0.9, tuple(adapters), (), cohort, trend, (), "1"
     )
 
 

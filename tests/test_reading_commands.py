@@ -78,7 +78,7 @@ def test_long_names_and_many_rows_fit_too(wide: Path) -> None:
         assert result.exit_code == 0, result.output
         assert all(len(line) <= 80 for line in result.stdout.splitlines())
     assert "15 of 30 rounds" in run("diagnose", *globals_).stdout
-    assert "…" in result.stdout or "25 clients" in result.stdout
+    assert "25 clients" in result.stdout
 
 
 def test_verdicts_end_pipelines() -> None:
@@ -106,7 +106,7 @@ def test_verdicts_end_pipelines() -> None:
         ((COLLAPSED, "--shared-rank", 0), "--shared-rank: 0; it must be 1 or more"),
         ((COLLAPSED, "--jobs", -1), "--jobs: -1"),
         ((COLLAPSED, "--plot", "x.gif"), "--plot: x.gif has no known ending; use one of .png"),
-        ((ROUND, COLLAPSED), "8 of 16 adapters are global ones"),
+        ((ROUND, COLLAPSED), "8 of 16 adapters, such as "),
     ],
 )
 def test_what_cannot_be_judged_never_passes(arguments: tuple[object, ...], message: str) -> None:
@@ -163,7 +163,7 @@ def test_lists_come_from_standard_input(tmp_path: Path) -> None:
 
     result = CliRunner().invoke(app, ["diagnose", "-"], prog_name="fedlora", input=paths)
 
-    assert "rounds: 3 of rank 16" in result.stdout
+    assert "rounds: 3 of flexlora, rank 16" in result.stdout
 
 
 def test_on_a_terminal_there_is_colour_and_off_it_none() -> None:

@@ -47,10 +47,12 @@ def test_a_cohort_of_many_clients_with_long_names_still_fits(report: AggregateRe
     rows = tuple(replace(report.clients[0], name=f"{i:03}-" + "x" * 90) for i in range(100))
     modules = tuple(replace(report.modules[0], name="base." * 30) for _ in range(3))
 
-    text = shown(replace(report, clients=rows, modules=modules), modules=True)
+    many = replace(report, clients=rows, modules=modules)
+    text, whole = shown(many), shown(many, modules=True)
 
-    assert all(len(line) <= 80 for line in text.splitlines())
-    assert "and 80 more" in text
+    assert all(len(line) <= 80 for line in (text + whole).splitlines())
+    assert "and 80 more; -v shows all" in text
+    assert "more" not in whole
 
 
 def test_json_has_null_where_there_is_no_number(report: AggregateReport) -> None:

@@ -181,13 +181,20 @@ def aggregate(
     elif not quiet:
         show(aggregate_view(report, modules=verbose))
     if not quiet:
-        _say_what_next(errors(), output, dry_run=dry_run)
+        _say_what_next(errors(), output, options)
 
 
-def _say_what_next(console: Console, output: Path, *, dry_run: bool) -> None:
+def _say_what_next(console: Console, output: Path, options: Options) -> None:
     folder = shlex.quote(str(output))
-    if dry_run:
+    if options.dry_run:
         say(console, "dry run", f"{folder} was not written", "bold")
         return
     say(console, "wrote", folder, "bold green")
-    say(console, "next round", f"fedlora aggregate CLIENTS -o DIR --previous {folder}", "bold")
+    method = METHODS[options.method]
+    chosen = f" --method {method.name}" if method.name != Options().method else ""
+    for flag in ("--quorum", "--basis", "--missing"):
+        if flag in options.changed():
+            chosen += f" {flag} {options.changed()[flag]}"
+    if method.uses_previous:
+        chosen += f" --previous {folder}"
+    say(console, "next round", f"fedlora aggregate CLIENTS -o DIR{chosen}", "bold")

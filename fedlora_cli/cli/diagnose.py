@@ -56,7 +56,7 @@ def diagnose(
     ],
     shared_rank: Annotated[
         int | None,
-        option("--shared-rank", help="r of ρ; default: of the clients, or as fedlora.json says."),
+        option("--shared-rank", help="Smallest rank of the clients; default: as the files say."),
     ] = None,
     subject: Annotated[
         Literal["clients", "rounds"] | None,
@@ -138,7 +138,8 @@ def _next(report: DiagnoseReport, folders: list[Path]) -> str:
         shown = " ".join(shlex.quote(str(folder)) for folder in folders[:_NAMED])
         return f"fedlora predict {shown}{' ...' if len(folders) > _NAMED else ''}"
     if report.verdict in ("at risk", "collapsing", "collapsed"):
-        return "fedlora compare CLIENTS --previous DIR shows what other methods would keep"
+        made = f"these were made by {report.methods[-1]}; " if report.methods[-1] else ""
+        return f"{made}fedlora compare CLIENTS --previous DIR shows what other methods keep"
     return "fedlora diagnose CLIENTS shows who holds and who brings what"
 
 
@@ -173,7 +174,7 @@ def _beyond(report: DiagnoseReport, fail_above: float | None, worst: Verdict | N
             return f"ρ = {report.energy_ratio:.4f} is above {fail_above:g}"
     if worst is not None:
         if report.verdict is None:
-            raise UsageError("--fail-on", f"there is no verdict: {report.reason}", "see --help")
+            raise UsageError("--fail-on", "there is no verdict", report.reason)
         if VERDICTS.index(report.verdict) >= VERDICTS.index(worst):
             return f"{report.verdict}: {report.reason}"
     return None

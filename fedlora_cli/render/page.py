@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedlora_cli.errors import printable
-from fedlora_cli.render.view import Bar, Column, Paragraph, Table, View
+from fedlora_cli.render.view import Bar, Block, Column, Paragraph, Table, View
 
 #: What a tone says to those who do not see its colour: a sign, and a word for screen readers.
 _TONES = {
@@ -33,9 +33,15 @@ def page(view: View, svg: bytes) -> str:
     environment.tests["bar"] = lambda cell: isinstance(cell, Bar)
     source = resources.files("fedlora_cli.render").joinpath("page.html").read_text("utf-8")
     return environment.from_string(source).render(
-        view=view, figure=_inline(svg), tone=_tone, label=_label, is_head=_is_head,
+        view=view, figure=_inline(svg), lead=[b for b in view.blocks if _leads(b)],
+        rest=[b for b in view.blocks if not _leads(b)], tone=_tone, label=_label, is_head=_is_head,
         has_number=_has_number, width=_width, percent=_percent,
     )  # fmt: skip
+
+
+def _leads(block: Block) -> bool:
+    """Whether it is news, which a page tells first and a terminal last, next to the prompt."""
+    return isinstance(block, Paragraph) and block.tone != "plain"
 
 
 def _inline(svg: bytes) -> Markup:

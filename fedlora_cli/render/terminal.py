@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich import table as rich
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -9,22 +11,34 @@ from rich.text import Text
 from fedlora_cli.errors import printable
 from fedlora_cli.render.view import Bar, Block, Cell, Column, Paragraph, Table, View
 
-_BAR_WIDTH = 28
-_NAME_WIDTH = 36
-
-#: Names keep that many characters even in a table that is too wide otherwise.
-_LEAST_NAME = 10
-
 #: Columns of a terminal that every table fits into, and the blanks between two of its own.
 _TABLE_WIDTH = 80
 _GAP = 2
 
+#: The most and the least that a bar and a name are given.
+_BARS = (28, 10)
+_NAMES = (36, 10)
+
 _STYLES = {"plain": "", "good": "green", "warning": "yellow", "bad": "bold red"}
+
+#: Letters of the papers, for terminals that have only ASCII.
+_ASCII = {"ρ": "rho", "γ": "gamma", "κ": "kappa", "β": "beta", "Δ": "d", "²": "^2", "‖": "|"} | {
+    "Σ": "sum", "·": "*", "×": "x", "…": "~", "√": "sqrt "}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How wide bars and names are; `plain` draws in ASCII."""
+
+    bar: int
+    name: int
+    plain: bool
 
 
 def on_terminal(view: View, *, plain: bool = False) -> RenderableType:
     """The view as rich draws it. `plain` draws in ASCII, for terminals that have nothing else."""
-    headline = Text.assemble((printable(view.subject), "bold"), f": {printable(view.summary)}")
+    subject, summary = (_written(text, plain=plain) for text in (view.subject, view.summary))
+    headline = Text.assemble((subject, "bold"), f": {summary}")
     blocks = [_block(block, plain=plain) for block in view.blocks]
     return Group(headline, *(part for block in blocks for part in (Text(), block)))
 
@@ -36,51 +50,60 @@ def _block(block: Block, *, plain: bool) -> RenderableType:
 
 
 def _paragraph(block: Paragraph, *, plain: bool) -> Text:
-    lines = "\n".join(printable(line) for line in block.text.split("\n"))
-    return Text(lines.replace("ρ", "rho") if plain else lines, style=_STYLES[block.tone])
+    lines = "\n".join(_written(line, plain=plain) for line in block.text.split("\n"))
+    return Text(lines, style=_STYLES[block.tone])
 
 
 def _table(block: Table, *, plain: bool) -> RenderableType:
+    layout = _layout(block, plain=plain)
     table = rich.Table(box=None, pad_edge=False, header_style="dim")
     for column in block.columns:
-        _add_column(table, column)
-    width = _name_width(block)
+        name = _written(column.name, plain=plain)
+        if column.kind == "bar":
+            table.add_column(name, no_wrap=True, width=layout.bar)
+        else:
+            right = column.kind == "number"
+            table.add_column(name, no_wrap=True, justify="right" if right else "left")
     for row in block.rows[: block.shown]:
         cells = zip(row, block.columns, strict=True)
-        table.add_row(*(_cell(cell, column, width, plain=plain) for cell, column in cells))
+        table.add_row(*(_cell(cell, column, layout) for cell, column in cells))
+    parts: list[RenderableType] = [table]
+    if block.title:
+        parts.insert(0, Text(_written(block.title, plain=plain), style="bold"))
     hidden = 0 if block.shown is None else len(block.rows) - block.shown
     if hidden > 0:
-        table.add_row(f"and {hidden} more")
-    return Group(Text(printable(block.title), style="bold"), table) if block.title else table
+        parts.append(Text(f"and {hidden} more; -v shows all", style="dim"))
+    return Group(*parts)
 
 
-def _add_column(table: rich.Table, column: Column) -> None:
-    if column.kind == "name":
-        table.add_column(column.name, no_wrap=True)
-    elif column.kind == "bar":
-        table.add_column(column.name, no_wrap=True, width=_BAR_WIDTH)
-    elif column.kind == "text":
-        table.add_column(column.name, no_wrap=True)
-    else:
-        table.add_column(column.name, no_wrap=True, justify="right")
-
-
-def _name_width(block: Table) -> int:
-    """The room that the other columns leave for names, at most what names need."""
+def _layout(block: Table, *, plain: bool) -> _Layout:
+    """Names and bars share what the other columns leave; names come first."""
     room = _TABLE_WIDTH - _GAP * (len(block.columns) - 1)
+    longest, bars = 0, 0
     for i, column in enumerate(block.columns):
+        width = max(len(column.name), *(len(str(row[i])) for row in block.rows), 0)
         if column.kind == "bar":
-            room -= max(_BAR_WIDTH, len(column.name))
-        elif column.kind != "name":
-            room -= max(len(column.name), *(len(str(row[i])) for row in block.rows), 0)
-    return max(_LEAST_NAME, min(_NAME_WIDTH, room))
+            bars += 1
+        elif column.kind == "name":
+            longest = max(longest, min(width, _NAMES[0]))
+        else:
+            room -= width
+    bar = min(_BARS[0], max(_BARS[1], (room - longest) // max(bars, 1)))
+    name = min(_NAMES[0], max(_NAMES[1], room - bars * bar))
+    return _Layout(bar, name, plain)
 
 
-def _cell(cell: Cell, column: Column, width: int, *, plain: bool) -> Text:
+def _cell(cell: Cell, column: Column, layout: _Layout) -> Text:
     if isinstance(cell, Bar):
-        return Text(_bar(cell.share, plain=plain), style="cyan")
-    text = printable(cell)
-    return Text(_shortened(text, width) if column.kind == "name" else text)
+        return Text(_bar(cell.share, layout), style="cyan")
+    text = _written(cell, plain=layout.plain)
+    return Text(_shortened(text, layout.name) if column.kind == "name" else text)
+
+
+def _written(text: str, *, plain: bool) -> str:
+    """Text that a terminal shows and never obeys."""
+    shown = printable(text)
+    return "".join(_ASCII.get(letter, letter) for letter in shown) if plain else shown
 
 
 def _shortened(name: str, width: int) -> str:
@@ -92,11 +115,11 @@ def _shortened(name: str, width: int) -> str:
     return name if len(name) <= width else f"…{name[len(name) - width + 1 :]}"
 
 
-def _bar(share: float | None, *, plain: bool) -> str:
+def _bar(share: float | None, layout: _Layout) -> str:
     """A bar of eighths of a character; any share at all shows as something."""
     if not share:
         return ""
-    if plain:
-        return "#" * max(1, round(share * _BAR_WIDTH))
-    eighths = max(1, round(share * _BAR_WIDTH * 8))
+    if layout.plain:
+        return "#" * max(1, round(share * layout.bar))
+    eighths = max(1, round(share * layout.bar * 8))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()

@@ -16,10 +16,12 @@ from fedlora_cli.adapter import Adapter
 from fedlora_cli.aggregation.module import ModuleResult, aggregate_module, at_rank
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan, make_plan
-from fedlora_cli.clients import Clients, read_clients
+from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
+from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.files.folder import check_target, new_folder
 from fedlora_cli.formats import peft
+from fedlora_cli.provenance import read_provenance
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.report.aggregate import AggregateReport
@@ -34,7 +36,7 @@ DEFAULTS = Options()
 
 
 def aggregate(
-    clients: Sequence[Path | str],
+    clients: Paths,
     output: Path | str,
     options: Options = DEFAULTS,
     stage: engine.Stage = engine.quiet,
@@ -45,7 +47,7 @@ def aggregate(
     there whole afterwards or not at all. Raises UsageError, InputError, OutputError and
     VerificationError; nothing is written then.
     """
-    paths, output = [Path(client) for client in clients], Path(output)
+    paths, output = paths_of(clients), Path(output)
     found = read_clients(paths, options.samples, options.base)
     previous = None if options.previous is None else formats.read(options.previous)
     before = None if options.before_previous is None else formats.read(options.before_previous)
@@ -139,8 +141,18 @@ def _rank_for_energy(results: Sequence[ModuleResult], fraction: float | None) ->
 
 
 def _remarks(found: Clients, *earlier: Adapter | None) -> tuple[str, ...]:
-    notes = [note for adapter in earlier if adapter is not None for note in adapter.notes]
-    return (*found.remarks, *notes)
+    """What reading them showed; a client's folder tells a sample count, a global one's does not."""
+    given = [adapter for adapter in earlier if adapter is not None]
+    clients = [adapter for adapter in given if read_provenance(adapter.path) is None]
+    return (
+        *found.remarks,
+        *(note for adapter in given for note in adapter.notes),
+        *(
+            f"{adapter.path} is given as a global adapter, but tells a sample count like a client"
+            for adapter in clients
+            if told_samples(adapter.path) is not None
+        ),
+    )
 
 
 def _check_output(output: Path, options: Options, clients: Sequence[Path], plan: Plan) -> None:

@@ -63,6 +63,7 @@ def summarize(
             *lone(plan, weights, [row.last for row in shown]),
             *fading(plan, weights),
             *missing_unused(plan),
+            *(["the global update is zero in every module"] if results and total == 0 else []),
         ),
         version=__version__,
     )

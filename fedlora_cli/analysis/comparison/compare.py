@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from fedlora_cli.adapter import Adapter
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan, make_plan
 from fedlora_cli.analysis.comparison.module import Contender, ModuleOutcome, compare_module
-from fedlora_cli.clients import Clients, read_clients
+from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
 from fedlora_cli.errors import FedloraError
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.report.compare import CompareReport, MethodRow
@@ -31,7 +30,7 @@ DEFAULTS = Options()
 
 
 def compare(
-    clients: Sequence[Path | str],
+    clients: Paths,
     options: Options = DEFAULTS,
     stage: engine.Stage = engine.quiet,
 ) -> CompareReport:
@@ -40,7 +39,7 @@ def compare(
     Of these, `method` is not looked at, and a `quorum` adds a row of raFLoRA with it. A method that
     these clients rule out is a row that says why. Raises UsageError and InputError.
     """
-    found = read_clients([Path(client) for client in clients], options.samples, options.base)
+    found = read_clients(paths_of(clients), options.samples, options.base)
     previous = None if options.previous is None else formats.read(options.previous)
     # What ails the clients themselves is an error; what ails one method with them is a row.
     reading = make_plan(found.cohort, replace(options, method="raflora"), previous)
@@ -84,6 +83,8 @@ def _report(
         _row(one, cohort.shared_rank, m, outcomes, distances[m, -1])
         for m, one in enumerate(contenders)
     )
+    without = reading.previous is None
+    alone = ["without --previous, residual is flexlora"] if without else []
     return CompareReport(
         shared_rank=cohort.shared_rank,
         ranks=tuple(client.adapter.rank for client in cohort.clients),
@@ -93,7 +94,7 @@ def _report(
         methods=methods,
         distances=tuple(tuple(_finite(v) for v in line[:-1]) for line in distances[:-1]),
         shared_seconds=sum(one.shared_seconds for one in outcomes),
-        warnings=(*found.remarks, *cohort.notes),
+        warnings=(*found.remarks, *cohort.notes, *alone),
         version=__version__,
     )
 

@@ -27,6 +27,9 @@ from fedlora_cli.spectrum import FloatArray
 #: to float32 rounding.
 _SAME = 1e-6
 
+#: The least spread of ln ‖ΔW‖: norms within a tenth of each other are alike.
+_LEAST_SPREAD = 0.1
+
 #: The factor that makes a median absolute deviation the standard deviation of a normal variable.
 _MAD = 1.4826
 
@@ -95,16 +98,17 @@ def findings(
 
 
 def robust_z(norms: FloatArray) -> FloatArray:
-    """(ln x - median) / (1.4826 MAD), not a number where x is zero or nothing varies. Shape (K,).
+    """(ln x - median) / max(1.4826 MAD, 0.1), not a number where x is zero. Shape (K,).
 
-    Source: Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993.
+    The floor keeps clients that are all alike from standing out by a hair. Source: Iglewicz and
+    Hoaglin, How to Detect and Handle Outliers, 1993.
     """
     logs = np.log(norms, out=np.full(norms.shape, np.nan), where=norms > 0)
     if np.isnan(logs).all():
         return logs
     away = logs - np.nanmedian(logs)
-    spread = _MAD * float(np.nanmedian(np.abs(away)))
-    return away / spread if spread > 0 else np.full(norms.shape, np.nan)
+    z: FloatArray = away / max(_MAD * float(np.nanmedian(np.abs(away))), _LEAST_SPREAD)
+    return z
 
 
 def holders_energy_ratio(rows: Sequence[AdapterRow], shared_rank: int) -> float | None:

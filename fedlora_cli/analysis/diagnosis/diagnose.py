@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from fedlora_cli import engine
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.places import find_adapters
 from fedlora_cli.analysis.diagnosis.round import diagnose_clients
 from fedlora_cli.analysis.diagnosis.series import diagnose_series
+from fedlora_cli.clients import Paths, paths_of
 from fedlora_cli.errors import UsageError
 from fedlora_cli.provenance import read_provenance
 from fedlora_cli.render.report.diagnose import DiagnoseReport
@@ -19,7 +18,7 @@ DEFAULTS = DiagnoseOptions()
 
 
 def diagnose(
-    paths: Sequence[Path | str],
+    paths: Paths,
     options: DiagnoseOptions = DEFAULTS,
     stage: engine.Stage = engine.quiet,
 ) -> DiagnoseReport:
@@ -29,14 +28,15 @@ def diagnose(
     adapter named `global`. Several adapters are rounds if fedlora aggregated all of them, clients
     if it did none, unless `options.subject` says which. Raises UsageError and InputError.
     """
-    given = [Path(path) for path in paths]
+    given = paths_of(paths)
     folders, remarks = find_adapters(given)
     origins = [read_provenance(folder) for folder in folders]
     aggregated = sum(origin is not None for origin in origins)
     clients = options.subject == "clients"
     if options.subject is None and len(folders) > 1:
         if 0 < aggregated < len(folders):
-            found = f"{aggregated} of {len(folders)} adapters are global ones that fedlora wrote"
+            written = next(f for f, one in zip(folders, origins, strict=True) if one is not None)
+            found = f"{aggregated} of {len(folders)} adapters, such as {written}, are global ones"
             raise UsageError("PATHS", found, "give clients or rounds, or say which with --as")
         clients = aggregated == 0
     if clients:

@@ -12,7 +12,7 @@ from fedlora_cli.aggregation.plan import make_plan
 from fedlora_cli.analysis.diagnosis.cohort import findings, measure
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row
-from fedlora_cli.clients import read_clients
+from fedlora_cli.clients import Clients, read_clients
 from fedlora_cli.render.report.aggregate import rank_range
 from fedlora_cli.render.report.diagnose import AdapterRow, CohortFindings, DiagnoseReport
 from fedlora_cli.version import __version__
@@ -66,11 +66,30 @@ def diagnose_clients(
         shared_rank=shared_rank,
         energy_ratio=seen.energy_ratio,
         adapters=rows,
+        methods=(None,) * len(rows),
         cohort=seen,
         trend=None,
-        warnings=(*found.remarks, *cohort.notes, *skipped, *_oddities(rows, seen), *lone),
+        warnings=(
+            *_taken(found, options),
+            *found.remarks,
+            *cohort.notes,
+            *skipped,
+            *_oddities(rows, seen),
+            *lone,
+        ),
         version=__version__,
     )
+
+
+def _taken(found: Clients, options: DiagnoseOptions) -> list[str]:
+    """A warning where these may as well be the rounds of some other tool."""
+    cohort = found.cohort
+    if options.subject is not None or not found.uniform or len(cohort.distinct_ranks) > 1:
+        return []
+    return [
+        "taken for clients, as nothing tells otherwise; if these are rounds: --as rounds "
+        "--shared-rank R, the smallest rank of their clients"
+    ]
 
 
 def _oddities(rows: Sequence[AdapterRow], seen: CohortFindings) -> list[str]:
@@ -81,7 +100,7 @@ def _oddities(rows: Sequence[AdapterRow], seen: CohortFindings) -> list[str]:
         if len(rows) >= _FEWEST and client.outlier is not None and abs(client.outlier) > _OUTLIER:
             warnings.append(
                 f"the update of {row.name} has norm {row.norm:.3g}, a robust z of "
-                f"{client.outlier:+.1f} among the clients"
+                f"{client.outlier:+.1f} among the clients: look at its training, or leave it out"
             )
     warnings += [
         f"{copy} has the singular values of {original} in every module: the same update, or one "

@@ -13,14 +13,11 @@ from fedlora_cli.analysis.diagnosis.places import order_remarks, round_name
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds
 from fedlora_cli.analysis.diagnosis.trend import fit, trend
 from fedlora_cli.analysis.diagnosis.verdict import judge
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.provenance import Provenance
-from fedlora_cli.render.report.diagnose import DiagnoseReport, Trend, Verdict
+from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, Trend, Verdict
 from fedlora_cli.spectrum import FloatArray
 from fedlora_cli.version import __version__
-
-#: The fewest rounds whose κ shows a direction.
-_FEWEST_ROUNDS = 3
 
 
 def diagnose_series(
@@ -35,6 +32,10 @@ def diagnose_series(
     """
     adapters = [formats.read(folder) for folder in folders]
     _check_series(adapters)
+    rank = max(adapter.rank for adapter in adapters)
+    if options.shared_rank is not None and options.shared_rank >= rank:
+        found = f"{options.shared_rank}, where no adapter has more than rank {rank}"
+        raise UsageError("--shared-rank", found, "give the smallest rank of the clients")
     told = [origin.shared_rank for origin in origins if origin is not None]
     shared_rank = options.shared_rank or min(told, default=None)
     known = sorted({c.rank for origin in origins if origin for c in origin.clients})
@@ -50,7 +51,7 @@ def diagnose_series(
         for adapter, own in zip(adapters, spectra, strict=True)
     )
     course = None if shared_rank is None else trend(rows, origins, shared_rank)
-    verdict, reason = _verdict(course, origins)
+    verdict, reason = _verdict(course, rank, shared_rank, origins)
     single = len(rows) == 1 and options.subject is None
     return DiagnoseReport(
         subject="adapter" if single else "rounds",
@@ -61,24 +62,43 @@ def diagnose_series(
         adapters=rows,
         cohort=None,
         trend=None if single else course,
-        warnings=(*(n for a in adapters for n in a.notes), *order_remarks(folders)),
+        methods=tuple(None if origin is None else origin.method for origin in origins),
+        warnings=(
+            *(note for adapter in adapters for note in adapter.notes),
+            *order_remarks(folders),
+            *_changes(rows, origins),
+        ),
         version=__version__,
     )
 
 
+def _changes(rows: Sequence[AdapterRow], origins: Sequence[Provenance | None]) -> tuple[str, ...]:
+    """A warning wherever one series seems to be several."""
+    names = [row.name for row in rows]
+    found = []
+    again = next((name for k, name in enumerate(names) if name in names[:k]), None)
+    if again is not None:
+        found.append(f"two rounds are named {again}: diagnose two federations one by one")
+    for (earlier, later), name in zip(pairwise(origins), names[1:], strict=True):
+        if earlier is not None and later is not None and earlier.method != later.method:
+            found.append(f"from {name} on the method is {later.method}, {earlier.method} before")
+    return tuple(found)
+
+
 def _verdict(
-    course: Trend | None, origins: Sequence[Provenance | None]
+    course: Trend | None, rank: int, shared_rank: int | None, origins: Sequence[Provenance | None]
 ) -> tuple[Verdict | None, str]:
-    if course is None:
-        return None, "no shared rank is known here; give --shared-rank"
+    if course is None or shared_rank is None:
+        return None, "give --shared-rank, the smallest rank of the clients"
+    if shared_rank >= rank:
+        return "healthy", f"all clients held all of rank {rank}: nothing lies beyond it"
     told = all(origin is not None for origin in origins)
     if not told and course.rounds == 1:
         return None, "nothing tells what the clients put there; give the rounds before it as well"
-    left = course.kept[-1]
-    if left is None:
+    if course.kept[-1] is None:
         return None, "there is no energy in it"
-    _, rate, _ = fit(course.kept) if course.rounds >= _FEWEST_ROUNDS else (None, None, None)
-    verdict, reason = judge(left, rate, course.predicted_gamma)
+    rate = fit(course.kept)[1]
+    verdict, reason = judge(course.kept, rate, course.predicted_gamma)
     if not told:
         reason += " (compared with the first round, as nothing tells what the clients put there)"
     return verdict, reason

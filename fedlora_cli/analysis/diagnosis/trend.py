@@ -15,7 +15,7 @@ from fedlora_cli.render.report.diagnose import AdapterRow, Trend
 from fedlora_cli.spectrum import FloatArray
 from fedlora_cli.weights import Holdings
 
-#: The fewest rounds from which a rate is fitted, where there are so many.
+#: The fewest rounds from which a rate is fitted: two fit any line.
 _FEWEST = 3
 
 
@@ -66,22 +66,22 @@ def fit(values: Sequence[float | None]) -> tuple[int | None, float | None, float
     """The factor per round of a geometric series: where the fit begins (from 1), γ and r².
 
     Least squares of ln value over the round, on the later half of those that are positive and at
-    least three of them: by then the slowest partition is what is left. Without two of them, None.
+    least three of them: by then the slowest partition is what is left. Without three of them, None.
 
     >>> [round(x, 12) for x in fit([1.0, 0.5, 0.25, 0.125])]
     [2, 0.5, 1.0]
     """
     rounds = np.array([t for t, value in enumerate(values) if value is not None and value > 0])
     rounds = rounds[-max(_FEWEST, -(-len(rounds) // 2)) :]
-    if len(rounds) < 2:
+    if len(rounds) < _FEWEST:
         return None, None, None
     y = np.log([values[t] for t in rounds])
     slope, intercept = np.polyfit(rounds, y, 1)
     residual = float(np.square(y - (slope * rounds + intercept)).sum())
     spread = float(np.square(y - y.mean()).sum())
-    # Two points fit any line, and a constant has nothing to explain.
-    explained = len(rounds) > 2 and spread > len(rounds) * np.finfo(np.float64).eps
-    r_squared = 1 - residual / spread if explained else None
+    # A constant has nothing to explain.
+    varies = spread > len(rounds) * np.finfo(np.float64).eps
+    r_squared = 1 - residual / spread if varies else None
     return int(rounds[0]) + 1, float(np.exp(slope)), r_squared
 
 
@@ -96,11 +96,12 @@ def _odds(beyond: float | None) -> float | None:
 
 def _factors(row: AdapterRow, origin: Provenance | None) -> FloatArray | None:
     """What the weights of that round did to the energy of each rank index; None if unknown."""
-    if origin is None or origin.method not in METHODS:
-        return None
+    if origin is None or origin.method not in METHODS or origin.momentum:
+        return None  # momentum depends on two rounds, not on weights alone
     method = METHODS[origin.method]
     holdings = Holdings(
-        ranks=np.array([client.rank for client in origin.clients]),
+        # No index beyond the adapter's own matters, whatever rank its report claims for a client.
+        ranks=np.minimum([client.rank for client in origin.clients], row.rank),
         samples=np.array([client.samples for client in origin.clients]),
         norms=np.sqrt([sum(client.energy) for client in origin.clients]),
         previous_rank=row.rank if origin.previous and method.uses_previous else 0,

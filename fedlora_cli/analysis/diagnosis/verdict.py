@@ -30,6 +30,9 @@ AT_RISK = 0.5
 #: Rounds within which a falling κ must reach `COLLAPSED` to be called collapsing.
 HORIZON = 10
 
+#: By how much κ must exceed that of the round before to be recovering.
+RISING = 1.1
+
 #: The predicted factor of the energy per round at which even a sound adapter is at risk.
 RATE_AT_RISK = 0.9
 
@@ -59,22 +62,33 @@ def kept(beyond: Sequence[float | None], brought: Sequence[float | None]) -> lis
     return result
 
 
-def judge(left: float, rate: float | None, predicted_gamma: float | None) -> tuple[Verdict, str]:
-    """The verdict and its reason, from κ, its fitted factor per round and the predicted γ."""
-    digits = 0 if left >= COLLAPSED else 2
+def judge(
+    left: Sequence[float | None], rate: float | None, predicted_gamma: float | None
+) -> tuple[Verdict, str]:
+    """The verdict and its reason, from κ by round, its fitted factor per round and the predicted γ.
+
+    A collapse is a matter of rounds: one alone, or one in which κ recovers, is at risk at most.
+    Raises ValueError where the last κ is None.
+    """
+    now, before = left[-1], left[-2] if len(left) > 1 else None
+    if now is None:
+        raise ValueError("nothing tells what is left")
+    rising = before is not None and now > RISING * before
+    digits = 0 if now >= COLLAPSED else 2
     share = (
-        f"{100 * left:.{digits}f} % of the energy share that high-rank clients put beyond the "
+        f"{100 * now:.{digits}f} % of the energy share that high-rank clients put beyond the "
         "shared rank is left"
     )
-    if left <= COLLAPSED:
+    if now <= COLLAPSED and before is not None and not rising:
         return "collapsed", f"{share}; {100 * COLLAPSED:.0f} % or less is collapsed"
-    if rate is not None and left * rate**HORIZON <= COLLAPSED:
+    if rate is not None and not rising and now * rate**HORIZON <= COLLAPSED:
         return "collapsing", (
             f"{share} and shrinks to {rate:.2f} of itself a round; within {HORIZON} rounds it is "
             f"below {100 * COLLAPSED:.0f} %"
         )
-    if left <= AT_RISK:
-        return "at risk", f"{share}; {100 * AT_RISK:.0f} % or less is at risk"
+    if now <= AT_RISK:
+        course = ", and it is recovering" if rising else ""
+        return "at risk", f"{share}{course}; {100 * AT_RISK:.0f} % or less is at risk"
     if predicted_gamma is not None and predicted_gamma < RATE_AT_RISK:
         return "at risk", (
             f"{share}, but the weights multiply it by {predicted_gamma:.2g} each round; "

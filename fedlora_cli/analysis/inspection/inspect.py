@@ -12,7 +12,7 @@ from fedlora_cli.adapter import Adapter
 from fedlora_cli.analysis.inspection.contents import contents, text
 from fedlora_cli.analysis.inspection.differences import differences
 from fedlora_cli.analysis.inspection.origin import is_reported, origin
-from fedlora_cli.clients import find_folders, read_clients
+from fedlora_cli.clients import Paths, find_folders, paths_of, read_clients
 from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError, Report, UsageError, printable, reporting
 from fedlora_cli.provenance import read_provenance
@@ -21,7 +21,7 @@ from fedlora_cli.version import __version__
 
 
 def inspect(
-    paths: Sequence[Path | str],
+    paths: Paths,
     samples: Path | None = None,
     base: str | None = None,
     *,
@@ -43,7 +43,7 @@ def inspect(
     def report(error: InputError) -> None:
         faults.setdefault(Fault(error.where, error.found, error.cure))
 
-    places = [Path(path) for path in paths]
+    places = paths_of(paths)
     folders, remarks = find_folders(places, report)
     origins = {folder: origin(folder) for folder in folders}
     apart = _apart(folders, origins, samples)

@@ -24,28 +24,30 @@ def largest_weights(rule: Rule, rounds: Sequence[Round]) -> FloatArray:
     return np.array([rule(one.holdings).clients[: one.singles].max() for one in rounds])
 
 
-def bounding_quorum(with_quorum: Mapping[float, Rule], rounds: Sequence[Round]) -> float | None:
-    """The smallest quorum under which no client has more than half of the weight of a rank index in
-    95 % of the rounds, which is in all of them where there is one. None if not even the largest.
+def bounding_quorum(with_quorum: Mapping[float, Rule], rounds: Sequence[Round]) -> float:
+    """The smallest quorum under which no client has more than half of the weight of a rank index,
+    or more than the largest share of the samples, in 95 % of the rounds, which is in all of them
+    where there is one.
 
-    `with_quorum` has the rule for each quorum, ascending.
+    `with_quorum` has the rule for each quorum, ascending to 1, at which weights are shares.
     """
     times = np.array([one.times for one in rounds])
+    quorums = list(with_quorum)
+    shares = largest_weights(with_quorum[quorums[-1]], rounds)
+    # What was half before the rounding of a sum is half.
+    most = np.maximum(MOST_WEIGHT, shares) * (1 + 1e-12)
 
     def bounds(quorum: float) -> bool:
-        # What was half before the rounding of a sum is half.
-        within = largest_weights(with_quorum[quorum], rounds) <= MOST_WEIGHT * (1 + 1e-12)
+        within = largest_weights(with_quorum[quorum], rounds) <= most
         return bool(times @ within >= MOST_ROUNDS * times.sum())
 
-    quorums = list(with_quorum)
-    place = bisect_left(quorums, True, key=bounds)
-    return quorums[place] if place < len(quorums) else None
+    return quorums[bisect_left(quorums, True, key=bounds)]
 
 
 def advise(
     partitions: Sequence[PredictedPartition],
     forecasts: Mapping[str, MethodForecast],
-    quorum: float | None,
+    quorum: float,
     *,
     partial: bool,
 ) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ def advise(
     """
     lines = [
         _method(partitions, forecasts),
-        _quorum(forecasts["raflora"], quorum, partial=partial),
+        _quorum(forecasts, quorum, partial=partial),
     ]
     top = partitions[-1]
     where = rank_range(top.first, top.last)
@@ -88,22 +90,23 @@ def _method(
     )
 
 
-def _quorum(owner: MethodForecast, quorum: float | None, *, partial: bool) -> str:
-    often = f"in {100 * MOST_ROUNDS:g} % of the rounds"
-    if quorum is None and partial:
-        return f"no quorum helps: too few are present to hold everyone to half the weight {often}"
-    if quorum is None:
-        return "no quorum helps: one client has more than half of all samples"
+def _quorum(forecasts: Mapping[str, MethodForecast], quorum: float, *, partial: bool) -> str:
+    owner, shares = forecasts["raflora"], forecasts["residual"]
+    often = f"in {100 * MOST_ROUNDS:g} % of the rounds "
+    bound = "nobody has more than half the weight anywhere, or than the largest share of samples"
     if quorum == 0 and partial:
-        return f"no quorum needed: {often} no client has more than half the weight anywhere"
+        return f"no quorum needed: {often}{bound}"
     if quorum == 0:
         return f"no quorum needed: no client has more than {owner.largest_weight:.3f} anywhere"
-    without = f"a client of rank {owner.heaviest_rank} has weight {owner.largest_weight:.3f}"
-    reason = f"with it, {often} " if partial else f"without it {without}, with it "
-    return (
-        f"give --quorum {quorum:g}: {reason}nobody has more than half the weight anywhere; "
-        "add --previous, or what they leave decays"
-    )
+    if partial:
+        reason = f"with it, {often}{bound}"
+    else:
+        most = max(MOST_WEIGHT, shares.largest_weight)
+        reason = (
+            f"without it a client of rank {owner.heaviest_rank} has weight "
+            f"{owner.largest_weight:.3f}, with it nobody has more than {most:.3g} anywhere"
+        )
+    return f"give --quorum {quorum:g}: {reason}; add --previous, or what they leave decays"
 
 
 def _chance(probability: float) -> str:

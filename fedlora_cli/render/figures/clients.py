@@ -89,7 +89,7 @@ def _holders(axes: Axes, rows: tuple[HoldingRow, ...]) -> None:
     if not rows:
         nothing(axes, title, "Nothing is known of who holds which rank index.")
         return
-    heading(axes, title, "far apart: few samples decide much")
+    heading(axes, title, "diamond right of the dot: few samples decide much")
     y = np.arange(len(rows))
     coverage, weight = numbers(r.coverage for r in rows), numbers(r.max_weight for r in rows)
     axes.hlines(y, coverage, weight, color=QUIET, linewidth=1)

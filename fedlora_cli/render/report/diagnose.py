@@ -160,7 +160,8 @@ class Trend:
 class DiagnoseReport:
     """One diagnosis. `energy_ratio` is the ρ that `--fail-above` judges: of the adapter, of the
     last round, of the clients that hold more than the shared rank. `verdict` is None where nothing
-    tells what the clients had put there, `reason` why it is what it is.
+    tells what the clients had put there, `reason` why it is what it is. `methods` are those that
+    made the adapters, None where nobody says.
     """
 
     subject: Subject
@@ -169,6 +170,7 @@ class DiagnoseReport:
     shared_rank: int | None
     energy_ratio: float | None
     adapters: tuple[AdapterRow, ...]
+    methods: tuple[str | None, ...]
     cohort: CohortFindings | None
     trend: Trend | None
     warnings: tuple[str, ...]

@@ -28,7 +28,7 @@ from fedlora_cli.render.view import (
 def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
     """Clients, rank partitions and findings; with `modules`, one row for each."""
     rank = "of --energy" if report.rank is None else str(report.rank)
-    blocks: list[Block] = [_clients(report.clients), _partitions(report.partitions)]
+    blocks: list[Block] = [_clients(report.clients, whole=modules), _partitions(report.partitions)]
     if modules:
         blocks.append(_modules(report.modules))
     if findings := "\n".join(_findings(report)):
@@ -41,7 +41,7 @@ def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
     )
 
 
-def _clients(clients: tuple[ClientRow, ...]) -> Table:
+def _clients(clients: tuple[ClientRow, ...], *, whole: bool) -> Table:
     rows = tuple(
         (
             row.name,
@@ -53,7 +53,7 @@ def _clients(clients: tuple[ClientRow, ...]) -> Table:
         for row in clients
     )
     heads = columns("rank", "samples", "weight", "largest weight")
-    return Table((Column("client", "name"), *heads), rows)
+    return Table((Column("client", "name"), *heads), rows, shown=None if whole else 20)
 
 
 def _partitions(partitions: tuple[PartitionRow, ...]) -> Table:

@@ -23,6 +23,14 @@ from fedlora_cli.render.view import (
     percent,
     rho,
     share,
+    wrapped,
+)
+
+#: What the columns mean.
+_MEANINGS = (
+    "z: robust deviations of ln norm from the median; beyond 3.5 stands out",
+    "effective: exp of the spectral entropy; cosine: with the sum of all others",
+    "overlap: of singular subspaces with another's; top weight: under raflora",
 )
 
 #: Clients whose matrix of cosines fits into a terminal.
@@ -47,7 +55,8 @@ def clients_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     names = [row.name for row in report.adapters]
     if whole and alike is not None and len(names) <= _FITTING:
         blocks.append(_cosines(alike, names))
-    return [*blocks, Paragraph("\n".join(_lines(report, cohort)))]
+    lines = "\n".join(wrapped(line) for line in _lines(report, cohort))
+    return [*blocks, Paragraph(lines), Paragraph("\n".join(_MEANINGS))]
 
 
 def _clients(report: DiagnoseReport, cohort: CohortFindings, *, whole: bool) -> Table:
@@ -56,7 +65,6 @@ def _clients(report: DiagnoseReport, cohort: CohortFindings, *, whole: bool) -> 
             row.name,
             str(row.rank),
             f"{row.samples:g}",
-            percent(row.share),
             f"{row.norm:.3g}",
             "-" if client.outlier is None else f"{client.outlier:+.1f}",
             rho(row.energy_ratio),
@@ -66,7 +74,7 @@ def _clients(report: DiagnoseReport, cohort: CohortFindings, *, whole: bool) -> 
         )
         for row, client in zip(report.adapters, cohort.clients, strict=True)
     )
-    heads = columns("rank", "samples", "share", "norm", "z", "ρ", "effective", "cosine", "overlap")
+    heads = columns("rank", "samples", "norm", "z", "ρ", "effective", "cosine", "overlap")
     return Table((Column("client", "name"), *heads), rows, shown=None if whole else 20)
 
 

@@ -54,7 +54,7 @@ def _methods(report: CompareReport) -> Table:
         )
         for _, row in _able(report)
     )
-    heads = columns("rank", "ρ", "effective", "norm", "kept", "from mean", "time")
+    heads = columns("rank", "ρ", "effective", "norm", "kept energy", "from mean", "time")
     return Table((Column("method", "name"), *heads), rows, shown=None)
 
 

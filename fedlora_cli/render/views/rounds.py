@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedlora_cli.render.report.diagnose import DiagnoseReport, Trend
+from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, Trend
 from fedlora_cli.render.view import (
     Bar,
     Block,
@@ -13,6 +13,7 @@ from fedlora_cli.render.view import (
     Table,
     columns,
     count,
+    number,
     rho,
     share,
 )
@@ -26,8 +27,10 @@ def rounds_summary(report: DiagnoseReport) -> str:
     """What it is, in a line."""
     last = report.adapters[-1]
     shared = "unknown" if report.shared_rank is None else str(report.shared_rank)
+    methods = list(dict.fromkeys(method for method in report.methods if method is not None))
+    by = f"of {', '.join(methods)}, " if methods else "of "
     return (
-        f"{len(report.adapters)} of rank {last.rank}, {count(len(last.modules), 'module')}, "
+        f"{len(report.adapters)} {by}rank {last.rank}, {count(len(last.modules), 'module')}, "
         f"shared rank {shared}"
     )
 
@@ -36,8 +39,10 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     """ρ by round, the last round's partitions and findings, and the rate."""
     last = report.adapters[-1]
     blocks: list[Block] = []
-    if report.trend is not None:
-        blocks.append(_rounds(report.trend, report.shared_rank or 0, whole=whole))
+    if report.trend is None or report.shared_rank is None:
+        blocks.append(_spectra(report.adapters))
+    else:
+        blocks.append(_rounds(report.trend, report.shared_rank, whole=whole))
     blocks.append(energy_table(last.partitions, f"the last round, {last.name}"))
     blocks.append(Paragraph("\n".join(spectrum_lines(last, report.shared_rank))))
     if whole:
@@ -63,14 +68,32 @@ def _rounds(trend: Trend, shared_rank: int, *, whole: bool) -> Table:
                 share(kept),
             )
         )
-    title = "" if len(shown) == trend.rounds else f"{len(shown)} of {trend.rounds} rounds"
+    title = f"energy beyond rank {shared_rank}: global adapter, clients above it"
+    if len(shown) < trend.rounds:
+        title += f"; {len(shown)} of {trend.rounds} rounds"
     heads = (
         Column("round", "name"),
-        *columns("ρ", f"beyond rank {shared_rank}", "clients'"),
-        Column("kept of what they brought", "bar"),
+        *columns("ρ", "global", "clients"),
+        Column("κ: kept of theirs", "bar"),
         Column(""),
     )
     return Table(heads, tuple(rows), title, shown=None)
+
+
+def _spectra(adapters: Sequence[AdapterRow]) -> Table:
+    """What can be said of rounds without a shared rank."""
+    rows = tuple(
+        (
+            row.name,
+            number(row.effective_rank, 1),
+            number(row.stable_rank, 1),
+            str(row.rank_99),
+            f"{row.norm:.3g}",
+        )
+        for row in adapters
+    )
+    heads = columns("effective rank", "stable rank", "99 % in", "norm")
+    return Table((Column("round", "name"), *heads), rows, shown=None)
 
 
 def _spread(rounds: int) -> Sequence[int]:
