@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedlora_cli.counts import MOST_SAMPLES
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import exists, read_object
 
@@ -15,8 +15,9 @@ REPORT = "fedlora.json"
 #: The beginning of the schema of every aggregation's report.
 AGGREGATE = "fedlora.aggregate/"
 
-#: Beyond the side of any matrix.
+#: Beyond the side of any matrix, and beyond the energy of any update that was aggregated.
 _LARGEST_RANK = 2**24
+_LARGEST = 1e290
 
 _CURE = "take the file that fedlora wrote, or move it away"
 
@@ -62,7 +63,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         return None
     options = _field(path, document, "options", dict)
     quorum = options.get("--quorum")
-    if quorum is not None and not (_is_number(quorum) and quorum <= 1):
+    if quorum is not None and not _is_number(quorum, 1):
         raise _wrong(path, "--quorum", quorum)
     clients = _field(path, document, "clients", list)
     if not clients:
@@ -83,11 +84,13 @@ def _contributor(path: Path, client: Any) -> Contributor:
         raise _wrong(path, "a client", client)
     samples = _field(path, client, "samples", (int, float))
     energy = _field(path, client, "energy", list)
-    if not _is_number(samples) or not all(_is_number(value) for value in energy):
+    rank = _rank(path, client, "rank")
+    whole = len(energy) <= rank and all(_is_number(value, _LARGEST) for value in energy)
+    if not whole or not _is_number(samples, MOST_SAMPLES):
         raise _wrong(path, "samples or energy of a client", client)
     return Contributor(
         name=_field(path, client, "name", str),
-        rank=_rank(path, client, "rank"),
+        rank=rank,
         samples=float(samples),
         energy=tuple(float(value) for value in energy),
     )
@@ -107,9 +110,9 @@ def _field(path: Path, document: dict[str, Any], name: str, kind: Any) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    """A number that counts something: finite and not negative."""
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+def _is_number(value: Any, largest: float) -> bool:
+    """A number that counts something, from 0 to the largest that there can be."""
+    return type(value) in (int, float) and 0 <= value <= largest
 
 
 def _wrong(path: Path, name: str, value: Any) -> InputError:

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from fedlora_cli import InputError, Options, UsageError, aggregate
 from fedlora_cli.analysis.diagnosis.cohort import robust_z
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
+from fedlora_cli.analysis.diagnosis.judgement import Judgement, judge_series
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.analysis.diagnosis.trend import fit
-from fedlora_cli.analysis.diagnosis.verdict import judge
+from fedlora_cli.analysis.diagnosis.trend import clients_beyond, energy_factors_by_round, fit
+from fedlora_cli.analysis.diagnosis.verdict import judge, kept
 from fedlora_cli.files.safetensors import Entry
-from fedlora_cli.render.report.diagnose import DiagnoseReport
+from fedlora_cli.provenance import Contributor, Provenance
+from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -170,7 +172,7 @@ def test_copies_outliers_and_empty_updates_are_named(tmp_path: Path) -> None:
     assert report.cohort is not None
     assert report.cohort.copies == (("c0", "turned"),)
     text = "\n".join(report.warnings)
-    assert "turned has the singular values of c0 in every module" in text
+    assert "turned has the update of c0, or nearly so" in text
     assert "the update of huge has norm" in text
     assert "empty has no update at all" in text
     assert text.count("robust z") == 1
@@ -450,7 +452,7 @@ def test_clients_of_one_rank_cannot_collapse(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "verdict"),
+    ("left", "verdict"),
     [
         ([0.05], "at risk"),  # one round is no trend
         ([0.05, 0.2], "at risk"),
@@ -462,11 +464,11 @@ def test_clients_of_one_rank_cannot_collapse(tmp_path: Path) -> None:
         ([0.6, 0.55, 0.5], "at risk"),
     ],
 )
-def test_the_verdict_looks_at_direction(kept: list[float], verdict: str) -> None:
-    found, reason = judge(kept, fit(kept)[1], predicted_gamma=1.0)
+def test_the_verdict_looks_at_direction(left: list[float], verdict: str) -> None:
+    found, reason = judge(left, fit(left)[1], predicted_gamma=1.0, beyond=2)
 
     assert found == verdict
-    assert ("recovering" in reason) == (verdict == "at risk" and len(kept) > 1 and kept[-1] < 0.5)
+    assert ("recovering" in reason) == (verdict == "at risk" and len(left) > 1 and left[-1] < 0.5)
 
 
 def test_a_residual_federation_that_recovers_is_never_called_collapsed(tmp_path: Path) -> None:
@@ -532,3 +534,206 @@ def test_a_report_that_claims_enormous_ranks_costs_nothing(tmp_path: Path) -> No
     path.write_text(json.dumps(document))
     with pytest.raises(InputError, match="rank is 1000"):
         diagnose(folder)
+
+
+def told(ranks: list[int], samples: list[float], energy: list[list[float]], **given) -> Provenance:
+    """What a global adapter's report would say of such clients."""
+    clients = zip("abcdefgh", ranks, samples, energy, strict=False)
+    facts = {"quorum": None, "previous": False, "momentum": False} | given
+    return Provenance(
+        method=facts.pop("method", "flexlora"),
+        version="1",
+        shared_rank=min(ranks),
+        clients=tuple(Contributor(n, r, s, tuple(e)) for n, r, s, e in clients),
+        **facts,
+    )
+
+
+def row(energy: list[float]) -> AdapterRow:
+    return AdapterRow(
+        "r", "r", len(energy), None, None, None, 1, 1, 1, 1, 1, 0, 1, 1, tuple(energy), (), ()
+    )
+
+
+def judged(energies: list[list[float]], origins: list[Provenance], rank: int) -> Judgement:
+    rows = [row(energy) for energy in energies]
+    return judge_series(rows, origins, energy_factors_by_round(rows, origins), rank)
+
+
+def test_a_small_client_does_not_hide_what_happens_above_its_rank() -> None:
+    """Ranks 1, 2 and 4 with samples 1, 98, 1: nearly all holds rank 2, and hardly anyone more."""
+    own = [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    origin = told([1, 2, 4], [1, 98, 1], own)
+    globals_ = [[1.0, 0.98, 1e-4, 1e-4], [1.0, 0.96, 1e-8, 1e-8], [1.0, 0.94, 1e-12, 1e-12]]
+
+    found = judged(globals_, [origin] * 3, rank=1)
+
+    assert found.verdict == "collapsed"
+    assert found.course.rank == 2
+    assert "beyond rank 2" in found.reason
+
+
+def test_an_absent_high_rank_client_is_missed_although_others_exceed_the_shared_rank() -> None:
+    whole = told([1, 2, 4], [1, 1, 1], [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    without = told([1, 2], [1, 1], [[1.0], [1.0, 1.0]], method="raflora")
+
+    found = judged([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]], [whole, without], rank=1)
+
+    assert (found.verdict, found.course.rank) == ("collapsed", 2)
+
+
+@pytest.mark.parametrize(
+    ("brought", "beyond"),
+    [
+        ([0.6] + [0.061] * 60, [0.59] + [0.06] * 60),  # early noise, then steady
+        ([0.5 * 0.95**t for t in range(60)],
+         [0.5 * 0.95**t * (1.1 if t % 2 else 0.9) for t in range(60)]),
+        ([1e-12] * 5, [1e-14] * 5),  # nothing but rounding
+        ([0.3] * 60, [0.27] * 60),  # training restores what every aggregation takes
+    ],
+    ids=["early noise", "noisy and concentrating", "rounding", "steady"],
+)  # fmt: skip
+def test_no_collapse_where_nothing_was_lost(brought: list[float], beyond: list[float]) -> None:
+    left = kept(beyond, brought)
+
+    assert left[-1] >= 0.85
+    assert judge(left, fit(left)[1], 1.0, 2)[0] == "healthy"
+
+
+def test_what_is_left_is_measured_against_what_nobody_took() -> None:
+    untrained = [0.5 * 0.5**t for t in range(8)]  # e_t is h of the round before
+    left = kept(untrained[1:], untrained[:-1])
+
+    assert left == pytest.approx([0.5**t for t in range(1, 8)])
+    # Clients that give up half by themselves, while half of the rest is taken.
+    assert kept([0.5, 0.125], [0.5, 0.25]) == [1.0, 0.5]
+    # Nobody above the rank: what the round before had.
+    assert kept([0.4, 0.4, 0.2], [0.5, None, None]) == pytest.approx([0.8, 0.8, 0.4])
+    assert kept([0.4, None, 0.2], [0.4, 0.4, 0.4]) == [1.0, None, 0.5]
+
+
+def test_what_clients_bring_is_averaged_by_samples() -> None:
+    clients = told([2, 4, 4], [9, 3, 1], [[5.0, 5.0], [1, 1, 1, 1], [1, 0, 0, 0]]).clients
+
+    assert clients_beyond(clients, 2) == pytest.approx(0.75 * 0.5)
+    assert clients_beyond(clients, 4) is None
+
+
+def test_the_predicted_rate_knows_quorum_previous_and_rounds() -> None:
+    own = [[1.0], [1.0, 1.0]]
+    few = told([1, 2], [3, 1], own)
+    many = told([1, 2], [1, 3], own)
+
+    def predicted(origins: list[Provenance], energies: list[list[float]]) -> float | None:
+        return judged(energies, origins, 1).course.predicted_gamma
+
+    pair = [[1.0, 1.0]] * 2
+    assert predicted([few, few], pair) == pytest.approx(1 / 16)
+    # The first of several rounds had nothing to shrink.
+    assert predicted([many, few], pair) == pytest.approx(1 / 16)
+    assert predicted([few], pair[:1]) == pytest.approx(1 / 16)
+    half = told([1, 2], [3, 1], own, method="raflora", quorum=0.5)
+    assert predicted([half, half], pair) == pytest.approx(1 / 4)
+    residual = told([1, 2], [3, 1], own, method="residual", previous=True)
+    assert predicted([few, residual], pair) == pytest.approx(1)
+    # A previous adapter of rank 1 cannot fill what it never had.
+    assert predicted([few, residual], [[1.0], [1.0, 1.0]]) == pytest.approx(1 / 16)
+
+
+def test_the_horizon_and_the_window_are_what_the_readme_says() -> None:
+    slow, fast = 0.1 ** (1 / 10.5), 0.1 ** (1 / 9.5)  # reach 0.1 after 10.5 and 9.5 rounds
+
+    assert judge([1.0, 0.99, 0.98], slow / 0.98 ** (1 / 10), 1.0, 2)[0] == "healthy"
+    assert judge([1.0, 0.99, 0.98], fast / 0.98 ** (1 / 10), 1.0, 2)[0] == "collapsing"
+    values = [1.0, 0.9, 0.3, 0.2, 0.1, 0.05, 0.025]
+    start, rate, _ = fit(values)
+    assert (start, rate) == (4, pytest.approx(0.5))  # 0.2, 0.1, 0.05, 0.025: the later half
+    assert fit([1.0, 0.5]) == (None, None, None)
+
+
+def test_rounds_with_different_shared_ranks_take_the_smallest(tmp_path: Path) -> None:
+    for t, ranks in ((1, (3, 6)), (2, (2, 6))):
+        for rank in ranks:
+            make(tmp_path / f"clients-{t}", Spec(f"c{rank}", rank))
+        aggregate(tmp_path / f"clients-{t}", tmp_path / f"global-{t}")
+
+    assert diagnose([tmp_path / "global-1", tmp_path / "global-2"]).shared_rank == 2
+
+
+def test_gaps_and_what_is_left_out_of_a_folder_of_rounds_are_said(tmp_path: Path) -> None:
+    make(tmp_path / "clients", Spec("a", 2))
+    make(tmp_path / "clients", Spec("b", 4))
+    for t in (1, 2, 5):
+        (tmp_path / "run" / f"round-{t}").mkdir(parents=True)
+        aggregate(tmp_path / "clients", tmp_path / "run" / f"round-{t}" / "global")
+    (tmp_path / "run/round-6").mkdir()
+
+    text = "\n".join(diagnose(tmp_path / "run").warnings)
+
+    assert "gaps between these rounds" in text
+    assert "round-6 left out: no global in it" in text
+
+
+def test_a_client_that_outweighs_the_others_is_named(tmp_path: Path) -> None:
+    for name, rank, alpha in (("low", 2, 800), ("b", 8, 8), ("c", 8, 8)):
+        make(tmp_path / "clients", Spec(name, rank, alpha=alpha))
+    aggregate(tmp_path / "clients", tmp_path / "global")
+
+    report = diagnose(tmp_path / "global")
+
+    assert any("the update of low was far larger" in warning for warning in report.warnings)
+
+
+def test_updates_larger_than_any_number_are_refused(tmp_path: Path) -> None:
+    made = make(tmp_path / "round", Spec("a", 2, dtype=torch.float64))
+    path = made.folder / "adapter_model.safetensors"
+    for size in (1e80, 1e200):
+        save_file({k: v / v.abs().max() * size for k, v in load_file(path).items()}, path)
+        for paths in (made.folder, tmp_path / "round"):
+            for subject in (None, "clients"):
+                with pytest.raises(InputError, match="larger than any number"):
+                    diagnose(paths, DiagnoseOptions(subject=subject))
+
+
+def test_clients_of_one_direction_and_one_size_are_no_copies(tmp_path: Path) -> None:
+    """As clipping leaves them: one singular value each, the same for all."""
+    for k in range(3):
+        path = make(tmp_path / "round", Spec(f"c{k}", 1, seed=k, shapes={"m": (30, 40)})).folder
+        path = path / "adapter_model.safetensors"
+        save_file({key: v / v.norm() for key, v in load_file(path).items()}, path)
+    scaled = make(tmp_path / "round", Spec("scaled", 1, shapes={"m": (30, 40)})).folder
+    first = load_file(tmp_path / "round/c0/adapter_model.safetensors")
+    save_file({k: v * 1.001 for k, v in first.items()}, scaled / "adapter_model.safetensors")
+
+    assert diagnose(tmp_path / "round").cohort.copies == (("c0", "scaled"),)
+    # Without cosines, singular values are all there is.
+    by_values = diagnose(tmp_path / "round", DiagnoseOptions(similarity=False)).cohort.copies
+    assert ("c0", "c1") in by_values
+
+
+def test_overlap_is_with_the_others_alone(tmp_path: Path) -> None:
+    make_round(tmp_path)
+
+    found = diagnose(tmp_path / "round").cohort
+
+    both = (np.array(found.similarity.left) + np.array(found.similarity.right)) / 2
+    for k, client in enumerate(found.clients):
+        others = [both[k, j] for j in range(len(both)) if j != k]
+        assert client.overlap == pytest.approx(np.mean(others))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rank", 10**9), ("rank", 10**400), ("samples", 10**400), ("samples", 1e300),
+     ("energy", [10**400]), ("energy", [1e300]), ("energy", [1.0] * 9)],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path, field: str, value: object) -> None:
+    make(tmp_path / "round", Spec("a", 2, samples=3))
+    aggregate(tmp_path / "round", tmp_path / "global")
+    path = tmp_path / "global/fedlora.json"
+    document = json.loads(path.read_text())
+    document["clients"][0][field] = value
+    path.write_text(json.dumps(document))
+
+    with pytest.raises(InputError, match=r"fedlora\.json"):
+        diagnose(tmp_path / "global")

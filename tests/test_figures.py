@@ -65,7 +65,8 @@ def trend(rho: Sequence[float | None], **others: Sequence[float | None]) -> Tren
     unknown = (None,) * len(rho)
     return Trend(
         len(rho), tuple(f"round-{i}" for i in range(len(rho))), tuple(rho),
-        tuple(others.get("clients", unknown)), tuple(others.get("kept", unknown)),
+        tuple(others.get("clients", unknown)), 2, unknown, unknown,
+        tuple(others.get("kept", unknown)),
         0.5, 0.9, 1, 0.3, tuple(others.get("predicted", unknown)),
     )  # fmt: skip
 

@@ -486,3 +486,11 @@ def test_the_picture_merges_methods_that_agree() -> None:
     assert lines.get_xlabel() == "round"
     one, two = (rendered(predict_figure(report), "svg") for _ in range(2))
     assert one == two
+
+
+def test_rounding_neither_reaches_a_threshold_nor_leaves_out_clients() -> None:
+    for ranks in ((1, 3, 3, 8, 2), (3, 1, 5), (1, 2, 9)):
+        report = predict(ranks, (1.0,) * len(ranks), start=0.9)
+        assert of(report, "raflora").rounds_to_90 is None
+        assert of(predict(ranks, (1.0,) * len(ranks), start=0.99), "flexlora").rounds_to_99 == 1
+    assert predict((4, 8, 16), (1, 1, 1), participation=0.6).present == 2

@@ -211,3 +211,17 @@ def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
 
     assert done.returncode == 0, done.stderr
     assert f"fedlora {command}" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that Linux has")
+@pytest.mark.parametrize("command", [("predict", "--ranks", "4,8"), ("diagnose", str(ROUND))])
+def test_a_full_disk_is_an_error_of_output(command: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "fedlora_cli", *command, "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+    assert "standard output: cannot be written" in done.stderr

@@ -90,7 +90,8 @@ def rounds_until(
     """
 
     def exceeds(rounds: float) -> bool:
-        return energy_ratio(energies, factors, shared, rounds) > threshold
+        # What equals the threshold but for rounding does not exceed it.
+        return energy_ratio(energies, factors, shared, rounds) > threshold * (1 + _ROUNDING)
 
     if exceeds(0):
         return 0

@@ -10,13 +10,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from fedlora_cli.errors import FedloraError, UsageError, printable
+from fedlora_cli.errors import FedloraError, OutputError, UsageError, printable
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import View
 
@@ -134,13 +134,28 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
             command(*args, **kwargs)
+            sys.stdout.flush()
         except FedloraError as error:
-            if kwargs.get("debug"):
-                traceback.print_exc()
-            say(errors(), "error", str(error), "bold red")
-            raise typer.Exit(error.exit_code) from None
+            _fail(error, debug=bool(kwargs.get("debug")))
+        except BrokenPipeError:
+            raise  # a reader that went away had enough
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            # Standard output is full. What is left of it is given up, lest Python tries once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            reason = (error.strerror or str(error)).lower()
+            found = f"cannot be written ({reason})"
+            _fail(OutputError("standard output", found, "free some space"), debug=False)
         except KeyboardInterrupt:
             say(errors(), "error", "interrupted; nothing was written", "bold red")
             raise typer.Exit(INTERRUPTED) from None
 
     return run
+
+
+def _fail(error: FedloraError, *, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    say(errors(), "error", str(error), "bold red")
+    raise typer.Exit(error.exit_code) from None

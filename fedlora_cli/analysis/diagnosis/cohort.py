@@ -12,6 +12,7 @@ from fedlora_cli import engine, lowrank
 from fedlora_cli.aggregation.influence import partitions
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.analysis.diagnosis.similarity import Products, cosines, cosines_to_others, products
+from fedlora_cli.analysis.diagnosis.spectra import read_finite
 from fedlora_cli.cohort import Cohort
 from fedlora_cli.factors import Factors
 from fedlora_cli.render.report.diagnose import (
@@ -23,9 +24,13 @@ from fedlora_cli.render.report.diagnose import (
 )
 from fedlora_cli.spectrum import FloatArray
 
-#: Singular values that agree within this share of the largest, in every module, are a copy's, up
-#: to float32 rounding.
-_SAME = 1e-6
+#: What float16 and bfloat16 rounding do to a copy: to 1 - cosine, and to its singular values as a
+#: share of the largest.
+_SAME_DIRECTION = 1e-5
+_SAME_VALUES = 1e-6
+
+#: A robust z beyond which a client stands out.
+OUTLIER = 3.5
 
 #: The least spread of ln ‖ΔW‖: norms within a tenth of each other are alike.
 _LEAST_SPREAD = 0.1
@@ -50,8 +55,8 @@ def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bo
     total: Products | None = None
 
     def one_module(name: str) -> tuple[list[FloatArray | None], Products | None]:
-        found = [client.adapter.modules.get(name) for client in cohort.clients]
-        factors = [None if module is None else module.read() for module in found]
+        adapters = [client.adapter for client in cohort.clients]
+        factors = [read_finite(one, name) if name in one.modules else None for one in adapters]
         if not similar:
             return [None if f is None else lowrank.spectrum(f).numpy() for f in factors], None
         updates = [None if f is None else _svd(f) for f in factors]
@@ -93,7 +98,9 @@ def findings(
         clients=clients,
         partitions=_holdings(plan, weights, rows),
         similarity=None if alike is None else _similarity(alike),
-        copies=copies(plan.cohort.names, measured.spectra),
+        copies=copies(
+            plan.cohort.names, measured.spectra, None if alike is None else cosines(alike.inner)
+        ),
     )
 
 
@@ -119,27 +126,41 @@ def holders_energy_ratio(rows: Sequence[AdapterRow], shared_rank: int) -> float 
 
 
 def copies(
-    names: Sequence[str], spectra: Sequence[Mapping[str, FloatArray]]
+    names: Sequence[str], spectra: Sequence[Mapping[str, FloatArray]], cosine: FloatArray | None
 ) -> tuple[tuple[str, str], ...]:
-    """Pairs of clients with the same singular values in every module: the same update, or one
-    turned or mirrored. Clients without any energy are no copies of each other.
+    """Pairs of clients with the same update, in whatever basis or size: all modules as one vector
+    point one way. Without cosines, pairs with the same singular values in every module.
     """
     found = []
     for k, own in enumerate(spectra):
         if not any(s.size for s in own.values()):
-            continue
-        original = next((j for j in range(k) if _same(spectra[j], own)), None)
+            continue  # clients without any energy are no copies of each other
+        same = (
+            j
+            for j in range(k)
+            if (
+                _same_values(spectra[j], own)
+                if cosine is None
+                else cosine[j, k] > 1 - _SAME_DIRECTION
+            )
+        )
+        original = next(same, None)
         if original is not None:
             found.append((names[original], names[k]))
     return tuple(found)
 
 
-def _same(one: Mapping[str, FloatArray], other: Mapping[str, FloatArray]) -> bool:
-    return one.keys() == other.keys() and all(
-        s.size == other[name].size
-        and bool((np.abs(s - other[name]) <= _SAME * s.max(initial=0.0)).all())
-        for name, s in one.items()
-    )
+def _same_values(one: Mapping[str, FloatArray], other: Mapping[str, FloatArray]) -> bool:
+    if one.keys() != other.keys():
+        return False
+    pairs = [_padded(one[name], other[name]) for name in one]
+    return all(bool((np.abs(a - b) <= _SAME_VALUES * a.max(initial=0.0)).all()) for a, b in pairs)
+
+
+def _padded(one: FloatArray, other: FloatArray) -> list[FloatArray]:
+    """Both with zeros at their ends, equally long."""
+    length = max(one.size, other.size)
+    return [np.pad(s, (0, length - s.size)) for s in (one, other)]
 
 
 def _svd(factors: Factors) -> lowrank.Svd:

@@ -21,13 +21,14 @@ def find_adapters(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
     folders: list[Path] = []
     remarks: list[str] = []
     for path in paths:
-        rounds = [child / GLOBAL for child in _children(path)]
-        found = [one for one in rounds if formats.is_adapter(one)]
-        if found and not formats.is_adapter(path):
-            folders += sorted(found, key=lambda one: _natural(one.parent.name))
+        rounds = {child: formats.is_adapter(child / GLOBAL) for child in _children(path)}
+        if any(rounds.values()) and not formats.is_adapter(path):
+            folders += [one / GLOBAL for one in sorted(rounds, key=_order) if rounds[one]]
+            remarks += [f"{one.name} left out: no {GLOBAL} in it" for one in sorted(rounds)
+                        if not rounds[one] and one.is_dir()]  # fmt: skip
             continue
         listed, left_out = find_folders([path])
-        folders += sorted(listed, key=lambda one: _natural(one.name))
+        folders += sorted(listed, key=_order)
         remarks += left_out
     return folders, tuple(remarks)
 
@@ -39,10 +40,14 @@ def _children(path: Path) -> list[Path]:
         return []
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _order(folder: Path) -> list[tuple[int, str]]:
+    return natural(folder.name)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
     """A key that orders numbers within names as numbers.
 
-    >>> sorted(["round-10", "round-2"], key=_natural)
+    >>> sorted(["round-10", "round-2"], key=natural)
     ['round-2', 'round-10']
     """
     parts = re.findall(r"\d+|\D+", name)
@@ -53,12 +58,3 @@ def round_name(path: Path) -> str:
     """A round's name: that of its adapter's folder, or of the folder around `global`."""
     whole = path.absolute()
     return whole.parent.name if whole.name == GLOBAL else whole.name
-
-
-def order_remarks(folders: Sequence[Path]) -> tuple[str, ...]:
-    """A warning where a shell has put round-10 before round-2."""
-    names = [round_name(folder) for folder in folders]
-    alike = len({re.sub(r"\d+", "", name) for name in names}) == 1
-    if alike and names != sorted(names, key=_natural):
-        return (f"the rounds are taken in the order given: {', '.join(names)[:200]}",)
-    return ()

@@ -9,7 +9,7 @@ from fedlora_cli import engine
 from fedlora_cli.aggregation.influence import lone_holders
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import make_plan
-from fedlora_cli.analysis.diagnosis.cohort import findings, measure
+from fedlora_cli.analysis.diagnosis.cohort import OUTLIER, findings, measure
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row
 from fedlora_cli.clients import Clients, read_clients
@@ -20,9 +20,8 @@ from fedlora_cli.version import __version__
 #: Pairs of clients grow with their square: with more clients, similarity must be asked for.
 MOST_COMPARED = 100
 
-#: A robust z beyond which a norm stands out, and the fewest clients for which that means anything.
-_OUTLIER = 3.5
-_FEWEST = 5
+#: The fewest clients of which one can stand out.
+_FEWEST = 3
 
 
 def diagnose_clients(
@@ -97,14 +96,13 @@ def _oddities(rows: Sequence[AdapterRow], seen: CohortFindings) -> list[str]:
     warnings = [f"{row.name} has no update at all; its factors multiply to zero" for row in rows
                 if row.norm == 0]  # fmt: skip
     for row, client in zip(rows, seen.clients, strict=True):
-        if len(rows) >= _FEWEST and client.outlier is not None and abs(client.outlier) > _OUTLIER:
+        if len(rows) >= _FEWEST and client.outlier is not None and abs(client.outlier) > OUTLIER:
             warnings.append(
                 f"the update of {row.name} has norm {row.norm:.3g}, a robust z of "
                 f"{client.outlier:+.1f} among the clients: look at its training, or leave it out"
             )
     warnings += [
-        f"{copy} has the singular values of {original} in every module: the same update, or one "
-        "turned or mirrored"
+        f"{copy} has the update of {original}, or nearly so: is one a copy of the other?"
         for original, copy in seen.copies
     ]
     return warnings

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from fedlora_cli import engine, formats, lowrank
 from fedlora_cli.adapter import Adapter
+from fedlora_cli.analysis.diagnosis.judgement import judge_series
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.analysis.diagnosis.places import order_remarks, round_name
-from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds
-from fedlora_cli.analysis.diagnosis.trend import fit, trend
-from fedlora_cli.analysis.diagnosis.verdict import judge
+from fedlora_cli.analysis.diagnosis.places import round_name
+from fedlora_cli.analysis.diagnosis.remarks import series_remarks
+from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds, read_finite
+from fedlora_cli.analysis.diagnosis.trend import course, energy_factors_by_round, trend
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.provenance import Provenance
-from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, Trend, Verdict
+from fedlora_cli.render.report.diagnose import DiagnoseReport
 from fedlora_cli.spectrum import FloatArray
 from fedlora_cli.version import __version__
 
@@ -50,58 +51,29 @@ def diagnose_series(
         )
         for adapter, own in zip(adapters, spectra, strict=True)
     )
-    course = None if shared_rank is None else trend(rows, origins, shared_rank)
-    verdict, reason = _verdict(course, rank, shared_rank, origins)
+    factors = energy_factors_by_round(rows, origins)
+    judgement = judge_series(rows, origins, factors, shared_rank)
     single = len(rows) == 1 and options.subject is None
+    over_rounds = None
+    if not single and shared_rank is not None:
+        shared = course(rows, origins, factors, shared_rank)
+        over_rounds = trend(rows, factors, shared, judgement.course or shared)
     return DiagnoseReport(
         subject="adapter" if single else "rounds",
-        verdict=verdict,
-        reason=reason,
+        verdict=judgement.verdict,
+        reason=judgement.reason,
         shared_rank=shared_rank,
         energy_ratio=rows[-1].energy_ratio,
         adapters=rows,
-        cohort=None,
-        trend=None if single else course,
         methods=tuple(None if origin is None else origin.method for origin in origins),
+        cohort=None,
+        trend=over_rounds,
         warnings=(
             *(note for adapter in adapters for note in adapter.notes),
-            *order_remarks(folders),
-            *_changes(rows, origins),
+            *series_remarks([row.name for row in rows], origins),
         ),
         version=__version__,
     )
-
-
-def _changes(rows: Sequence[AdapterRow], origins: Sequence[Provenance | None]) -> tuple[str, ...]:
-    """A warning wherever one series seems to be several."""
-    names = [row.name for row in rows]
-    found = []
-    again = next((name for k, name in enumerate(names) if name in names[:k]), None)
-    if again is not None:
-        found.append(f"two rounds are named {again}: diagnose two federations one by one")
-    for (earlier, later), name in zip(pairwise(origins), names[1:], strict=True):
-        if earlier is not None and later is not None and earlier.method != later.method:
-            found.append(f"from {name} on the method is {later.method}, {earlier.method} before")
-    return tuple(found)
-
-
-def _verdict(
-    course: Trend | None, rank: int, shared_rank: int | None, origins: Sequence[Provenance | None]
-) -> tuple[Verdict | None, str]:
-    if course is None or shared_rank is None:
-        return None, "give --shared-rank, the smallest rank of the clients"
-    if shared_rank >= rank:
-        return "healthy", f"all clients held all of rank {rank}: nothing lies beyond it"
-    told = all(origin is not None for origin in origins)
-    if not told and course.rounds == 1:
-        return None, "nothing tells what the clients put there; give the rounds before it as well"
-    if course.kept[-1] is None:
-        return None, "there is no energy in it"
-    rate = fit(course.kept)[1]
-    verdict, reason = judge(course.kept, rate, course.predicted_gamma)
-    if not told:
-        reason += " (compared with the first round, as nothing tells what the clients put there)"
-    return verdict, reason
 
 
 def _spectra(
@@ -113,7 +85,7 @@ def _spectra(
 
     def one(task: tuple[int, str]) -> FloatArray:
         k, name = task
-        values: FloatArray = lowrank.spectrum(adapters[k].modules[name].read()).numpy()
+        values: FloatArray = lowrank.spectrum(read_finite(adapters[k], name)).numpy()
         return values
 
     for (k, name), s in zip(tasks, engine.run(one, tasks, jobs, progress), strict=True):

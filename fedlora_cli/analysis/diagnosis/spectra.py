@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 
 from fedlora_cli.adapter import Adapter, Module
+from fedlora_cli.errors import InputError
+from fedlora_cli.factors import Factors
+from fedlora_cli.lowrank import norm
 from fedlora_cli.render.report.diagnose import AdapterRow, EnergyRow, ModuleSpectrum
 from fedlora_cli.spectrum import (
     FloatArray,
@@ -21,6 +25,15 @@ from fedlora_cli.spectrum import (
 #: A direction that holds less than this share of its module's energy is dead: a thousandth of the
 #: norm, which is what float16 rounds away.
 DEAD = 1e-6
+
+
+def read_finite(adapter: Adapter, name: str) -> Factors:
+    """The factors of one module, whose update has a norm. Raises InputError."""
+    factors = adapter.modules[name].read()
+    if not isfinite(norm(factors)):
+        found = f"the update of {name} is larger than any number"
+        raise InputError(adapter.path, found, "leave this adapter out")
+    return factors
 
 
 def adapter_row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,46 +19,77 @@ from fedlora_cli.weights import Holdings
 _FEWEST = 3
 
 
-def trend(
-    rows: Sequence[AdapterRow], origins: Sequence[Provenance | None], shared_rank: int
-) -> Trend:
-    """The trend of these global adapters, in the order of their rounds.
+@dataclass(frozen=True)
+class Course:
+    """What became of the energy beyond one rank, by round: its share in the global adapter, its
+    share in the updates of the clients that hold more, and κ; and the rate that weights predict.
+    """
+
+    rank: int
+    beyond: tuple[float | None, ...]
+    brought: tuple[float | None, ...]
+    kept: tuple[float | None, ...]
+    predicted_gamma: float | None
+
+
+def course(
+    rows: Sequence[AdapterRow],
+    origins: Sequence[Provenance | None],
+    factors: Sequence[FloatArray | None],
+    rank: int,
+) -> Course:
+    """The course beyond that rank of these global adapters, in the order of their rounds.
 
     Where one of them does not say what its clients brought, the reference of every round is the
     global adapter of the round before, so that κ compares with the first.
     """
-    beyond = [None if row.energy_ratio is None else 1 - row.energy_ratio for row in rows]
-    known = all(origin is not None for origin in origins)
-    brought = [
-        None if origin is None or not known else clients_beyond(origin.clients, shared_rank)
-        for origin in origins
-    ]
-    left = kept(beyond, brought if known else [beyond[0], *([None] * (len(rows) - 1))])
-    factors = [_factors(row, origin) for row, origin in zip(rows, origins, strict=True)]
-    start, gamma, r_squared = fit([_odds(h) for h in beyond])
+    beyond = [_share(row.energy, rank) for row in rows]
+    known = [origin for origin in origins if origin is not None]
+    if len(known) == len(rows):
+        brought = [clients_beyond(origin.clients, rank) for origin in known]
+        reference = brought
+    else:
+        brought = [None] * len(rows)
+        reference = [beyond[0], *brought[1:]]
+    left = kept(beyond, reference)
+    gamma = _predicted_gamma(factors, rank)
+    return Course(rank, tuple(beyond), tuple(brought), tuple(left), gamma)
+
+
+def trend(
+    rows: Sequence[AdapterRow],
+    factors: Sequence[FloatArray | None],
+    shared: Course,
+    judged: Course,
+) -> Trend:
+    """The trend of these rounds: ρ at the shared rank, and κ where it is worst."""
+    start, gamma, r_squared = fit([_odds(h) for h in shared.beyond])
     return Trend(
         rounds=len(rows),
         names=tuple(row.name for row in rows),
         energy_ratio=tuple(row.energy_ratio for row in rows),
-        clients_energy_ratio=tuple(None if e is None else 1 - e for e in brought),
-        kept=tuple(left),
+        clients_energy_ratio=tuple(None if e is None else 1 - e for e in shared.brought),
+        judged_rank=judged.rank,
+        beyond=judged.beyond,
+        clients_beyond=judged.brought,
+        kept=judged.kept,
         gamma=gamma,
         r_squared=r_squared,
         fitted_from=start,
-        predicted_gamma=_predicted_gamma(factors, shared_rank),
-        predicted_energy_ratio=tuple(_predicted(rows[0], factors, shared_rank)),
+        predicted_gamma=shared.predicted_gamma,
+        predicted_energy_ratio=tuple(_predicted(rows[0], factors, shared.rank)),
     )
 
 
-def clients_beyond(clients: Sequence[Contributor], shared_rank: int) -> float | None:
-    """The share of energy beyond the shared rank in the updates of the clients that hold more than
-    it, averaged by samples. None if nobody does, or none of them has any energy.
+def clients_beyond(clients: Sequence[Contributor], rank: int) -> float | None:
+    """The share of energy beyond the rank in the updates of the clients that hold more than it,
+    averaged by samples. None if nobody does, or none of them has any energy.
     """
-    holders = [c for c in clients if c.rank > shared_rank and sum(c.energy) > 0]
+    found = [(_share(c.energy, rank), c.samples) for c in clients if c.rank > rank]
+    holders = [(share, samples) for share, samples in found if share is not None]
     if not holders:
         return None
-    shares = [sum(c.energy[shared_rank:]) / sum(c.energy) for c in holders]
-    samples = [c.samples for c in holders]
+    shares, samples = zip(*holders, strict=True)
     return float(np.average(shares, weights=samples if any(samples) else None))
 
 
@@ -85,6 +116,12 @@ def fit(values: Sequence[float | None]) -> tuple[int | None, float | None, float
     return int(rounds[0]) + 1, float(np.exp(slope)), r_squared
 
 
+def _share(energy: Sequence[float], rank: int) -> float | None:
+    """The share of energy beyond the rank, None where there is none at all."""
+    total = sum(energy)
+    return sum(energy[rank:]) / total if total > 0 else None
+
+
 def _odds(beyond: float | None) -> float | None:
     """h / (1 - h): the energy beyond the shared rank relative to that within it.
 
@@ -94,34 +131,44 @@ def _odds(beyond: float | None) -> float | None:
     return None if beyond is None or beyond >= 1 else beyond / (1 - beyond)
 
 
-def _factors(row: AdapterRow, origin: Provenance | None) -> FloatArray | None:
-    """What the weights of that round did to the energy of each rank index; None if unknown."""
+def energy_factors_by_round(
+    rows: Sequence[AdapterRow], origins: Sequence[Provenance | None]
+) -> list[FloatArray | None]:
+    """What the weights of each round did to the energy of each rank index; None if unknown."""
+    earlier = [rows[0], *rows]
+    return [
+        _factors(before.rank, row.rank, origin)
+        for before, row, origin in zip(earlier, rows, origins, strict=False)
+    ]
+
+
+def _factors(previous_rank: int, rank: int, origin: Provenance | None) -> FloatArray | None:
     if origin is None or origin.method not in METHODS or origin.momentum:
         return None  # momentum depends on two rounds, not on weights alone
     method = METHODS[origin.method]
     holdings = Holdings(
         # No index beyond the adapter's own matters, whatever rank its report claims for a client.
-        ranks=np.minimum([client.rank for client in origin.clients], row.rank),
+        ranks=np.minimum([client.rank for client in origin.clients], rank),
         samples=np.array([client.samples for client in origin.clients]),
         norms=np.sqrt([sum(client.energy) for client in origin.clients]),
-        previous_rank=row.rank if origin.previous and method.uses_previous else 0,
+        previous_rank=previous_rank if origin.previous and method.uses_previous else 0,
     )
     if method.with_quorum is not None and origin.quorum is not None:
         method = replace(method, rule=method.with_quorum(origin.quorum))
     return energy_factors(method, holdings)
 
 
-def _predicted_gamma(factors: Sequence[FloatArray | None], shared_rank: int) -> float | None:
-    """The geometric mean over the rounds of the largest factor beyond the shared rank.
+def _predicted_gamma(factors: Sequence[FloatArray | None], rank: int) -> float | None:
+    """The geometric mean over the rounds of the largest factor beyond the rank.
 
     The first round counts only where it is the only one: it had no round before it to shrink.
     """
     known = [one for one in factors if one is not None]
-    if not any(one.size > shared_rank for one in known):
+    if not any(one.size > rank for one in known):
         return None
     # A round whose clients hold nothing beyond it leaves nothing there.
     later = [one for one in factors[1:] if one is not None] or known
-    largest = [one[shared_rank:].max(initial=0.0) for one in later]
+    largest = [one[rank:].max(initial=0.0) for one in later]
     return float(np.prod(np.power(largest, 1 / len(largest))))
 
 

@@ -1,15 +1,15 @@
-"""What is left of what the clients put beyond the shared rank, and what to call it.
+"""What is left of what the clients put beyond a rank, and what to call it.
 
-With h = 1 - ρ, the share of energy beyond the shared rank: h_t of the global adapter of round t,
-and e_t of the clients of that round that hold more than the shared rank, in their own updates. One
-aggregation keeps a_t = h_t / e_t of it, at most 1. What is left after t rounds is
+Let h_t be the share of energy beyond the rank in the global adapter of round t, and e_t that in the
+updates of the clients of that round which hold more than the rank. What is left is measured against
+R_t, what these clients would bring if no aggregation had ever taken anything away:
 
-    κ_t = min(1, max(h_t / max(e_1 .. e_t), a_1 · .. · a_t)).
+    κ_t = min(1, h_t / R_t),   R_1 = e_1,   R_t = max(e_t, R_{t-1} · min(1, e_t / h_{t-1}))
 
-The first term is small when the global adapter holds less than these clients ever brought; the
-second when the aggregations, not the training, took it away. Both must be small for a collapse:
-clients that grow concentrated by themselves lower h_t but leave a_t near 1, and clients that train
-anew each round what the aggregation took keep h_t up however small the product becomes.
+That is at least what they do bring, and at least what it was before, less what the clients
+themselves gave up since they received the last global adapter. Clients that grow concentrated by
+themselves lower R_t as well, so that κ_t stays; an aggregation that shrinks what they bring does
+not, however small it has become in the meantime.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from fedlora_cli.render.report.diagnose import Verdict
 
 #: From good to bad.
 VERDICTS: tuple[Verdict, ...] = ("healthy", "at risk", "collapsing", "collapsed")
+
+#: A share of the energy below which there is nothing to keep: it is what rounding leaves.
+NOTHING = 1e-6
 
 #: κ at which it is collapsed: nine tenths of what the clients put there are lost.
 COLLAPSED = 0.1
@@ -40,32 +43,33 @@ RATE_AT_RISK = 0.9
 def kept(beyond: Sequence[float | None], brought: Sequence[float | None]) -> list[float | None]:
     """κ by round, from h_t = `beyond` and e_t = `brought`.
 
-    Where nobody held more than the shared rank (e_t None), what was there is that of the round
-    before. None where there is no energy, or nothing yet to compare with.
+    Where nobody held more than the rank (e_t None), what was there is that of the round before.
+    None where there is no energy, or nothing yet to compare with.
 
-    >>> kept([0.5, 0.25, 0.05], [0.5, 0.5, 0.5])
+    >>> kept([0.5, 0.25, 0.05], [0.5, 0.5, 0.25])
     [1.0, 0.5, 0.1]
     >>> kept([0.3, 0.1, 0.01], [0.3, 0.1, 0.01])  # the clients themselves
     [1.0, 1.0, 1.0]
     """
     result: list[float | None] = []
-    most, product, before = 0.0, 1.0, None
+    reference, before = 0.0, None
     for h, e in zip(beyond, brought, strict=True):
-        reference = before if e is None else e
-        if h is None or reference is None:
+        brings = before if e is None else e
+        if h is None or brings is None:
             result.append(None)
         else:
-            most = max(most, reference)
-            product *= _fraction(h, reference)
-            result.append(max(_fraction(h, most), product))
+            own = 1.0 if not before else min(1.0, brings / before)
+            reference = max(brings, reference * own)
+            result.append(min(1.0, h / reference) if reference > NOTHING else 1.0)
         before = before if h is None else h
     return result
 
 
 def judge(
-    left: Sequence[float | None], rate: float | None, predicted_gamma: float | None
+    left: Sequence[float | None], rate: float | None, predicted_gamma: float | None, beyond: int
 ) -> tuple[Verdict, str]:
-    """The verdict and its reason, from κ by round, its fitted factor per round and the predicted γ.
+    """The verdict and its reason, from κ by round, its fitted factor per round and the predicted γ;
+    `beyond` is the rank that all this is about.
 
     A collapse is a matter of rounds: one alone, or one in which κ recovers, is at risk at most.
     Raises ValueError where the last κ is None.
@@ -76,8 +80,8 @@ def judge(
     rising = before is not None and now > RISING * before
     digits = 0 if now >= COLLAPSED else 2
     share = (
-        f"{100 * now:.{digits}f} % of the energy share that high-rank clients put beyond the "
-        "shared rank is left"
+        f"{100 * now:.{digits}f} % of the energy share that clients put beyond rank {beyond} is "
+        "left"
     )
     if now <= COLLAPSED and before is not None and not rising:
         return "collapsed", f"{share}; {100 * COLLAPSED:.0f} % or less is collapsed"
@@ -95,8 +99,3 @@ def judge(
             f"below {RATE_AT_RISK} is at risk"
         )
     return "healthy", share
-
-
-def _fraction(part: float, whole: float) -> float:
-    """part / whole, at most 1, and 1 where there was nothing to keep."""
-    return min(1.0, part / whole) if whole > 0 else 1.0

@@ -115,7 +115,7 @@ def _kept(axes: Axes, trend: Trend) -> None:
     if not np.isfinite(values).any():
         nothing(axes, title, "Without the clients' adapters nobody can tell.")
         return
-    heading(axes, title, "κ: share of their energy beyond the shared rank")
+    heading(axes, title, f"κ: share of their energy beyond rank {trend.judged_rank}")
     rounds = np.arange(1, values.size + 1)
     axes.plot(rounds, values, "-o", color=COLOURS[0], markersize=4, clip_on=False)
     axes.set_ylim(0, max(1.05, 1.05 * float(np.nanmax(values))))

@@ -137,8 +137,10 @@ class Trend:
     """ρ of the global adapter over the rounds, and what became of what the clients brought.
 
     Lists have one entry per round. `names` are the rounds, `energy_ratio` their ρ at the shared
-    rank, `clients_energy_ratio` that of the clients who hold more than it, `kept` the share κ of
-    what these clients put beyond the shared rank that is left. `gamma` is the factor per round of
+    rank, `clients_energy_ratio` that of the clients who hold more than it. `judged_rank` is the
+    rank beyond which the verdict found most lost, `beyond` the share of the energy beyond it,
+    `clients_beyond` that of the clients who hold more than it, and `kept` is κ, what is left of
+    theirs (`fedlora_cli.analysis.diagnosis.verdict`). `gamma` is the factor per round of
     1 - ρ (of its odds: `fedlora_cli.analysis.diagnosis.trend`), fitted to the rounds from
     `fitted_from` on, counted from 1; `r_squared` how well it fits. `predicted_gamma` and
     `predicted_energy_ratio` follow from ranks, samples and weights alone, without training.
@@ -148,6 +150,9 @@ class Trend:
     names: tuple[str, ...]
     energy_ratio: tuple[float | None, ...]
     clients_energy_ratio: tuple[float | None, ...]
+    judged_rank: int
+    beyond: tuple[float | None, ...]
+    clients_beyond: tuple[float | None, ...]
     kept: tuple[float | None, ...]
     gamma: float | None
     r_squared: float | None

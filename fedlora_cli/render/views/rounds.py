@@ -42,7 +42,7 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     if report.trend is None or report.shared_rank is None:
         blocks.append(_spectra(report.adapters))
     else:
-        blocks.append(_rounds(report.trend, report.shared_rank, whole=whole))
+        blocks.append(_rounds(report.trend, whole=whole))
     blocks.append(energy_table(last.partitions, f"the last round, {last.name}"))
     blocks.append(Paragraph("\n".join(spectrum_lines(last, report.shared_rank))))
     if whole:
@@ -52,23 +52,20 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     return blocks
 
 
-def _rounds(trend: Trend, shared_rank: int, *, whole: bool) -> Table:
+def _rounds(trend: Trend, *, whole: bool) -> Table:
     shown = range(trend.rounds) if whole else _spread(trend.rounds)
-    rows = []
-    for t in shown:
-        ratio, brought, kept = trend.energy_ratio[t], trend.clients_energy_ratio[t], trend.kept[t]
-        beyond = None if ratio is None else 1 - ratio
-        rows.append(
-            (
-                trend.names[t],
-                rho(ratio),
-                share(beyond),
-                share(None if brought is None else 1 - brought),
-                Bar(kept),
-                share(kept),
-            )
+    rows = tuple(
+        (
+            trend.names[t],
+            rho(trend.energy_ratio[t]),
+            share(trend.beyond[t]),
+            share(trend.clients_beyond[t]),
+            Bar(trend.kept[t]),
+            share(trend.kept[t]),
         )
-    title = f"energy beyond rank {shared_rank}: global adapter, clients above it"
+        for t in shown
+    )
+    title = f"energy beyond rank {trend.judged_rank}: global adapter, clients above it"
     if len(shown) < trend.rounds:
         title += f"; {len(shown)} of {trend.rounds} rounds"
     heads = (
@@ -77,7 +74,7 @@ def _rounds(trend: Trend, shared_rank: int, *, whole: bool) -> Table:
         Column("κ: kept of theirs", "bar"),
         Column(""),
     )
-    return Table(heads, tuple(rows), title, shown=None)
+    return Table(heads, rows, title, shown=None)
 
 
 def _spectra(adapters: Sequence[AdapterRow]) -> Table:
