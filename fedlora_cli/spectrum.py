@@ -60,6 +60,23 @@ def pooled_energy(spectra: Sequence[FloatArray]) -> FloatArray:
     return total
 
 
+def mean_share(
+    energies: Sequence[Sequence[float]], samples: Sequence[float], first: int, last: int | None
+) -> float | None:
+    """The share of their own energy that clients have in rank indices first..last - 1, averaged by
+    samples, or evenly if there are none. None if nobody has any energy.
+
+    >>> mean_share([[3.0, 1.0], [1.0, 1.0], [0.0]], samples=[30, 10, 5], first=1, last=None)
+    0.3125
+    """
+    found = [(e, n) for e, n in zip(energies, samples, strict=True) if sum(e) > 0]
+    if not found:
+        return None
+    shares = [sum(e[first:last]) / sum(e) for e, _ in found]
+    counts = [n for _, n in found]
+    return float(np.average(shares, weights=counts if any(counts) else None))
+
+
 def effective_rank(s: FloatArray) -> float:
     """exp(-sum_i p_i ln p_i) with p_i = s_i / sum s: how many directions there seem to be.
 

@@ -36,12 +36,17 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
     ):
         pooled = sum((s[:2] ** 2).sum() for s in values) / sum((s**2).sum() for s in values)
         assert ratio == pytest.approx(pooled, abs=1e-9)
+    norms = [sum((s**2).sum() for s in values) ** 0.5 for values in (spectra, reference)]
+    assert [report.norm, report.flexlora_norm] == pytest.approx(norms)
     assert [row.weight for row in report.clients] == [0.6, 0.3, 0.1]
     assert [row.max_weight for row in report.clients] == pytest.approx([0.6, 0.75, 1.0])
     partitions = [(row.first, row.last, row.holders, row.coverage) for row in report.partitions]
     assert partitions == [(1, 2, 3, 1.0), (3, 3, 2, 0.4), (4, 6, 1, 0.1)]
     assert sum(row.energy for row in report.partitions) == pytest.approx(1)
     assert any("rank index 4-6 comes from c alone, with weight 1.00" in w for w in report.warnings)
+    for row, one in zip(report.clients, made, strict=True):
+        own = [np.linalg.svd(one.update(m), compute_uv=False)[: row.rank] for m in one.factors]
+        np.testing.assert_allclose(row.energy, sum(s**2 for s in own), rtol=1e-9)
     for row, s in zip(report.modules, spectra, strict=True):
         np.testing.assert_allclose(row.singular_values, s, rtol=1e-6)
 

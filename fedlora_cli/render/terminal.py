@@ -9,13 +9,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fedlora_cli.errors import printable
-from fedlora_cli.render.view import Bar, Block, Cell, Column, Paragraph, Table, View
+from fedlora_cli.render.view import Bar, Block, Cell, Paragraph, Table, View
 
 #: Columns of a terminal that every table fits into, and the blanks between two of its own.
 _TABLE_WIDTH = 80
 _GAP = 2
 
-#: The most and the least that a bar and a name are given.
+#: The most that a bar and, beside one, a name are given, and the least.
 _BARS = (28, 10)
 _NAMES = (36, 10)
 
@@ -28,10 +28,10 @@ _ASCII = {"ρ": "rho", "γ": "gamma", "κ": "kappa", "β": "beta", "Δ": "d", "�
 
 @dataclass(frozen=True)
 class _Layout:
-    """How wide bars and names are; `plain` draws in ASCII."""
+    """How wide bars are, and names by the position of their column; `plain` draws in ASCII."""
 
     bar: int
-    name: int
+    names: dict[int, int]
     plain: bool
 
 
@@ -65,8 +65,7 @@ def _table(block: Table, *, plain: bool) -> RenderableType:
             right = column.kind == "number"
             table.add_column(name, no_wrap=True, justify="right" if right else "left")
     for row in block.rows[: block.shown]:
-        cells = zip(row, block.columns, strict=True)
-        table.add_row(*(_cell(cell, column, layout) for cell, column in cells))
+        table.add_row(*(_cell(cell, i, layout) for i, cell in enumerate(row)))
     parts: list[RenderableType] = [table]
     if block.title:
         parts.insert(0, Text(_written(block.title, plain=plain), style="bold"))
@@ -79,25 +78,39 @@ def _table(block: Table, *, plain: bool) -> RenderableType:
 def _layout(block: Table, *, plain: bool) -> _Layout:
     """Names and bars share what the other columns leave; names come first."""
     room = _TABLE_WIDTH - _GAP * (len(block.columns) - 1)
-    longest, bars = 0, 0
+    bars, names = 0, {}
     for i, column in enumerate(block.columns):
         width = max(len(column.name), *(len(str(row[i])) for row in block.rows), 0)
         if column.kind == "bar":
             bars += 1
         elif column.kind == "name":
-            longest = max(longest, min(width, _NAMES[0]))
+            names[i] = width
         else:
             room -= width
-    bar = min(_BARS[0], max(_BARS[1], (room - longest) // max(bars, 1)))
-    name = min(_NAMES[0], max(_NAMES[1], room - bars * bar))
-    return _Layout(bar, name, plain)
+    wanted = sum(min(width, _NAMES[0]) for width in names.values())
+    bar = min(_BARS[0], max(_BARS[1], (room - wanted) // max(bars, 1)))
+    return _Layout(bar, _shared_out(names, room - bars * bar), plain)
 
 
-def _cell(cell: Cell, column: Column, layout: _Layout) -> Text:
+def _shared_out(wanted: dict[int, int], room: int) -> dict[int, int]:
+    """What every column is given: the narrow ones all they want, the wide ones the rest, evenly.
+
+    >>> _shared_out({0: 5, 2: 60}, 40)
+    {0: 5, 2: 35}
+    """
+    given = {}
+    for left, i in enumerate(sorted(wanted, key=lambda i: wanted[i])):
+        given[i] = min(wanted[i], max(_NAMES[1], room // (len(wanted) - left)))
+        room -= given[i]
+    return given
+
+
+def _cell(cell: Cell, position: int, layout: _Layout) -> Text:
     if isinstance(cell, Bar):
         return Text(_bar(cell.share, layout), style="cyan")
     text = _written(cell, plain=layout.plain)
-    return Text(_shortened(text, layout.name) if column.kind == "name" else text)
+    width = layout.names.get(position)
+    return Text(text if width is None else _shortened(text, width))
 
 
 def _written(text: str, *, plain: bool) -> str:

@@ -50,6 +50,8 @@ def summarize(
         options=plan.options.changed(),
         energy_ratio=_finite(energy_ratio(written, shared_rank)),
         flexlora_energy_ratio=_finite(energy_ratio(flexlora, shared_rank)),
+        norm=_norm(written) if results else None,
+        flexlora_norm=_norm(flexlora) if results else None,
         kept_energy=_ratio(sum(energy(s) for s in written), total),
         clients=_clients(plan, results, weights, digests),
         partitions=shown,
@@ -144,6 +146,11 @@ def _client_energy(results: Sequence[ModuleResult], k: int) -> tuple[float, ...]
     """The energy of a client's own update by singular direction, pooled over its modules."""
     spectra = [result.client_s[k] for result in results if k in result.client_s]
     return tuple(float(value) for value in pooled_energy(spectra))
+
+
+def _norm(spectra: Sequence[FloatArray]) -> float:
+    """‖ΔW‖_F with all modules as one vector."""
+    return float(np.sqrt(sum(energy(s) for s in spectra)))
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -22,7 +22,7 @@ from fedlora_cli.render.report.diagnose import (
     HoldingRow,
     Similarity,
 )
-from fedlora_cli.spectrum import FloatArray
+from fedlora_cli.spectrum import FloatArray, mean_share
 
 #: What float16 and bfloat16 rounding do to a copy: to 1 - cosine, and to its singular values as a
 #: share of the largest.
@@ -188,13 +188,8 @@ def _holdings(
 
 
 def _mean_share(rows: Sequence[AdapterRow], first: int, last: int) -> float | None:
-    """The share of their own energy in rank indices first+1..last, averaged by samples."""
-    holders = [row for row in rows if sum(row.energy) > 0]
-    if not holders:
-        return None
-    shares = [sum(row.energy[first:last]) / sum(row.energy) for row in holders]
-    samples = [row.samples or 0.0 for row in holders]
-    return float(np.average(shares, weights=samples if any(samples) else None))
+    samples = [row.samples or 0.0 for row in rows]
+    return mean_share([row.energy for row in rows], samples, first, last)
 
 
 def _mean_overlap(alike: Products) -> FloatArray:

@@ -12,7 +12,7 @@ from fedlora_cli.analysis.diagnosis.verdict import kept
 from fedlora_cli.methods import METHODS
 from fedlora_cli.provenance import Contributor, Provenance
 from fedlora_cli.render.report.diagnose import AdapterRow, Trend
-from fedlora_cli.spectrum import FloatArray
+from fedlora_cli.spectrum import FloatArray, mean_share
 from fedlora_cli.weights import Holdings
 
 #: The fewest rounds from which a rate is fitted: two fit any line.
@@ -85,12 +85,8 @@ def clients_beyond(clients: Sequence[Contributor], rank: int) -> float | None:
     """The share of energy beyond the rank in the updates of the clients that hold more than it,
     averaged by samples. None if nobody does, or none of them has any energy.
     """
-    found = [(_share(c.energy, rank), c.samples) for c in clients if c.rank > rank]
-    holders = [(share, samples) for share, samples in found if share is not None]
-    if not holders:
-        return None
-    shares, samples = zip(*holders, strict=True)
-    return float(np.average(shares, weights=samples if any(samples) else None))
+    holders = [client for client in clients if client.rank > rank]
+    return mean_share([c.energy for c in holders], [c.samples for c in holders], rank, None)
 
 
 def fit(values: Sequence[float | None]) -> tuple[int | None, float | None, float | None]:

@@ -80,7 +80,11 @@ class Verification:
 
 @dataclass(frozen=True)
 class AggregateReport:
-    """One aggregation. Values that only tensors can tell are None after a dry run."""
+    """One aggregation. Values that only tensors can tell are None after a dry run.
+
+    `energy_ratio` is ρ at the shared rank and `norm` ‖ΔW‖_F of the written update; those of
+    FlexLoRA on the same clients stand beside them.
+    """
 
     method: str
     source: str
@@ -93,6 +97,8 @@ class AggregateReport:
     options: Mapping[str, Any]
     energy_ratio: float | None
     flexlora_energy_ratio: float | None
+    norm: float | None
+    flexlora_norm: float | None
     kept_energy: float | None
     clients: tuple[ClientRow, ...]
     partitions: tuple[PartitionRow, ...]

@@ -101,6 +101,11 @@ def _findings(report: AggregateReport) -> list[str]:
         if report.flexlora_energy_ratio is not None and report.method != "flexlora":
             line += f";\n    flexlora on the same clients: {report.flexlora_energy_ratio:.3f}"
         lines.append(line)
+    if report.norm is not None and report.flexlora_norm is not None:
+        line = f"the update has norm {report.norm:.3g}"
+        if report.method != "flexlora":
+            line += f", {report.flexlora_norm:.3g} under flexlora"
+        lines.append(line)
     if report.kept_energy is not None:
         loss = math.sqrt(max(1 - report.kept_energy, 0.0))
         lines.append(

@@ -145,7 +145,7 @@ def _adapters(report: InspectReport) -> View:
     blocks: list[Block] = [table]
     if report.differences:
         blocks.append(_differences(report.differences, len(report.adapters)))
-    else:
+    elif all(adapter.modules for adapter in report.adapters):
         blocks.append(Paragraph("they differ in nothing that headers show"))
     ranks = sorted({adapter.rank for adapter in report.adapters if adapter.modules})
     span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
