@@ -494,3 +494,16 @@ def test_rounding_neither_reaches_a_threshold_nor_leaves_out_clients() -> None:
         assert of(report, "raflora").rounds_to_90 is None
         assert of(predict(ranks, (1.0,) * len(ranks), start=0.99), "flexlora").rounds_to_99 == 1
     assert predict((4, 8, 16), (1, 1, 1), participation=0.6).present == 2
+
+
+def test_weights_by_rank_are_those_of_the_rules() -> None:
+    report = predict((2, 4, 4, 8), (60.0, 20.0, 10.0, 10.0))
+
+    assert of(report, "flexlora").weights == (
+        pytest.approx((0.6, 0, 0)), pytest.approx((0.3, 0.3, 0)), pytest.approx((0.1, 0.1, 0.1)),
+    )  # fmt: skip
+    assert of(report, "raflora").weights == (
+        pytest.approx((0.6, 0, 0)), pytest.approx((0.3, 0.75, 0)), pytest.approx((0.1, 0.25, 1)),
+    )  # fmt: skip
+    sums = np.sum(of(report, "raflora").weights, axis=0)
+    np.testing.assert_allclose(np.repeat(sums, (2, 2, 4)), of(report, "raflora").column_sums)

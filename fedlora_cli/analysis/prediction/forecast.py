@@ -17,7 +17,7 @@ from fedlora_cli.analysis.prediction.population import Population, Round
 from fedlora_cli.method import Method
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.report.predict import MethodForecast
-from fedlora_cli.weights import FloatArray, Rule
+from fedlora_cli.weights import FloatArray, Holdings, Rule
 
 #: Rounds are shown until every method that collapses has, within these bounds.
 _FEWEST, _MOST = 10, 100
@@ -52,20 +52,29 @@ def _one(
     shown: int,
 ) -> MethodForecast:
     everyone = clients.everyone()
-    weights = rule(everyone.holdings).clients[: everyone.singles].max(axis=1)
-    heaviest = int(weights.argmax())
+    weights = rule(everyone.holdings).clients
+    own = weights[: everyone.singles].max(axis=1)
+    heaviest = int(own.argmax())
     return MethodForecast(
         name=name,
+        weights=_by_rank(weights, everyone.holdings),
         column_sums=clients.by_index(column_sums(method, everyone.holdings, rule)),
         energy_factors=clients.by_index(factors),
         gamma=gamma(factors, shared=1),
         rounds_to_90=rounds_until(0.9, energies, factors, shared=1),
         rounds_to_99=rounds_until(0.99, energies, factors, shared=1),
         energy_ratio=tuple(energy_ratio(energies, factors, 1, t) for t in range(shown + 1)),
-        largest_weight=float(weights[heaviest]),
+        largest_weight=float(own[heaviest]),
         heaviest_rank=int(clients.bounds[everyone.holdings.ranks[heaviest] - 1]),
         note=_note(method),
     )
+
+
+def _by_rank(weights: FloatArray, holdings: Holdings) -> tuple[tuple[float, ...], ...]:
+    """The weights of all clients of one rank together, at each partition. Shape (P, P)."""
+    total = np.zeros((holdings.rank, weights.shape[1]))
+    np.add.at(total, holdings.ranks - 1, weights)
+    return tuple(tuple(float(one) for one in row) for row in total)
 
 
 def _note(method: Method) -> str:

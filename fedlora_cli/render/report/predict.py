@@ -29,11 +29,13 @@ class MethodForecast:
     round under the participation; `gamma` the largest of them beyond the shared rank: at which
     1 - ρ decays in the end, None where nothing lies beyond. `rounds_to_90` and `rounds_to_99` are
     the first rounds in which ρ exceeds 0.9 and 0.99, None for never. `energy_ratio` is ρ by round,
-    from round 0 on, of the expected energies. `largest_weight` is the most that one client of rank
+    from round 0 on, of the expected energies. `weights` (P, P) are those of all clients of
+    one rank together, by rank and partition, `largest_weight` is the most that one client of rank
     `heaviest_rank` gets anywhere with all present, `note` what was assumed.
     """
 
     name: str
+    weights: tuple[tuple[float, ...], ...]
     column_sums: tuple[float, ...]
     energy_factors: tuple[float, ...]
     gamma: float | None

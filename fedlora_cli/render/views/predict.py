@@ -31,7 +31,7 @@ def predict_view(report: PredictReport, *, details: bool) -> View:
     partial = report.present < len(report.ranks)
     blocks: list[Block] = [_partitions(report.partitions, partial=partial)]
     if details:
-        blocks.append(_details(report))
+        blocks += [_details(report), _weights(report)]
     else:
         expected = ", expected" if partial else ""
         blocks += [_sums(report), _energies(report, f"Energy left after one round{expected}")]
@@ -113,6 +113,24 @@ def _details(report: PredictReport) -> Table:
         Column("left after one round", "bar"),
     )
     return Table(heads, rows, title="Column sums of the weights, energy", shown=None)
+
+
+def _weights(report: PredictReport) -> Table:
+    """Who decides: one row for every rank of every method."""
+    shown = _beside(report)
+    places = {one: j for j, one in enumerate(report.partitions)}
+    rows = tuple(
+        (
+            method.name if k == 0 else "",
+            str(rank.last),
+            *(".." if one is _GAP else number(method.weights[k][places[one]]) for one in shown),
+        )
+        for method in report.methods
+        for k, rank in enumerate(report.partitions)
+    )
+    ranges = (".." if one is _GAP else rank_range(one.first, one.last) for one in shown)
+    heads = (Column("method", "name"), Column("of rank"), *columns(*ranges))
+    return Table(heads, rows, title="Weights of all clients of one rank together", shown=None)
 
 
 def _rounds(report: PredictReport) -> Table:
