@@ -145,6 +145,10 @@ def test_pictures_are_written_whole(command: tuple[object, ...], tmp_path: Path)
     assert start[".svg"].startswith(b"<?xml")
     assert start[".pdf"].startswith(b"%PDF")
     assert start[".html"] == b"<!DOCTYPE html>"
+    if command[0] == "diagnose":
+        page = (tmp_path / "a.html").read_text()
+        assert f"{COLLAPSED}/round-01 to {COLLAPSED}/round-08" in page
+        assert page.index("verdict: collapsed") < page.index("<svg") < page.index("<table")
 
 
 def test_a_picture_that_cannot_be_written_stops_the_command_at_once(tmp_path: Path) -> None:

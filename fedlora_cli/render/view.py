@@ -58,11 +58,15 @@ Block = Table | Paragraph
 
 @dataclass(frozen=True)
 class View:
-    """`subject` is what it is about, `summary` what it is in a line; the blocks stand apart."""
+    """`subject` is what it is about, `summary` what it is in a line; the blocks stand apart.
+
+    `source` is where it comes from, for a page that is read elsewhere.
+    """
 
     subject: str
     summary: str
     blocks: tuple[Block, ...]
+    source: str = ""
 
 
 def columns(*names: str, kind: Kind = "number") -> tuple[Column, ...]:

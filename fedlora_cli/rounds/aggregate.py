@@ -21,7 +21,6 @@ from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.files.folder import check_target, new_folder
 from fedlora_cli.formats import peft
-from fedlora_cli.provenance import read_provenance
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.report.aggregate import AggregateReport
@@ -141,18 +140,24 @@ def _rank_for_energy(results: Sequence[ModuleResult], fraction: float | None) ->
 
 
 def _remarks(found: Clients, *earlier: Adapter | None) -> tuple[str, ...]:
-    """What reading them showed; a client's folder tells a sample count, a global one's does not."""
+    """What reading the clients and the earlier global adapters showed."""
     given = [adapter for adapter in earlier if adapter is not None]
-    clients = [adapter for adapter in given if read_provenance(adapter.path) is None]
     return (
         *found.remarks,
         *(note for adapter in given for note in adapter.notes),
         *(
             f"{adapter.path} is given as a global adapter, but tells a sample count like a client"
-            for adapter in clients
-            if told_samples(adapter.path) is not None
+            for adapter in given
+            if _tells_samples(adapter.path)
         ),
     )
+
+
+def _tells_samples(folder: Path) -> bool:
+    try:
+        return told_samples(folder) is not None
+    except InputError:  # a global adapter's own report, or a damaged one
+        return False
 
 
 def _check_output(output: Path, options: Options, clients: Sequence[Path], plan: Plan) -> None:

@@ -29,4 +29,6 @@ def diagnose_view(report: DiagnoseReport, *, modules: bool) -> View:
         wrapped(f"verdict: {report.verdict or 'none'}; {report.reason}"), _TONES[report.verdict]
     )
     subject = report.adapters[0].name if report.subject == "adapter" else report.subject
-    return View(subject, summary, (*blocks, verdict))
+    paths = [row.path for row in report.adapters]
+    source = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"
+    return View(subject, summary, (*blocks, verdict), source)
