@@ -19,7 +19,7 @@ from fedlora_cli.version import __version__
 
 app = typer.Typer(
     name="fedlora",
-    help="Aggregate federated LoRA adapters of different ranks into one good adapter.",
+    help="Aggregate federated LoRA adapters of different ranks, and see whether they collapse.",
     context_settings={"help_option_names": ["-h", "--help"]},
     # A mistake in this program is one plain traceback, without the tensors in it.
     pretty_exceptions_enable=False,
@@ -41,7 +41,7 @@ def fedlora(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
     ] = False,
 ) -> None:
-    """Aggregate federated LoRA adapters of different ranks into one good adapter."""
+    """Aggregate federated LoRA adapters of different ranks, and see whether they collapse."""
 
 
 def main() -> None:

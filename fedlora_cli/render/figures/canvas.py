@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -95,14 +94,6 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     return figure
-
-
-def new_axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of that size in inches, and its axes row by row."""
-    with look():
-        figure = new_figure(width, height)
-        grid = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(grid.flat)
 
 
 def literal(name: str, length: int = 40) -> str:
