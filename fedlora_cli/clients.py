@@ -127,8 +127,12 @@ def find_folders(
 
 
 def _held(folder: Path) -> int:
-    """How many adapters stand in a folder."""
-    return sum(map(formats.is_adapter, folder.glob("*"))) if folder.is_dir() else 0
+    """How many adapters stand in a folder, as far as it can be looked at: this is for a remark."""
+    try:
+        inside = [child for child in folder.iterdir() if not child.name.startswith(".")]
+        return sum(map(formats.is_adapter, inside))
+    except (OSError, InputError):
+        return 0
 
 
 def _remark(folder: Path) -> str:
@@ -161,8 +165,8 @@ def _children(path: Path, report: Report) -> tuple[list[Path], list[Path]]:
         with reporting(told):
             (adapters if formats.is_adapter(child) else others).append(child)
     if not adapters and not refused:
-        deeper = max((c for child in children for c in (child, *child.glob("*"))), key=_held,
-                     default=None)  # fmt: skip
+        places = (place for child in children for place in (child, *child.glob("[!.]*")))
+        deeper = max(places, key=_held, default=None)
         guess = f"did you mean {deeper}? " if deeper is not None and _held(deeper) else ""
         cure = "name adapter folders, or a folder whose children are adapter folders"
         raise InputError(path, "no adapters in it", guess + cure)

@@ -37,8 +37,8 @@ class Contributor:
 @dataclass(frozen=True)
 class Provenance:
     """How a global adapter came about. `previous` says whether it had a previous one to build on,
-    `momentum` whether it went on in the direction of the last two, `quorum` is None for the
-    method's own.
+    `momentum` whether it went on in the direction of the last two, `uniform` whether every client
+    had one rank in all modules. `quorum` is None for the method's own.
     """
 
     method: str
@@ -47,6 +47,7 @@ class Provenance:
     quorum: float | None
     previous: bool
     momentum: bool
+    uniform: bool
     clients: tuple[Contributor, ...]
 
 
@@ -68,6 +69,9 @@ def read_provenance(folder: Path) -> Provenance | None:
     clients = _field(path, document, "clients", list)
     if not clients:
         raise _wrong(path, "clients", clients)
+    modules = _field(path, document, "modules", list)
+    ranks = [_field(path, one, "ranks", list) for one in modules if isinstance(one, dict)]
+    contributors = tuple(_contributor(path, client) for client in clients)
     return Provenance(
         method=_field(path, document, "method", str),
         version=_field(path, document, "version", str),
@@ -75,7 +79,8 @@ def read_provenance(folder: Path) -> Provenance | None:
         quorum=quorum,
         previous="--previous" in options,
         momentum="--momentum" in options,
-        clients=tuple(_contributor(path, client) for client in clients),
+        uniform=all(one == [client.rank for client in contributors] for one in ranks),
+        clients=contributors,
     )
 
 

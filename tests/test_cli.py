@@ -352,6 +352,14 @@ def test_the_next_round_goes_on_as_this_one(clients: Path, tmp_path: Path) -> No
     residual = advised("-m", "residual", "--basis", "svd")
     assert residual.startswith("--method residual --basis svd --previous ")
     assert advised("--quorum", "0.25").startswith("--quorum 0.25 --previous ")
+    assert advised("--rank", "3").startswith("--rank 3 --previous ")
+    first, second = str(tmp_path / "-m-flexlora"), str(tmp_path / "--rank-3")
+    earlier = ("--previous", second, "--before-previous", first, "--momentum", "0.8")
+    result = run("aggregate", str(clients), "-o", str(tmp_path / "x"), "-m", "flexlora", *earlier)
+    assert (
+        f"--method flexlora --momentum 0.8 --previous {tmp_path}/x --before-previous {second}"
+        in result.stderr
+    )
 
 
 def test_a_round_in_folders_of_its_own_is_found(clients: Path, tmp_path: Path) -> None:
@@ -387,3 +395,14 @@ def test_what_looks_wrong_about_an_aggregation_is_said(clients: Path, tmp_path: 
     assert damaged.exit_code == 0
     assert "like a client" not in damaged.stderr
     assert "the global update is zero in every module" in zero.stderr
+
+
+def test_a_folder_that_cannot_be_looked_into_stops_nobody(clients: Path, tmp_path: Path) -> None:
+    logs = clients / "logs"
+    logs.mkdir()
+    (logs / "self").symlink_to("self")
+
+    result = run("aggregate", str(clients), "-o", str(tmp_path / "out"))
+
+    assert result.exit_code == 0
+    assert "logs left out: no adapter in it" in result.stderr

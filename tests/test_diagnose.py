@@ -17,6 +17,7 @@ from fedlora_cli.analysis.diagnosis.cohort import robust_z
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.judgement import Judgement, judge_series
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
+from fedlora_cli.analysis.diagnosis.remarks import series_remarks
 from fedlora_cli.analysis.diagnosis.trend import clients_beyond, energy_factors_by_round, fit
 from fedlora_cli.analysis.diagnosis.verdict import judge, kept
 from fedlora_cli.files.safetensors import Entry
@@ -452,23 +453,36 @@ def test_clients_of_one_rank_cannot_collapse(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "verdict"),
+    ("left", "predicted", "verdict", "course"),
     [
-        ([0.05], "at risk"),  # one round is no trend
-        ([0.05, 0.2], "at risk"),
-        ([0.05, 0.08], "at risk"),  # it recovers
-        ([0.05, 0.052], "collapsed"),  # it does not
-        ([0.3, 0.05], "collapsed"),
-        ([0.9, 0.7, 0.5], "collapsing"),
-        ([0.9, 0.88, 0.86], "healthy"),
-        ([0.6, 0.55, 0.5], "at risk"),
+        ([0.05], 0.3, "at risk", ""),  # one round is no trend
+        ([0.05, 0.2], 0.3, "at risk", "recovering"),
+        ([0.05, 0.08], 0.3, "at risk", "recovering"),
+        ([0.05, 0.052], 0.3, "collapsed", ""),
+        ([0.05, 0.052], None, "collapsed", ""),
+        ([0.05, 0.052], 1.0, "at risk", "steadily"),  # not the weights
+        ([0.3, 0.05], 1.0, "collapsed", ""),
+        ([0.1, 0.1], 0.3, "collapsed", ""),  # one tenth is not more than a tenth
+        ([0.9, 0.7, 0.5], 1.0, "collapsing", ""),
+        ([0.9, 0.88, 0.86], 1.0, "healthy", ""),
+        ([0.9, 0.88, 0.86], 0.9, "healthy", ""),
+        ([0.9, 0.88, 0.86], 0.89, "at risk", "multiply it by 0.89"),
+        ([0.6, 0.55, 0.5], 1.0, "at risk", "steadily"),
+        # Up and down is no recovery: what counts is where it goes.
+        ([0.02, 0.0, 0.02, 0.0, 0.02], 0.3, "collapsed", ""),
+        ([1, 0.4, 0.6, 0.2, 0.3, 0.1, 0.16, 0.06, 0.08], 0.3, "collapsed", ""),
+        ([0.0017, 0.0017, 0.0017, None, 0.0017], 0.3, "collapsed", ""),
+        ([0.9, None, 0.05], 0.3, "collapsed", ""),
     ],
 )
-def test_the_verdict_looks_at_direction(left: list[float], verdict: str) -> None:
-    found, reason = judge(left, fit(left)[1], predicted_gamma=1.0, beyond=2)
+def test_the_verdict_looks_at_direction(
+    left: list[float | None], predicted: float | None, verdict: str, course: str
+) -> None:
+    found, reason = judge(left, fit(left)[1], predicted, beyond=2)
 
     assert found == verdict
-    assert ("recovering" in reason) == (verdict == "at risk" and len(left) > 1 and left[-1] < 0.5)
+    assert course in reason
+    assert ("recovering" in reason) == (course == "recovering")
 
 
 def test_a_residual_federation_that_recovers_is_never_called_collapsed(tmp_path: Path) -> None:
@@ -539,7 +553,7 @@ def test_a_report_that_claims_enormous_ranks_costs_nothing(tmp_path: Path) -> No
 def told(ranks: list[int], samples: list[float], energy: list[list[float]], **given) -> Provenance:
     """What a global adapter's report would say of such clients."""
     clients = zip("abcdefgh", ranks, samples, energy, strict=False)
-    facts = {"quorum": None, "previous": False, "momentum": False} | given
+    facts = {"quorum": None, "previous": False, "momentum": False, "uniform": True} | given
     return Provenance(
         method=facts.pop("method", "flexlora"),
         version="1",
@@ -737,3 +751,92 @@ def test_numbers_that_cannot_be_are_refused(tmp_path: Path, field: str, value: o
 
     with pytest.raises(InputError, match=r"fedlora\.json"):
         diagnose(tmp_path / "global")
+
+
+def test_a_cut_output_is_a_loss_and_the_cut_is_named(tmp_path: Path) -> None:
+    folders = []
+    for t in (1, 2, 3):
+        for rank in (2, 8):
+            make(tmp_path / f"clients-{t}", Spec(f"c{rank}", rank, seed=t))
+        folders.append(tmp_path / f"global-{t}")
+        aggregate(tmp_path / f"clients-{t}", folders[-1], Options(rank=2))
+
+    report = diagnose(folders)
+
+    assert report.verdict == "collapsed"
+    assert "the output was cut to rank 2, below the clients' 8" in report.reason
+
+
+def test_beyond_what_any_client_held_nothing_can_be_lost(tmp_path: Path) -> None:
+    """FLoRA's rank is the sum of the clients': what lies beyond theirs is a mixture."""
+    for t in (1, 2, 3):
+        for name in ("a", "b"):
+            # The two grow alike.
+            seed = t if name == "a" else (t if t == 3 else 10 + t)
+            made = make(tmp_path / f"clients-{t}", Spec(name, 4, seed=seed))
+            if t == 3 and name == "b":
+                first = load_file(tmp_path / "clients-3/a/adapter_model.safetensors")
+                first = {k: v * (0.999 if "lora_B" in k else 1) for k, v in first.items()}
+                save_file(first, made.folder / "adapter_model.safetensors")
+        aggregate(tmp_path / f"clients-{t}", tmp_path / f"global-{t}", Options(method="flora"))
+
+    report = diagnose([tmp_path / f"global-{t}" for t in (1, 2, 3)])
+
+    assert report.verdict == "healthy"
+    assert "nothing lies beyond it" in report.reason
+
+
+def test_of_verdicts_as_bad_the_lowest_rank_is_shown() -> None:
+    own = [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    origin = told([1, 2, 4], [8, 1, 1], own)
+    fading = [[1.0, 0.1**t, 0.1**t, 0.1**t] for t in range(1, 5)]
+
+    found = judged(fading, [origin] * 4, rank=1)
+
+    assert (found.verdict, found.course.rank) == ("collapsed", 1)
+    # Not below the shared rank that was asked for.
+    assert judged(fading, [origin] * 4, rank=2).course.rank == 2
+
+
+def test_ranks_that_differ_by_module_are_not_predicted(tmp_path: Path) -> None:
+    shapes = {"q": (9, 8), "v": (7, 8)}
+    for name, q, v in (("a", 6, 2), ("b", 2, 6)):
+        make(tmp_path / "clients", Spec(name, 2, shapes=shapes, ranks={"q": q, "v": v}))
+    aggregate(tmp_path / "clients", tmp_path / "global", Options(method="flexlora"))
+
+    report = diagnose([tmp_path / "global"], DiagnoseOptions(subject="rounds"))
+
+    assert report.trend.predicted_gamma is None
+
+
+def test_a_share_above_what_was_brought_counts_as_all_of_it() -> None:
+    assert kept([0.9, 0.9], [0.3, 0.3]) == [1.0, 1.0]
+    # A round without any energy does not make one forget the round before it.
+    assert kept([0.4, None, 0.1], [0.4, 0.4, 0.2]) == [1.0, None, 0.5]
+    assert kept([0.5, 0.0, 0.4], [0.5, 0.5, 0.4]) == pytest.approx([1.0, 0.0, 0.8])
+    assert kept([2e-6, 1e-6], [4e-6, 4e-6]) == pytest.approx([0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("names", "gaps"),
+    [
+        (["round-1", "round-3"], True),
+        (["run1-round-1", "run1-round-9"], True),
+        (["seed7", "round-9"], False),
+        (["round-1", "round-2"], False),
+        (["round-3", "round-1"], False),
+    ],
+)
+def test_gaps_are_those_of_one_numbering(names: list[str], gaps: bool) -> None:
+    remarks = series_remarks(names, [None] * len(names))
+
+    assert any("gaps" in remark for remark in remarks) == gaps
+
+
+def test_hetlora_is_predicted_by_the_norms_of_the_clients() -> None:
+    """Norms 3 and 1: the second client has a quarter of the weight, in both factors."""
+    origin = told([1, 2], [1, 1], [[9.0], [0.5, 0.5]], method="hetlora")
+
+    found = judged([[1.0, 1.0]] * 2, [origin] * 2, rank=1)
+
+    assert found.course.predicted_gamma == pytest.approx(0.25**4)

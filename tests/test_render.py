@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from makers import Spec, make
+from rich.cells import cell_len
 from rich.console import Console
 
 from fedlora_cli import AggregateReport, Options, aggregate
@@ -17,6 +18,7 @@ from fedlora_cli.render import progress
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.terminal import on_terminal
+from fedlora_cli.render.view import Bar, Column, Table, View
 from fedlora_cli.render.views.aggregate import aggregate_view
 
 
@@ -89,3 +91,19 @@ def test_progress_is_shown_on_a_terminal_for_long_work(
     output = console.file.getvalue()
     assert ("aggregating modules" in output) == visible
     assert ("3/3" in output) == visible
+
+
+def test_wide_letters_and_ascii_terminals_keep_their_numbers() -> None:
+    rows = (("病院" * 20, "12345.6", Bar(0.5), "99.9 %"), ("x" * 60, "1", Bar(None), "-"))
+    heads = (Column("client", "name"), Column("samples"), Column("a bar with a long head", "bar"))
+    view = View("wide", "names", (Table((*heads, Column("")), rows),))
+
+    for plain in (False, True):
+        console = Console(file=io.StringIO(), width=80)
+        console.print(on_terminal(view, plain=plain))
+        text = console.file.getvalue()
+        assert all(cell_len(line) <= 80 for line in text.splitlines())
+        assert "12345.6" in text
+        assert "99.9 %" in text
+        assert "a bar with a long head" in text
+        assert ("…" in text) != plain

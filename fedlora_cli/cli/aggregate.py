@@ -192,9 +192,11 @@ def _say_what_next(console: Console, output: Path, options: Options) -> None:
     say(console, "wrote", folder, "bold green")
     method = METHODS[options.method]
     chosen = f" --method {method.name}" if method.name != Options().method else ""
-    for flag in ("--quorum", "--basis", "--missing"):
-        if flag in options.changed():
-            chosen += f" {flag} {options.changed()[flag]}"
-    if method.uses_previous:
+    for flag, value in options.changed().items():
+        if flag not in ("--previous", "--before-previous"):
+            chosen += f" {flag} {shlex.quote(str(value))}"
+    if method.uses_previous or options.momentum:
         chosen += f" --previous {folder}"
+    if options.momentum:
+        chosen += f" --before-previous {shlex.quote(str(options.previous))}"
     say(console, "next round", f"fedlora aggregate CLIENTS -o DIR{chosen}", "bold")

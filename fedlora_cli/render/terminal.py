@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich import table as rich
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -78,17 +79,18 @@ def _table(block: Table, *, plain: bool) -> RenderableType:
 def _layout(block: Table, *, plain: bool) -> _Layout:
     """Names and bars share what the other columns leave; names come first."""
     room = _TABLE_WIDTH - _GAP * (len(block.columns) - 1)
-    bars, names = 0, {}
+    bars, least, names = 0, _BARS[1], {}
     for i, column in enumerate(block.columns):
-        width = max(len(column.name), *(len(str(row[i])) for row in block.rows), 0)
+        head = cell_len(column.name)
+        width = max(head, *(cell_len(printable(row[i])) for row in block.rows), 0)
         if column.kind == "bar":
-            bars += 1
+            bars, least = bars + 1, max(least, head)
         elif column.kind == "name":
             names[i] = width
         else:
             room -= width
     wanted = sum(min(width, _NAMES[0]) for width in names.values())
-    bar = min(_BARS[0], max(_BARS[1], (room - wanted) // max(bars, 1)))
+    bar = min(_BARS[0], max(least, (room - wanted) // max(bars, 1)))
     return _Layout(bar, _shared_out(names, room - bars * bar), plain)
 
 
@@ -108,9 +110,9 @@ def _shared_out(wanted: dict[int, int], room: int) -> dict[int, int]:
 def _cell(cell: Cell, position: int, layout: _Layout) -> Text:
     if isinstance(cell, Bar):
         return Text(_bar(cell.share, layout), style="cyan")
-    text = _written(cell, plain=layout.plain)
     width = layout.names.get(position)
-    return Text(text if width is None else _shortened(text, width))
+    text = printable(cell) if width is None else _shortened(printable(cell), width)
+    return Text(_written(text, plain=layout.plain))
 
 
 def _written(text: str, *, plain: bool) -> str:
@@ -125,7 +127,11 @@ def _shortened(name: str, width: int) -> str:
     >>> _shortened("model.layers.17.self_attn.q_proj", 20)
     '…17.self_attn.q_proj'
     """
-    return name if len(name) <= width else f"…{name[len(name) - width + 1 :]}"
+    if cell_len(name) <= width:
+        return name
+    while cell_len(name) >= width:
+        name = name[1:]
+    return f"…{name}"
 
 
 def _bar(share: float | None, layout: _Layout) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedlora_cli.analysis.diagnosis.trend import Course, course, fit
 from fedlora_cli.analysis.diagnosis.verdict import VERDICTS, judge
@@ -29,19 +29,27 @@ def judge_series(
 ) -> Judgement:
     """The judgement of these global adapters, in the order of their rounds.
 
-    Every rank of a client, from the shared one on, is a place beyond which energy can be lost: the
-    worst verdict counts, and of several that are as bad, that of the lowest rank.
+    Every rank of a client beyond which another client held something, from the shared one on, is a
+    place where energy can be lost, and so is the rank to which the output was cut. The worst
+    verdict counts, and of several that are as bad, that of the lowest rank.
     """
-    rank = max(row.rank for row in rows)
     if shared_rank is None:
         return Judgement(None, "give --shared-rank, the smallest rank of the clients", None)
+    rank = max(row.rank for row in rows)
     told = {c.rank for origin in origins if origin is not None for c in origin.clients}
-    places = sorted(r for r in {shared_rank, *told} if shared_rank <= r < rank)
+    if all(origin is not None for origin in origins):
+        places = {r for r in {shared_rank, rank, *told} if shared_rank <= r < max(told)}
+    else:
+        places = {shared_rank} if shared_rank < rank else set()
     if not places:
-        reason = f"all clients held all of rank {rank}: nothing lies beyond it"
+        reason = f"all clients held all of rank {shared_rank}: nothing lies beyond it"
         return Judgement("healthy", reason, None)
-    judgements = [_judge(course(rows, origins, factors, place), origins) for place in places]
-    return max(judgements, key=_badness)
+    judgements = [_judge(course(rows, origins, factors, r), origins) for r in sorted(places)]
+    worst = max(judgements, key=_badness)
+    if told and rank < max(told):
+        cut = f"; the output was cut to rank {rank}, below the clients' {max(told)}"
+        return replace(worst, reason=worst.reason + cut)
+    return worst
 
 
 def _judge(one: Course, origins: Sequence[Provenance | None]) -> Judgement:

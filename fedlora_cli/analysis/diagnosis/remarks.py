@@ -38,11 +38,11 @@ def _order(names: Sequence[str]) -> list[str]:
 
 
 def _gaps(names: Sequence[str]) -> list[str]:
-    numbers = [re.findall(r"\d+", name) for name in names]
-    if any(len(found) != 1 for found in numbers):
+    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
+    found = [part for part in parts if part is not None]
+    if len(found) < len(names) or len({(one[1], one[3]) for one in found}) > 1:
         return []
-    rounds = [int(found[0]) for found in numbers]
-    if all(later - earlier <= 1 for earlier, later in pairwise(rounds)):
+    if all(int(later[2]) - int(earlier[2]) <= 1 for earlier, later in pairwise(found)):
         return []
     return ["there are gaps between these rounds: rates are per adapter given, not per round"]
 

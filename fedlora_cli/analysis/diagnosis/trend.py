@@ -139,8 +139,9 @@ def energy_factors_by_round(
 
 
 def _factors(previous_rank: int, rank: int, origin: Provenance | None) -> FloatArray | None:
-    if origin is None or origin.method not in METHODS or origin.momentum:
-        return None  # momentum depends on two rounds, not on weights alone
+    # Momentum depends on two rounds; where ranks differ by module, so do the weights.
+    if origin is None or origin.method not in METHODS or origin.momentum or not origin.uniform:
+        return None
     method = METHODS[origin.method]
     holdings = Holdings(
         # No index beyond the adapter's own matters, whatever rank its report claims for a client.

@@ -33,8 +33,11 @@ AT_RISK = 0.5
 #: Rounds within which a falling κ must reach `COLLAPSED` to be called collapsing.
 HORIZON = 10
 
-#: By how much κ must exceed that of the round before to be recovering.
+#: The factor of κ per round from which on it is recovering.
 RISING = 1.1
+
+#: The share of the first round's κ that must be left for it to be steady.
+STEADY = 0.5
 
 #: The predicted factor of the energy per round at which even a sound adapter is at risk.
 RATE_AT_RISK = 0.9
@@ -71,29 +74,38 @@ def judge(
     """The verdict and its reason, from κ by round, its fitted factor per round and the predicted γ;
     `beyond` is the rank that all this is about.
 
-    A collapse is a matter of rounds: one alone, or one in which κ recovers, is at risk at most.
+    A collapse is a matter of rounds and of weights: at risk at most is one round alone, a κ that
+    recovers, and one that is steady from the first round on while the weights keep what is there.
     Raises ValueError where the last κ is None.
     """
-    now, before = left[-1], left[-2] if len(left) > 1 else None
-    if now is None:
+    known = [one for one in left if one is not None]
+    if not known or left[-1] is None:
         raise ValueError("nothing tells what is left")
-    rising = before is not None and now > RISING * before
+    now = known[-1]
+    growth = rate if rate is not None else now / known[-2] if len(known) > 1 and known[-2] else 1.0
+    rising = growth > RISING
+    fading = predicted_gamma is None or predicted_gamma < RATE_AT_RISK
+    steady = len(known) > 1 and not fading and now >= STEADY * known[0]
     digits = 0 if now >= COLLAPSED else 2
     share = (
         f"{100 * now:.{digits}f} % of the energy share that clients put beyond rank {beyond} is "
         "left"
     )
-    if now <= COLLAPSED and before is not None and not rising:
+    if now <= COLLAPSED and len(known) > 1 and not rising and not steady:
         return "collapsed", f"{share}; {100 * COLLAPSED:.0f} % or less is collapsed"
-    if rate is not None and not rising and now * rate**HORIZON <= COLLAPSED:
+    if now > COLLAPSED and rate is not None and now * rate**HORIZON <= COLLAPSED:
         return "collapsing", (
             f"{share} and shrinks to {rate:.2f} of itself a round; within {HORIZON} rounds it is "
             f"below {100 * COLLAPSED:.0f} %"
         )
     if now <= AT_RISK:
-        course = ", and it is recovering" if rising else ""
+        course = ""
+        if rising:
+            course = ", and it is recovering"
+        elif steady:
+            course = ", steadily: not the weights take it, unlike clients average out"
         return "at risk", f"{share}{course}; {100 * AT_RISK:.0f} % or less is at risk"
-    if predicted_gamma is not None and predicted_gamma < RATE_AT_RISK:
+    if predicted_gamma is not None and fading:
         return "at risk", (
             f"{share}, but the weights multiply it by {predicted_gamma:.2g} each round; "
             f"below {RATE_AT_RISK} is at risk"

@@ -42,7 +42,7 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     if report.trend is None or report.shared_rank is None:
         blocks.append(_spectra(report.adapters))
     else:
-        blocks.append(_rounds(report.trend, whole=whole))
+        blocks.append(_rounds(report.trend, report.shared_rank, whole=whole))
     blocks.append(energy_table(last.partitions, f"the last round, {last.name}"))
     blocks.append(Paragraph("\n".join(spectrum_lines(last, report.shared_rank))))
     if whole:
@@ -52,7 +52,7 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     return blocks
 
 
-def _rounds(trend: Trend, *, whole: bool) -> Table:
+def _rounds(trend: Trend, shared_rank: int, *, whole: bool) -> Table:
     shown = range(trend.rounds) if whole else _spread(trend.rounds)
     rows = tuple(
         (
@@ -70,7 +70,7 @@ def _rounds(trend: Trend, *, whole: bool) -> Table:
         title += f"; {len(shown)} of {trend.rounds} rounds"
     heads = (
         Column("round", "name"),
-        *columns("ρ", "global", "clients"),
+        *columns(f"ρ at {shared_rank}", "global", "clients"),
         Column("κ: kept of theirs", "bar"),
         Column(""),
     )
