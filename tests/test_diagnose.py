@@ -464,6 +464,9 @@ def test_clients_of_one_rank_cannot_collapse(tmp_path: Path) -> None:
         ([0.3, 0.05], 1.0, "collapsed", ""),
         ([0.1, 0.1], 0.3, "collapsed", ""),  # one tenth is not more than a tenth
         ([0.9, 0.7, 0.5], 1.0, "collapsing", ""),
+        ([0.165, 0.19, 0.19, 0.176, 0.163, 0.154], 1.0, "at risk", "steadily"),
+        ([0.165, 0.19, 0.19, 0.176, 0.163, 0.154], 0.3, "collapsing", ""),
+        ([0.5, 0.2, 0.19], 1.0, "collapsing", ""),
         ([0.9, 0.88, 0.86], 1.0, "healthy", ""),
         ([0.9, 0.88, 0.86], 0.9, "healthy", ""),
         ([0.9, 0.88, 0.86], 0.89, "at risk", "multiply it by 0.89"),

@@ -36,8 +36,8 @@ HORIZON = 10
 #: The factor of κ per round from which on it is recovering.
 RISING = 1.1
 
-#: The share of the first round's κ that must be left for it to be steady.
-STEADY = 0.5
+#: The least factor of κ per round, and the least share of the first round's κ, that are steady.
+STEADY = (0.9, 0.5)
 
 #: The predicted factor of the energy per round at which even a sound adapter is at risk.
 RATE_AT_RISK = 0.9
@@ -85,7 +85,8 @@ def judge(
     growth = rate if rate is not None else now / known[-2] if len(known) > 1 and known[-2] else 1.0
     rising = growth > RISING
     fading = predicted_gamma is None or predicted_gamma < RATE_AT_RISK
-    steady = len(known) > 1 and not fading and now >= STEADY * known[0]
+    holds = growth >= STEADY[0] and now >= STEADY[1] * known[0]
+    steady = len(known) > 1 and not fading and holds
     digits = 0 if now >= COLLAPSED else 2
     share = (
         f"{100 * now:.{digits}f} % of the energy share that clients put beyond rank {beyond} is "
@@ -93,7 +94,7 @@ def judge(
     )
     if now <= COLLAPSED and len(known) > 1 and not rising and not steady:
         return "collapsed", f"{share}; {100 * COLLAPSED:.0f} % or less is collapsed"
-    if now > COLLAPSED and rate is not None and now * rate**HORIZON <= COLLAPSED:
+    if now > COLLAPSED and not steady and rate is not None and now * rate**HORIZON <= COLLAPSED:
         return "collapsing", (
             f"{share} and shrinks to {rate:.2f} of itself a round; within {HORIZON} rounds it is "
             f"below {100 * COLLAPSED:.0f} %"
