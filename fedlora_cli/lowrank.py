@@ -117,10 +117,7 @@ def svd(stack: Stack, weights: Tensor, rank: int | None = None) -> tuple[Svd, Te
     The first is the best approximation of that rank (Eckart and Young), the exact sum if `rank` is
     None. Directions below max(out, in) · eps · `size` are rounding, not update, and are left out.
     """
-    U, s, Vh = _decompose(core(stack, weights))
-    s = s[: _numerical_rank(stack, weights, s)]
-    kept = s[:rank]
-    U, Vh = U[:, : len(kept)], Vh[: len(kept)]
+    U, kept, Vh, s = _leading(stack, weights, rank)
     if stack.bases is not None:
         U, Vh = stack.bases.QL @ U, Vh @ stack.bases.QR.T
     sign = _signs(U)
@@ -129,10 +126,8 @@ def svd(stack: Stack, weights: Tensor, rank: int | None = None) -> tuple[Svd, Te
 
 def truncated_core(stack: Stack, weights: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
     """The core of the best approximation at that rank, and all singular values of the sum."""
-    U, s, Vh = _decompose(core(stack, weights))
-    s = s[: _numerical_rank(stack, weights, s)]
-    kept = s[:rank].numel()
-    return (U[:, :kept] * s[:kept]) @ Vh[:kept], s
+    U, kept, Vh, s = _leading(stack, weights, rank)
+    return (U * kept) @ Vh, s
 
 
 def coordinates(stack: Stack, factors: Factors) -> Tensor:
@@ -303,6 +298,16 @@ def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return Q @ U, s, Vh
     U, s, Vh = torch.linalg.svd(matrix)
     return U, s, Vh
+
+
+def _leading(
+    stack: Stack, weights: Tensor, rank: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The leading directions of the core, U, s and Vh of `rank` of them, and all s."""
+    U, s, Vh = _decompose(core(stack, weights))
+    s = s[: _numerical_rank(stack, weights, s)]
+    kept = s[:rank]
+    return U[:, : len(kept)], kept, Vh[: len(kept)], s
 
 
 def _numerical_rank(stack: Stack, weights: Tensor, s: Tensor) -> int:

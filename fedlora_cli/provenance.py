@@ -70,7 +70,9 @@ def read_provenance(folder: Path) -> Provenance | None:
     if not clients:
         raise _wrong(path, "clients", clients)
     modules = _field(path, document, "modules", list)
-    ranks = [_field(path, one, "ranks", list) for one in modules if isinstance(one, dict)]
+    if not all(isinstance(one, dict) for one in modules):
+        raise _wrong(path, "modules", modules)
+    ranks = [_field(path, one, "ranks", list) for one in modules]
     contributors = tuple(_contributor(path, client) for client in clients)
     return Provenance(
         method=_field(path, document, "method", str),

@@ -196,7 +196,7 @@ def test_rounds_of_two_models_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("clients", []), ("clients", "all"), ("clients", [1]), ("shared_rank", -1),
-     ("shared_rank", True), ("method", None), ("options", [])],
+     ("shared_rank", True), ("method", None), ("options", []), ("modules", [3]), ("modules", {})],
 )  # fmt: skip
 def test_a_damaged_report_is_one_clear_error(tmp_path: Path, field: str, value: object) -> None:
     make(tmp_path / "round", Spec("a", 2, samples=3))
@@ -212,6 +212,8 @@ def test_a_shared_rank_with_nothing_beyond_it_is_no_verdict() -> None:
     for rank in (16, 99):
         with pytest.raises(UsageError, match=f"{rank}, where no adapter has more than rank 16"):
             diagnose(SAMPLES / "rounds/flexlora", DiagnoseOptions(shared_rank=rank))
+        with pytest.raises(UsageError, match=f"{rank}, where no adapter has more than rank 16"):
+            diagnose(SAMPLES / "round-01", DiagnoseOptions(shared_rank=rank))
 
 
 def test_clients_of_one_rank_cannot_collapse(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that Linux has")
 @pytest.mark.parametrize("command", [("predict", "--ranks", "4,8"), ("diagnose", str(ROUND))])
 def test_a_full_disk_is_an_error_of_output(command: tuple[str, ...]) -> None:
-    with open("/dev/full", "w") as full:  # noqa: PTH123
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "fedlora_cli", *command, "--json"],
             stdout=full, stderr=subprocess.PIPE, text=True,

@@ -60,6 +60,9 @@ def judged(energies: list[list[float]], origins: list[Provenance], rank: int) ->
         ([1, 0.4, 0.6, 0.2, 0.3, 0.1, 0.16, 0.06, 0.08], 0.3, "collapsed", ""),
         ([0.0017, 0.0017, 0.0017, None, 0.0017], 0.3, "collapsed", ""),
         ([0.9, None, 0.05], 0.3, "collapsed", ""),
+        ([0.05, 0.1, 0.2, 0.0], 0.3, "collapsed", ""),  # whatever it was on the way to
+        ([0.0, 0.05], 0.3, "at risk", "recovering"),
+        ([0.0, 0.0], 1.0, "collapsed", ""),  # nothing is not steady
     ],
 )
 def test_the_verdict_looks_at_direction(

@@ -19,6 +19,7 @@ from fedlora_cli import lowrank
 from fedlora_cli.aggregation.module import Read, array, read_module, rows, weighted_sum
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError
+from fedlora_cli.factors import Factors
 from fedlora_cli.spectrum import FloatArray
 from fedlora_cli.weights import by_samples
 
@@ -50,6 +51,7 @@ class ModuleOutcome:
 
 
 def compare_module(contenders: Sequence[Contender], reading: Plan, name: str) -> ModuleOutcome:
+    """That module under every contender, each tensor read once. Raises InputError."""
     begin = perf_counter()
     read = read_module(reading, name)
     stack = lowrank.stack([*read.factors, *([read.previous] if read.previous else [])])
@@ -61,14 +63,15 @@ def compare_module(contenders: Sequence[Contender], reading: Plan, name: str) ->
     for m, one in enumerate(contenders):
         start = perf_counter()
         try:
-            s, core = (None, None) if one.plan is None else _outcome(one.plan, name, read, stack)
+            s, made = (None, None) if one.plan is None else _outcome(one.plan, name, read, stack)
             refused.append(one.refused)
         except InputError as error:
-            s, core = None, None
+            s, made = None, None
             refused.append(error.found)
         seconds[m] = perf_counter() - start
         spectra.append(s)
-        cores.append(core)
+        # Only the comparison needs the core of factors, so it is nobody's time.
+        cores.append(lowrank.coordinates(stack, made) if isinstance(made, Factors) else made)
     mean = _exact_mean(reading, name, read, stack)
     return ModuleOutcome(
         s=tuple(spectra),
@@ -80,8 +83,10 @@ def compare_module(contenders: Sequence[Contender], reading: Plan, name: str) ->
     )
 
 
-def _outcome(plan: Plan, name: str, read: Read, stack: lowrank.Stack) -> tuple[FloatArray, Tensor]:
-    """The singular values of the method's sum, and the core of what it would write."""
+def _outcome(
+    plan: Plan, name: str, read: Read, stack: lowrank.Stack
+) -> tuple[FloatArray, Tensor | Factors]:
+    """The singular values of the method's sum, and what it would write: its core, or factors."""
     nothing = torch.zeros_like(stack.lengths)
     if name not in plan.modules:  # only the previous adapter has it, and the method does not ask
         return np.zeros(0), lowrank.core(stack, nothing)
@@ -89,7 +94,7 @@ def _outcome(plan: Plan, name: str, read: Read, stack: lowrank.Stack) -> tuple[F
     target = weighted_sum(plan, name, read, rule)
     if plan.method.merge != "stack":
         merged = target.terms[0]
-        return array(lowrank.spectrum(merged)), lowrank.coordinates(stack, merged)
+        return array(lowrank.spectrum(merged)), merged
     weights = torch.cat(target.weights)
     if plan.method.compress == "svd":
         core, s = lowrank.truncated_core(stack, weights, plan.rank)

@@ -29,8 +29,9 @@ from fedlora_cli.spectrum import FloatArray, mean_share
 _SAME_DIRECTION = 1e-5
 _SAME_VALUES = 1e-6
 
-#: A robust z beyond which a client stands out.
+#: A robust z beyond which a client stands out, and the fewest clients of which one can.
 OUTLIER = 3.5
+_FEWEST = 3
 
 #: The least spread of ln ‖ΔW‖: norms within a tenth of each other are alike.
 _LEAST_SPREAD = 0.1
@@ -105,14 +106,15 @@ def findings(
 
 
 def robust_z(norms: FloatArray) -> FloatArray:
-    """(ln x - median) / max(1.4826 MAD, 0.1), not a number where x is zero. Shape (K,).
+    """(ln x - median) / max(1.4826 MAD, 0.1), not a number where x is zero or with fewer than three
+    clients. Shape (K,).
 
     The floor keeps clients that are all alike from standing out by a hair. Source: Iglewicz and
     Hoaglin, How to Detect and Handle Outliers, 1993.
     """
     logs = np.log(norms, out=np.full(norms.shape, np.nan), where=norms > 0)
-    if np.isnan(logs).all():
-        return logs
+    if len(norms) < _FEWEST or np.isnan(logs).all():
+        return np.full(norms.shape, np.nan)
     away = logs - np.nanmedian(logs)
     z: FloatArray = away / max(_MAD * float(np.nanmedian(np.abs(away))), _LEAST_SPREAD)
     return z

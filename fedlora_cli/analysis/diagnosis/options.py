@@ -34,3 +34,12 @@ class DiagnoseOptions:
             raise UsageError("--shared-rank", f"{self.shared_rank}", "it must be 1 or more")
         if self.jobs < 0:
             raise UsageError("--jobs", f"{self.jobs}", "it must be 0 or more; 0 is all cores")
+
+    def check_rank(self, rank: int) -> None:
+        """Whether anything lies beyond the shared rank, where `rank` is the largest of any adapter.
+
+        Raises UsageError.
+        """
+        if self.shared_rank is not None and self.shared_rank >= rank:
+            found = f"{self.shared_rank}, where no adapter has more than rank {rank}"
+            raise UsageError("--shared-rank", found, "give the smallest rank of the clients")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedlora_cli import formats
 from fedlora_cli.clients import find_folders
+from fedlora_cli.render.view import natural
 
 #: The name of the global adapter's folder within the folder of a round.
 GLOBAL = "global"
@@ -40,18 +40,8 @@ def _children(path: Path) -> list[Path]:
         return []
 
 
-def _order(folder: Path) -> list[tuple[int, str]]:
+def _order(folder: Path) -> tuple[str | int, ...]:
     return natural(folder.name)
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    """A key that orders numbers within names as numbers.
-
-    >>> sorted(["round-10", "round-2"], key=natural)
-    ['round-2', 'round-10']
-    """
-    parts = re.findall(r"\d+|\D+", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def round_name(path: Path) -> str:

@@ -9,11 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from fedlora_cli.analysis.diagnosis.cohort import OUTLIER, robust_z
-from fedlora_cli.analysis.diagnosis.places import natural
 from fedlora_cli.provenance import Provenance
-
-#: The fewest clients of which one can stand out.
-_FEWEST = 3
+from fedlora_cli.render.view import natural
 
 
 def series_remarks(names: Sequence[str], origins: Sequence[Provenance | None]) -> list[str]:
@@ -64,9 +61,7 @@ def _methods(names: Sequence[str], origins: Sequence[Provenance | None]) -> list
 
 def _giants(last: Provenance | None) -> list[str]:
     """Shares are of all energy: whoever brings most of it decides where it lies."""
-    clients = [] if last is None else last.clients
-    if len(clients) < _FEWEST:
-        return []
+    clients = () if last is None else last.clients
     z = robust_z(np.sqrt([sum(client.energy) for client in clients]))
     return [
         f"the update of {client.name} was far larger than the others' in the last round (robust z "

@@ -20,9 +20,6 @@ from fedlora_cli.version import __version__
 #: Pairs of clients grow with their square: with more clients, similarity must be asked for.
 MOST_COMPARED = 100
 
-#: The fewest clients of which one can stand out.
-_FEWEST = 3
-
 
 def diagnose_clients(
     paths: Sequence[Path], options: DiagnoseOptions, stage: engine.Stage
@@ -30,12 +27,13 @@ def diagnose_clients(
     """What the clients in `paths` hold, and how they stand to each other. Raises InputError."""
     found = read_clients(paths, options.samples, options.base)
     cohort = found.cohort
+    options.check_rank(cohort.rank)
     shared_rank = options.shared_rank or cohort.shared_rank
     few = len(cohort.clients) <= MOST_COMPARED
     similar = few if options.similarity is None else options.similarity
     jobs = options.jobs or engine.available_cores()
     measured = measure(cohort, jobs, stage("reading clients"), similar=similar)
-    bounds = sorted({*cohort.distinct_ranks, min(shared_rank, cohort.rank)})
+    bounds = sorted({*cohort.distinct_ranks, shared_rank})
     rows = tuple(
         adapter_row(
             client.name,
@@ -96,7 +94,7 @@ def _oddities(rows: Sequence[AdapterRow], seen: CohortFindings) -> list[str]:
     warnings = [f"{row.name} has no update at all; its factors multiply to zero" for row in rows
                 if row.norm == 0]  # fmt: skip
     for row, client in zip(rows, seen.clients, strict=True):
-        if len(rows) >= _FEWEST and client.outlier is not None and abs(client.outlier) > OUTLIER:
+        if client.outlier is not None and abs(client.outlier) > OUTLIER:
             warnings.append(
                 f"the update of {row.name} has norm {row.norm:.3g}, a robust z of "
                 f"{client.outlier:+.1f} among the clients: look at its training, or leave it out"

@@ -14,7 +14,7 @@ from fedlora_cli.analysis.diagnosis.places import round_name
 from fedlora_cli.analysis.diagnosis.remarks import series_remarks
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds, read_finite
 from fedlora_cli.analysis.diagnosis.trend import course, energy_factors_by_round, trend
-from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.errors import InputError
 from fedlora_cli.provenance import Provenance
 from fedlora_cli.render.report.diagnose import DiagnoseReport
 from fedlora_cli.spectrum import FloatArray
@@ -33,10 +33,7 @@ def diagnose_series(
     """
     adapters = [formats.read(folder) for folder in folders]
     _check_series(adapters)
-    rank = max(adapter.rank for adapter in adapters)
-    if options.shared_rank is not None and options.shared_rank >= rank:
-        found = f"{options.shared_rank}, where no adapter has more than rank {rank}"
-        raise UsageError("--shared-rank", found, "give the smallest rank of the clients")
+    options.check_rank(max(adapter.rank for adapter in adapters))
     told = [origin.shared_rank for origin in origins if origin is not None]
     shared_rank = options.shared_rank or min(told, default=None)
     known = sorted({c.rank for origin in origins if origin for c in origin.clients})

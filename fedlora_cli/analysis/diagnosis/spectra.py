@@ -11,7 +11,7 @@ from fedlora_cli.adapter import Adapter, Module
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
 from fedlora_cli.lowrank import norm
-from fedlora_cli.render.report.diagnose import AdapterRow, EnergyRow, ModuleSpectrum
+from fedlora_cli.render.report.diagnose import DEAD, AdapterRow, EnergyRow, ModuleSpectrum
 from fedlora_cli.spectrum import (
     FloatArray,
     effective_rank,
@@ -21,10 +21,6 @@ from fedlora_cli.spectrum import (
     rank_for_energy,
     stable_rank,
 )
-
-#: A direction that holds less than this share of its module's energy is dead: a thousandth of the
-#: norm, which is what float16 rounds away.
-DEAD = 1e-6
 
 
 def read_finite(adapter: Adapter, name: str) -> Factors:

@@ -16,19 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedlora_cli.render.report.diagnose import Verdict
+from fedlora_cli.render.report.diagnose import AT_RISK, COLLAPSED, Verdict
 
 #: From good to bad.
 VERDICTS: tuple[Verdict, ...] = ("healthy", "at risk", "collapsing", "collapsed")
 
 #: A share of the energy below which there is nothing to keep: it is what rounding leaves.
 NOTHING = 1e-6
-
-#: κ at which it is collapsed: nine tenths of what the clients put there are lost.
-COLLAPSED = 0.1
-
-#: κ at which it is at risk.
-AT_RISK = 0.5
 
 #: Rounds within which a falling κ must reach `COLLAPSED` to be called collapsing.
 HORIZON = 10
@@ -82,11 +76,13 @@ def judge(
     if not known or left[-1] is None:
         raise ValueError("nothing tells what is left")
     now = known[-1]
-    growth = rate if rate is not None else now / known[-2] if len(known) > 1 and known[-2] else 1.0
-    rising = growth > RISING
+    before = known[-2] if len(known) > 1 else now
+    # A fit leaves out rounds in which nothing is left, and the last may be one.
+    rising = now > 0 and (now > RISING * before if rate is None else rate > RISING)
     fading = predicted_gamma is None or predicted_gamma < RATE_AT_RISK
-    holds = growth >= STEADY[0] and now >= STEADY[1] * known[0]
-    steady = len(known) > 1 and not fading and holds
+    holds = now >= STEADY[0] * before if rate is None else rate >= STEADY[0]
+    lasts = now > 0 and now >= STEADY[1] * known[0]
+    steady = len(known) > 1 and not fading and holds and lasts
     digits = 0 if now >= COLLAPSED else 2
     share = (
         f"{100 * now:.{digits}f} % of the energy share that clients put beyond rank {beyond} is "

@@ -14,9 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from fedlora_cli.render.figures.canvas import HEAT, INK, literal
 from fedlora_cli.render.figures.panels import Floats, percent_axis, thinned
-
-#: The scale ends where a direction is dead: the same colour means the same share in every figure.
-DEAD = 1e-6
+from fedlora_cli.render.report.diagnose import DEAD
 
 #: As many numbers as a matrix holds legibly in each direction, and as many names.
 _NUMBERS = 12
@@ -25,7 +23,7 @@ _NAMES = 25
 
 def energy_map(axes: Axes, values: Floats, label: str) -> AxesImage:
     """Shares of energy (rows, columns), both counted from 1. Hatched where there is none to show,
-    darkest what is dead.
+    darkest what is dead: the same colour means the same share in every figure.
     """
     rows, columns = values.shape
     norm = LogNorm(vmin=DEAD, vmax=1)

@@ -13,6 +13,7 @@ from fedlora_cli.render.figures.canvas import literal
 from fedlora_cli.render.figures.heat import boundary, energy_map
 from fedlora_cli.render.figures.panels import Floats, heading, nothing, shares, whole_ticks
 from fedlora_cli.render.report.diagnose import ModuleSpectrum
+from fedlora_cli.render.view import natural
 
 #: As many labels as stand beside a map without touching.
 MOST = 44
@@ -46,16 +47,6 @@ def _note(values: Floats, shared_rank: int | None) -> str:
     if np.isnan(values).any():
         notes.append("hatched: no such direction, or no energy")
     return "; ".join(notes)
-
-
-def natural(name: str) -> tuple[str | int, ...]:
-    """A key that sorts layer 2 before layer 10.
-
-    >>> sorted(["h.10.b", "h.2.a"], key=natural)
-    ['h.2.a', 'h.10.b']
-    """
-    parts = re.split(r"([0-9]{1,18})", name)
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def module_labels(names: Sequence[str], most: int) -> tuple[str, list[float], list[str]]:

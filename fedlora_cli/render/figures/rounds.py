@@ -21,12 +21,21 @@ from fedlora_cli.render.figures.panels import (
     shares,
     whole_ticks,
 )
-from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, Trend
+from fedlora_cli.render.report.diagnose import (
+    AT_RISK,
+    COLLAPSED,
+    AdapterRow,
+    DiagnoseReport,
+    Trend,
+)
 
 _PREDICTED = ":"
 
-#: The share κ below which a verdict is `at risk` and `collapsed`.
-THRESHOLDS = ((0.5, "at risk below 50 %"), (0.1, "collapsed below 10 %"))
+#: The share κ at which a verdict is `at risk` and `collapsed`.
+THRESHOLDS = tuple(
+    (level, f"{name} below {100 * level:.0f} %")
+    for level, name in ((AT_RISK, "at risk"), (COLLAPSED, "collapsed"))
+)
 
 
 def rounds_figure(report: DiagnoseReport, title: str) -> Figure:

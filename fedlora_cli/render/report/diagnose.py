@@ -8,6 +8,14 @@ from typing import Literal
 #: From good to bad; `fedlora_cli.analysis.diagnosis.verdict` says what they mean, by numbers.
 Verdict = Literal["healthy", "at risk", "collapsing", "collapsed"]
 
+#: κ at which it is collapsed, nine tenths of what the clients put there lost, and at risk.
+COLLAPSED = 0.1
+AT_RISK = 0.5
+
+#: A direction that holds less than this share of its module's energy is dead: a thousandth of the
+#: norm, which is what float16 rounds away.
+DEAD = 1e-6
+
 Subject = Literal["adapter", "clients", "rounds"]
 
 
