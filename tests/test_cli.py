@@ -204,7 +204,7 @@ def test_a_failed_verification_is_exit_code_5_and_nothing_is_written(
         peft.write(replace(adapter, factors={**adapter.factors, name: wrong}), folder, provenance)
 
     class Careless:
-        FILES, GlobalAdapter, write = peft.FILES, peft.GlobalAdapter, staticmethod(careless)
+        FILES, NewAdapter, write = peft.FILES, peft.NewAdapter, staticmethod(careless)
 
     monkeypatch.setattr(workflow, "peft", Careless)
     result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "--verify")

@@ -19,6 +19,7 @@ from fedlora_cli.files import folder as folders
 from fedlora_cli.files.safetensors import read_header, write
 
 FILES = ("x", "x.safetensors", "y")
+ALIEN = folders.other_than(FILES)
 TENSORS = {
     "base_model.a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
     "base_model.b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
@@ -114,7 +115,7 @@ def test_a_file_that_is_not_one_is_refused_by_both(tmp_path: Path) -> None:
 def test_a_new_folder_has_ordinary_permissions(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        with folders.new_folder(tmp_path / "out", force=True, own_files=FILES) as folder:
+        with folders.new_folder(tmp_path / "out", force=True, foreign=ALIEN) as folder:
             write(folder / "x.safetensors", TENSORS, {"format": "pt"})
             (folder / "y").write_text("y")
     finally:
@@ -130,7 +131,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch, exchange: bool)
     if not exchange:
         monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     for content in ("old", "new"):
-        with folders.new_folder(tmp_path / "out", force=True, own_files=FILES) as folder:
+        with folders.new_folder(tmp_path / "out", force=True, foreign=ALIEN) as folder:
             (folder / "x").write_text(content)
 
     assert (tmp_path / "out/x").read_text() == "new"
@@ -138,7 +139,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch, exchange: bool)
 
 
 def fill(target: Path, content: str, failure: BaseException | None = None) -> None:
-    with folders.new_folder(target, force=True, own_files=FILES) as folder:
+    with folders.new_folder(target, force=True, foreign=ALIEN) as folder:
         (folder / "x").write_text(content)
         if failure is not None:
             raise failure
@@ -168,12 +169,12 @@ def test_a_target_that_is_not_ours_is_refused(tmp_path: Path, make, message: str
     make(tmp_path / "out")
 
     with pytest.raises(OutputError, match=message):
-        folders.check_target(tmp_path / "out", force=False, own_files=("x",))
+        folders.check_target(tmp_path / "out", force=False, foreign=folders.other_than(("x",)))
 
 
 def test_a_target_without_a_parent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="its parent folder does not exist; mkdir -p"):
-        folders.check_target(tmp_path / "no/out", force=False, own_files=())
+        folders.check_target(tmp_path / "no/out", force=False, foreign=folders.other_than(()))
 
 
 def test_headers_alone_are_read_at_first(tmp_path: Path) -> None:

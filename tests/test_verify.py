@@ -42,7 +42,7 @@ def test_verification_sees_a_wrong_direction_though_truncation_loses_more(
     wrong = B + size * B.norm() * noise / noise.norm()
 
     class Defect:
-        FILES, GlobalAdapter = workflow.peft.FILES, workflow.peft.GlobalAdapter
+        FILES, NewAdapter = workflow.peft.FILES, workflow.peft.NewAdapter
 
         @staticmethod
         def write(adapter, folder, provenance) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from fedlora_cli.adapter import Adapter
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
+from fedlora_cli.stored import cast
 from fedlora_cli.weights import FloatArray, Weights, by_samples
 
 
@@ -73,7 +73,7 @@ def aggregate_module(plan: Plan, name: str) -> ModuleResult:
     own = (lowrank.spectrum(one) for one in read.factors)
     return ModuleResult(
         name=name,
-        factors=_cast(factors, plan.dtype, name),
+        factors=cast(factors, plan.dtype, name),
         s=array(s),
         flexlora_s=array(_flexlora_spectrum(plan, name, read, stack, weights, s)),
         weights=rule.clients,
@@ -119,13 +119,6 @@ def weighted_sum(plan: Plan, name: str, read: Read, rule: Weights) -> WeightedSu
         cure = f"{plan.method.name} needs one frozen A; choose raflora"
         raise InputError(client.adapter.path, found, cure) from None
     return WeightedSum((merged,), (_ones(merged),))
-
-
-def at_rank(result: ModuleResult, rank: int) -> Factors:
-    """The factors at exactly that rank, on the CPU: truncated, or padded so that they can train."""
-    factors = result.factors
-    cut = Factors(factors.B[:, :rank].cpu(), factors.A[:rank].cpu(), factors.scale)
-    return lowrank.pad(cut, rank, seed=_seed(result.name))
 
 
 def _earlier(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
@@ -181,23 +174,3 @@ def array(values: Tensor) -> FloatArray:
 
 def _ones(like: Factors) -> Tensor:
     return torch.ones(like.rank, dtype=torch.float64, device=like.B.device)
-
-
-def _cast(factors: Factors, dtype: str, name: str) -> Factors:
-    """The factors in the output dtype; to leave its range is an error, never an infinity or 0."""
-    target = getattr(torch, dtype)
-    cast = Factors(factors.B.to(target), factors.A.to(target), factors.scale)
-    moved = Factors(cast.B.double() - factors.B, cast.A.double() - factors.A)
-    # By the pieces b_i a_i: a large column of B must not hide one that vanished.
-    B, A = torch.linalg.vector_norm(factors.B, dim=0), torch.linalg.vector_norm(factors.A, dim=1)
-    dB, dA = torch.linalg.vector_norm(moved.B, dim=0), torch.linalg.vector_norm(moved.A, dim=1)
-    # Not `>`: an overflow is an infinite error, or none that can be compared.
-    if not (dB * A + B * dA).sum() <= 2 * torch.finfo(target).eps * (B * A).sum():
-        found = f"its factors leave the range of {dtype}"
-        raise InputError(name, found, "give a wider --dtype, such as float32")
-    return cast
-
-
-def _seed(name: str) -> int:
-    """A seed for one module that depends on its name alone, not on the order of work."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1

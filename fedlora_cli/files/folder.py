@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,11 +18,40 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def check_target(target: Path, *, force: bool, own_files: Collection[str]) -> None:
+#: What in a folder could not have been written here: its name, or None.
+Foreign = Callable[[Path], str | None]
+
+
+def other_than(files: Collection[str]) -> Foreign:
+    """Finds what is not a regular file of one of these names."""
+
+    def first(folder: Path) -> str | None:
+        strange = (p for p in sorted(folder.iterdir()) if p.name not in files or not p.is_file())
+        return next((path.name for path in strange), None)
+
+    return first
+
+
+def other_than_folders(foreign: Foreign) -> Foreign:
+    """Finds what is neither a folder, nor in one and foreign there."""
+
+    def first(folder: Path) -> str | None:
+        for child in sorted(folder.iterdir()):
+            if child.is_symlink() or not child.is_dir():
+                return child.name
+            inside = foreign(child)
+            if inside is not None:
+                return f"{child.name}/{inside}"
+        return None
+
+    return first
+
+
+def check_target(target: Path, *, force: bool, foreign: Foreign) -> None:
     """Whether `target` may be written. Raises OutputError.
 
-    An existing folder needs `force`, and even then must hold nothing but regular files named in
-    `own_files`: nothing is ever deleted that could not have been written here.
+    An existing folder needs `force`, and even then must hold nothing `foreign`: nothing is ever
+    deleted that could not have been written here.
     """
     if not target.parent.exists():
         raise OutputError(target, "its parent folder does not exist", f"mkdir -p {target.parent}")
@@ -40,18 +69,17 @@ def check_target(target: Path, *, force: bool, own_files: Collection[str]) -> No
         raise OutputError(target, "it exists already", "choose another folder, or give --force")
     if not os.access(target, os.W_OK):
         raise OutputError(target, "it may not be changed", "check its permissions")
-    contents = sorted(target.iterdir())
-    foreign = [p.name for p in contents if p.name not in own_files or not p.is_file()]
-    if foreign:
+    found = foreign(target)
+    if found is not None:
         raise OutputError(
             target,
-            f"it holds {foreign[0]}, which is not part of an adapter",
+            f"it holds {found}, which is not part of an adapter",
             "move that away; --force replaces adapters only",
         )
 
 
 @contextmanager
-def new_folder(target: Path, *, force: bool, own_files: Collection[str]) -> Iterator[Path]:
+def new_folder(target: Path, *, force: bool, foreign: Foreign) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     The files are on the disk before the name is; whoever looks sees the old folder or the new one.
@@ -65,7 +93,7 @@ def new_folder(target: Path, *, force: bool, own_files: Collection[str]) -> Iter
     try:
         yield temporary
         _settle(temporary)
-        check_target(target, force=force, own_files=own_files)
+        check_target(target, force=force, foreign=foreign)
         _publish(temporary, target)
     except OSError as error:
         raise _unwritable(target, error) from None
@@ -79,8 +107,11 @@ def _settle(folder: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     for path in sorted(folder.iterdir()):
-        path.chmod(0o666 & ~umask)
-        _sync(path)
+        if path.is_dir():
+            _settle(path)
+        else:
+            path.chmod(0o666 & ~umask)
+            _sync(path)
     folder.chmod(0o777 & ~umask)
     _sync(folder)
 

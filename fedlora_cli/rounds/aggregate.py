@@ -13,13 +13,13 @@ import torch
 
 from fedlora_cli import engine, formats
 from fedlora_cli.adapter import Adapter
-from fedlora_cli.aggregation.module import ModuleResult, aggregate_module, at_rank
+from fedlora_cli.aggregation.module import ModuleResult, aggregate_module
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan, make_plan
 from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
 from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.files.folder import check_target, new_folder
+from fedlora_cli.files.folder import check_target, new_folder, other_than
 from fedlora_cli.formats import peft
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
@@ -28,6 +28,7 @@ from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.tensors import average_tensor, modules_to_save, tensor_names
 from fedlora_cli.rounds.verify import verify
 from fedlora_cli.spectrum import rank_for_energy
+from fedlora_cli.stored import at_rank
 from fedlora_cli.version import __version__
 
 #: The choices of the command when no option is given.
@@ -64,7 +65,7 @@ def aggregate(
     results = list(tasks)
     rank = plan.rank or _rank_for_energy(results, options.energy)
     report = summarize(plan, results, rank, digests, remarks, str(output))
-    with new_folder(output, force=options.force, own_files=peft.FILES) as folder:
+    with new_folder(output, force=options.force, foreign=other_than(peft.FILES)) as folder:
         _write(folder, plan, results, rank, report)
         if options.verify:
             checked = verify(plan, folder, jobs, stage("verifying"))
@@ -89,10 +90,9 @@ def _seen_from(output: Path, report: AggregateReport) -> AggregateReport:
 def _write(
     folder: Path, plan: Plan, results: Sequence[ModuleResult], rank: int, report: AggregateReport
 ) -> None:
-    adapter = peft.GlobalAdapter(
-        rank=rank,
-        scale=plan.scale,
-        factors={result.name: at_rank(result, rank) for result in results},
+    adapter = peft.NewAdapter(
+        factors={result.name: at_rank(result.factors, rank, result.name) for result in results},
+        alphas=dict.fromkeys(plan.modules, plan.scale * rank),
         kinds={name: plan.kind(name) for name in plan.modules},
         tensors={name: average_tensor(plan, name) for name in tensor_names(plan)},
         modules_to_save=modules_to_save(plan),
@@ -175,7 +175,7 @@ def _check_output(output: Path, options: Options, clients: Sequence[Path], plan:
             found = f"the output would stand inside the input {path}"
             raise InputError(output, found, "choose a folder beside the clients, not among them")
     if not options.dry_run:
-        check_target(output, force=options.force, own_files=peft.FILES)
+        check_target(output, force=options.force, foreign=other_than(peft.FILES))
 
 
 def _check_device(name: str) -> None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from fedlora_cli import engine
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.analysis.diagnosis.places import find_adapters
 from fedlora_cli.analysis.diagnosis.round import diagnose_clients
 from fedlora_cli.analysis.diagnosis.series import diagnose_series
+from fedlora_cli.analysis.places import find_adapters
 from fedlora_cli.clients import Paths, paths_of
 from fedlora_cli.errors import UsageError
 from fedlora_cli.provenance import read_provenance

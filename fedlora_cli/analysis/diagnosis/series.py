@@ -10,10 +10,10 @@ from fedlora_cli import engine, formats, lowrank
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.analysis.diagnosis.judgement import judge_series
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.analysis.diagnosis.places import round_name
 from fedlora_cli.analysis.diagnosis.remarks import series_remarks
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds, read_finite
 from fedlora_cli.analysis.diagnosis.trend import course, energy_factors_by_round, trend
+from fedlora_cli.analysis.places import round_name
 from fedlora_cli.errors import InputError
 from fedlora_cli.provenance import Provenance
 from fedlora_cli.render.report.diagnose import DiagnoseReport

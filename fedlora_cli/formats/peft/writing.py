@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedlora_cli.adapter import Facts, Kind
 from fedlora_cli.factors import Factors
@@ -17,24 +18,27 @@ from fedlora_cli.formats.peft.names import CONFIG, EMBEDDINGS, ENDINGS, PREFIX, 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, eq=False)
-class GlobalAdapter:
-    """An adapter ready to be written: every module at one rank and one scale."""
+class NewAdapter:
+    """An adapter ready to be written. `alphas` are lora_alpha by module: the scale of its factors
+    is alpha / r, or alpha / sqrt(r) where `facts.rslora` says so.
+    """
 
-    rank: int
-    scale: float
     factors: Mapping[str, Factors]
+    alphas: Mapping[str, float]
     kinds: Mapping[str, Kind]
     tensors: Mapping[str, Tensor]
     modules_to_save: tuple[str, ...]
     facts: Facts
 
 
-def write(adapter: GlobalAdapter, folder: Path, provenance: Mapping[str, Any]) -> None:
+def write(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write config and weights into an existing folder. Raises OSError.
 
-    One uniform rank, exact module names, no pattern and no rsLoRA: what serving engines ignore
+    Exact module names, and patterns only where ranks or alphas differ: what serving engines ignore
     cannot be misread. `provenance` goes into the metadata, not into the config, where PEFT would
     warn about it.
     """
@@ -64,12 +68,13 @@ def _targets(names: Iterable[str]) -> list[str] | str:
     return "|".join(map(re.escape, ordered))
 
 
-def _config(adapter: GlobalAdapter) -> dict[str, Any]:
+def _config(adapter: NewAdapter) -> dict[str, Any]:
     """What PEFT needs to apply scale · B A, and nothing that came from a client unread."""
-    alpha = adapter.scale * adapter.rank
+    rank, ranks = _usual({name: one.rank for name, one in adapter.factors.items()})
+    alpha, alphas = _usual({name: _number(adapter.alphas[name]) for name in adapter.factors})
     facts = adapter.facts
     return {
-        "alpha_pattern": {},
+        "alpha_pattern": alphas,
         "base_model_name_or_path": facts.base_model,
         "bias": "none",
         "exclude_modules": None,
@@ -78,15 +83,31 @@ def _config(adapter: GlobalAdapter) -> dict[str, Any]:
         "init_lora_weights": True,
         "layers_pattern": None,
         "layers_to_transform": None,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_alpha": alpha,
         "lora_dropout": facts.dropout,
         "modules_to_save": list(adapter.modules_to_save) or None,
         "peft_type": "LORA",
-        "r": adapter.rank,
-        "rank_pattern": {},
+        "r": rank,
+        "rank_pattern": ranks,
         "revision": facts.revision,
         "target_modules": _targets(adapter.factors),
         "task_type": facts.task_type,
         "use_dora": False,
-        "use_rslora": False,
+        "use_rslora": facts.rslora,
     }
+
+
+def _usual(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
+    r"""The value that most modules have, and expressions for exactly those with another.
+
+    >>> _usual({"a.q": 8, "a.v": 8, "a.o": 4})
+    (8, {'^a\\.o': 4})
+    """
+    usual = Counter(values[name] for name in sorted(values)).most_common(1)[0][0]
+    others = {name: value for name, value in values.items() if value != usual}
+    return usual, {f"^{re.escape(name)}": others[name] for name in sorted(others)}
+
+
+def _number(value: float) -> int | float:
+    """A whole number as one, as people write alpha."""
+    return int(value) if value == int(value) else value
