@@ -56,13 +56,11 @@ def read_clients(
     count the same where a count is at fault. Raises InputError where no folder is left.
     """
     refused: list[InputError] = []
-    told = keeping(report, refused)
-    folders, left_out = find_folders(paths, told)
-    if not folders:
+    named, left_out = name_folders(paths, keeping(report, refused))
+    if not named:
         raise refused[0]
-    folders = _distinct(folders, report)
-    names = [_name(folder, told) for folder in folders]
-    adapters = [_read(folder, report) for folder in folders]
+    adapters = [_read(folder, report) for _, folder in named]
+    names, folders = [name for name, _ in named], [folder for _, folder in named]
     counts: dict[str, float] | None = None
     with reporting(report):
         if samples:
@@ -76,6 +74,17 @@ def read_clients(
     cohort = align(clients, base_model, report)
     uniform = counts is None
     return Clients(cohort, (*([_UNIFORM] if uniform else []), *left_out), uniform)
+
+
+def name_folders(
+    paths: Sequence[Path], report: Report = refuse
+) -> tuple[list[tuple[str, Path]], tuple[str, ...]]:
+    """The adapter folders in `paths` with the names of their clients, and remarks.
+
+    Faults go to `report`.
+    """
+    folders, left_out = find_folders(paths, report)
+    return [(_name(folder, report), folder) for folder in _distinct(folders, report)], left_out
 
 
 def _name(folder: Path, report: Report) -> str:

@@ -215,7 +215,7 @@ def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:
     modules = {name for client in clients for name in client.adapter.modules}
     tensors = {name for client in clients for name in client.adapter.tensors}
     return tuple(
-        f"{client.name} has no {what}: {_shortened(sorted(missing))}"
+        f"{client.name} has no {what}: {shortened(sorted(missing))}"
         for client in clients
         for what, missing in (
             ("factors of", modules - set(client.adapter.modules)),
@@ -237,6 +237,11 @@ def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _shortened(names: Sequence[str], shown: int = 3) -> str:
+def shortened(names: Sequence[str], shown: int = 3) -> str:
+    """Names in a line, the first few of them.
+
+    >>> shortened(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest

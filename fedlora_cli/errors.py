@@ -55,6 +55,12 @@ class VerificationError(FedloraError):
     exit_code = 5
 
 
+def require(holds: bool, flag: str, value: object, range_: str) -> None:
+    """Whether an option's value is in its range. Raises UsageError."""
+    if not holds:
+        raise UsageError(flag, f"{value} is out of range", f"it must be {range_}")
+
+
 #: Told about bad input by whoever reads it. If it returns, what can still be read is read; what
 #: rests on something broken ends by the very same error, so that a fault is told apart from its
 #: consequences by being new.

@@ -38,6 +38,7 @@ def at_rank(factors: Factors, rank: int, name: str) -> Factors:
     return lowrank.pad(cut, rank, seed=seed_of(name))
 
 
-def seed_of(name: str) -> int:
-    """A seed for one module that depends on its name alone, not on the order of work."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
+def seed_of(name: str, seed: int = 0) -> int:
+    """A seed for one module that depends on its name, not on the order of work."""
+    text = f"{seed} {name}" if seed else name
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

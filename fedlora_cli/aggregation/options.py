@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedlora_cli.errors import UsageError
+from fedlora_cli.errors import UsageError, require
 
 Basis = Literal["stored", "svd"]
 Missing = Literal["renormalize", "zero"]
@@ -22,7 +22,7 @@ class Options:
       smallest that keeps this share of the energy in every module.
     - `samples`: a file with sample counts. `base`: the base model, however the clients name it.
     - `previous`, `before_previous`: the last two global adapters; `momentum`: β of the heavy ball
-      term β (ΔW_g - ΔW_g').
+      term β (ΔW_g - ΔW_g'). `rounds`: a folder of rounds to find both in.
     - `quorum`: q of raFLoRA's denominator max(N(i), q N). `max_rank`: refuse clients above it.
     - `basis`: "svd" brings every client into SVD order first. `missing`: whether a client that does
       not adapt a module leaves its weight to the others, or counts as a zero update.
@@ -39,6 +39,7 @@ class Options:
     energy: float | None = None
     samples: Path | None = None
     base: str | None = None
+    rounds: Path | None = None
     previous: Path | None = None
     before_previous: Path | None = None
     momentum: float = 0.0
@@ -55,16 +56,19 @@ class Options:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.rank is None or self.rank >= 1, "--rank", self.rank, "1 or more")
-        _require(self.energy is None or 0 < self.energy <= 1, "--energy", self.energy, "in (0, 1]")
-        _require(0 <= self.momentum < 1, "--momentum", self.momentum, "in [0, 1)")
-        _require(self.quorum is None or 0 <= self.quorum <= 1, "--quorum", self.quorum, "in [0, 1]")
-        _require(
+        require(self.rank is None or self.rank >= 1, "--rank", self.rank, "1 or more")
+        require(self.energy is None or 0 < self.energy <= 1, "--energy", self.energy, "in (0, 1]")
+        require(0 <= self.momentum < 1, "--momentum", self.momentum, "in [0, 1)")
+        require(self.quorum is None or 0 <= self.quorum <= 1, "--quorum", self.quorum, "in [0, 1]")
+        require(
             self.max_rank is None or self.max_rank >= 1, "--max-rank", self.max_rank, "1 or more"
         )
-        _require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
+        require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
         if self.rank is not None and self.energy is not None:
             raise UsageError("--energy", "given together with --rank", "give one of them")
+        if self.rounds is not None and (self.previous or self.before_previous):
+            found = "given together with --previous or --before-previous"
+            raise UsageError("--rounds", found, "it finds them; give it alone")
 
     def changed(self) -> dict[str, Any]:
         """The choices that make the result and are not the default, as command-line flags.
@@ -82,10 +86,10 @@ class Options:
         for name in ("previous", "before_previous"):
             path: Path | None = getattr(self, name)
             if path is not None:
-                chosen[f"--{name.replace('_', '-')}"] = path.resolve().name
+                chosen[f"--{name.replace('_', '-')}"] = self._named(path)
         return chosen
 
-
-def _require(holds: bool, flag: str, value: object, range_: str) -> None:
-    if not holds:
-        raise UsageError(flag, f"{value} is out of range", f"it must be {range_}")
+    def _named(self, path: Path) -> str:
+        """The name of a folder; with the round's where the folder of rounds names them all alike."""
+        whole = path.resolve()
+        return whole.name if self.rounds is None else f"{whole.parent.name}/{whole.name}"

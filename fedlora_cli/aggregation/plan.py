@@ -83,7 +83,7 @@ def make_plan(
     check_fit(cohort, given, base_declared=options.base is not None)
     uses_previous = method.uses_previous or options.momentum > 0
     earlier = given if uses_previous else []
-    unused = previous is not None and not uses_previous
+    unused = previous is not None and options.rounds is None and not uses_previous
     return Plan(
         cohort=cohort,
         options=options,
@@ -103,9 +103,12 @@ def make_plan(
 def _check_choices(
     method: Method, options: Options, previous: Adapter | None, before: Adapter | None
 ) -> None:
-    if options.momentum and (previous is None or before is None):
+    # In a folder of rounds, what came before the first is known: nothing.
+    unknown = options.rounds is None and (previous is None or before is None)
+    if options.momentum and unknown:
         found = f"{options.momentum} without two earlier global adapters"
-        raise UsageError("--momentum", found, "give --previous and --before-previous")
+        cure = "give --rounds, or --previous and --before-previous"
+        raise UsageError("--momentum", found, cure)
     if before is not None and not options.momentum:
         raise UsageError("--before-previous", "given without --momentum", "give both or neither")
     if options.basis == "svd" and method.merge != "stack":

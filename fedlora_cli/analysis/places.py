@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fedlora_cli import formats
 from fedlora_cli.clients import find_folders
+from fedlora_cli.errors import InputError
+from fedlora_cli.provenance import read_provenance
 from fedlora_cli.render.view import natural
 
 #: The name of the global adapter's folder within the folder of a round.
@@ -31,6 +33,19 @@ def find_adapters(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
         folders += sorted(listed, key=_order)
         remarks += left_out
     return folders, tuple(remarks)
+
+
+def rounds_in(folder: Path) -> list[Path]:
+    """The global adapters in a folder of rounds, in the order of their numbers; maybe none.
+
+    They are what is named `global` in its folders, or else those of its folders that fedlora
+    aggregated: never a client. Raises InputError.
+    """
+    if not folder.is_dir():
+        raise InputError(folder, "no such folder", "name the folder that holds the rounds")
+    children = sorted((child for child in _children(folder) if child.is_dir()), key=_order)
+    nested = [child / GLOBAL for child in children if formats.is_adapter(child / GLOBAL)]
+    return nested or [child for child in children if read_provenance(child) is not None]
 
 
 def _children(path: Path) -> list[Path]:

@@ -7,11 +7,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedlora_cli.errors import OutputError
+from fedlora_cli.errors import InputError, OutputError
 
 #: linux/fcntl.h and linux/fs.h: arguments of renameat2(2).
 _AT_FDCWD = -100
@@ -45,6 +45,18 @@ def other_than_folders(foreign: Foreign) -> Foreign:
         return None
 
     return first
+
+
+def check_apart(target: Path, read: Iterable[Path]) -> None:
+    """Whether `target` is none of these folders, nor inside one, nor around it.
+
+    Raises InputError.
+    """
+    place = target.resolve()
+    for path in sorted({path.resolve() for path in read}):
+        if place == path or path in place.parents or place in path.parents:
+            found = f"the output would stand inside the input {path}"
+            raise InputError(target, found, "choose a folder beside the clients, not among them")
 
 
 def check_target(target: Path, *, force: bool, foreign: Foreign) -> None:

@@ -19,11 +19,12 @@ from fedlora_cli.aggregation.plan import Plan, make_plan
 from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
 from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.files.folder import check_target, new_folder, other_than
+from fedlora_cli.files.folder import check_apart, check_target, new_folder, other_than
 from fedlora_cli.formats import peft
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.rounds.history import with_history
 from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.tensors import average_tensor, modules_to_save, tensor_names
 from fedlora_cli.rounds.verify import verify
@@ -48,11 +49,12 @@ def aggregate(
     VerificationError; nothing is written then.
     """
     paths, output = paths_of(clients), Path(output)
+    options, first = with_history(options, output)
     found = read_clients(paths, options.samples, options.base)
     previous = None if options.previous is None else formats.read(options.previous)
     before = None if options.before_previous is None else formats.read(options.before_previous)
     plan = make_plan(found.cohort, options, previous, before)
-    remarks = _remarks(found, previous, before)
+    remarks = (*first, *_remarks(found, previous, before))
     _check_output(output, options, paths, plan)
     if options.dry_run:
         return summarize(plan, [], plan.rank, {}, remarks, str(output))
@@ -165,15 +167,10 @@ def _check_output(output: Path, options: Options, clients: Sequence[Path], plan:
 
     It may be an earlier global adapter, renewed in place: that is read whole before it is replaced.
     """
-    target = output.resolve()
-    read = {path.resolve() for path in clients}
-    read |= {client.adapter.path.resolve() for client in plan.cohort.clients}
     given = (options.previous, options.before_previous)
-    earlier = {path.resolve() for path in given if path is not None} - {target}
-    for path in sorted(read | earlier):
-        if target == path or path in target.parents or target in path.parents:
-            found = f"the output would stand inside the input {path}"
-            raise InputError(output, found, "choose a folder beside the clients, not among them")
+    earlier = [path for path in given if path is not None and path.resolve() != output.resolve()]
+    read = [client.adapter.path for client in plan.cohort.clients]
+    check_apart(output, [*clients, *read, *earlier])
     if not options.dry_run:
         check_target(output, force=options.force, foreign=other_than(peft.FILES))
 

@@ -11,7 +11,7 @@ from fedlora_cli.errors import InputError
 T = TypeVar("T")
 
 #: PEFT refuses to load any other.
-_TASK_TYPES = (
+TASK_TYPES = (
     "SEQ_CLS",
     "SEQ_2_SEQ_LM",
     "CAUSAL_LM",
@@ -24,7 +24,7 @@ _TASK_TYPES = (
 _LONGEST = 4096
 
 #: Far above any alpha, and far below what would make an update overflow.
-_LARGEST = 1e12
+LARGEST_ALPHA = 1e12
 
 
 class Fields:
@@ -43,13 +43,13 @@ class Fields:
         return InputError(self.path, f"{name} is {repr(value)[:80]}", f"it must be {wanted}")
 
     def natural_value(self, name: str, value: Any) -> int:
-        if type(value) is not int or not 1 <= value <= _LARGEST:
+        if type(value) is not int or not 1 <= value <= LARGEST_ALPHA:
             raise self._refuse(name, value, "a whole number, 1 or more")
         return value
 
     def positive_value(self, name: str, value: Any) -> float:
-        if type(value) not in (int, float) or not 0 < value <= _LARGEST:
-            raise self._refuse(name, value, f"a positive number, at most {_LARGEST:g}")
+        if type(value) not in (int, float) or not 0 < value <= LARGEST_ALPHA:
+            raise self._refuse(name, value, f"a positive number, at most {LARGEST_ALPHA:g}")
         return float(value)
 
     def natural(self, name: str, default: int) -> int:
@@ -84,8 +84,8 @@ class Fields:
 
     def task_type(self, name: str) -> str | None:
         value = self.text(name)
-        if value is not None and value not in _TASK_TYPES:
-            raise self._refuse(name, value, f"one of {', '.join(_TASK_TYPES)}")
+        if value is not None and value not in TASK_TYPES:
+            raise self._refuse(name, value, f"one of {', '.join(TASK_TYPES)}")
         return value
 
     def strings(self, name: str) -> tuple[str, ...]:

@@ -1,0 +1,111 @@
+"""Adapters for clients to train from: one folder each, all of them there or none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlora_cli import engine
+from fedlora_cli.factors import Factors
+from fedlora_cli.files.folder import check_target, new_folder, other_than, other_than_folders
+from fedlora_cli.formats import peft
+from fedlora_cli.render.report.handout import HandoutRow
+from fedlora_cli.rounds.recipients import Recipient
+from fedlora_cli.stored import at_rank, cast
+
+#: The leading directions of a module in float64, at most that many, stored at that scale.
+Take = Callable[[str, int, float], Factors]
+
+_foreign = other_than_folders(other_than(peft.FILES))
+
+
+def check_folder(output: Path, *, force: bool) -> None:
+    """Whether a folder of adapters can be written there. Raises OutputError."""
+    check_target(output, force=force, foreign=_foreign)
+
+
+def hand_out(
+    recipients: Sequence[Recipient],
+    take: Take,
+    output: Path,
+    provenance: Mapping[str, Any],
+    *,
+    force: bool,
+    jobs: int,
+    progress: engine.Progress,
+) -> tuple[int, ...]:
+    """Write `output/<name>/` for every recipient; the bytes of every weights file.
+
+    Where a recipient's rank is beyond the directions that there are, A gets random rows and B zero
+    columns: the update is the same, and they can be trained. Raises InputError and OutputError.
+    """
+
+    def write(folder: Path, one: Recipient) -> int:
+        factors = {}
+        for name, share in one.shares.items():
+            leading = take(name, share.rank, one.scale(name))
+            factors[name] = at_rank(cast(leading, one.dtype, name), share.rank, name)
+        owners = {tensor.owner for tensor in one.tensors.values()}
+        adapter = peft.NewAdapter(
+            factors=factors,
+            alphas={name: share.alpha for name, share in one.shares.items()},
+            kinds={name: share.kind for name, share in one.shares.items()},
+            tensors={name: tensor.read() for name, tensor in one.tensors.items()},
+            modules_to_save=tuple(sorted(owner for owner in owners if owner is not None)),
+            facts=one.facts,
+        )
+        folder.mkdir()
+        peft.write(adapter, folder, provenance)
+        return (folder / peft.WEIGHTS).stat().st_size
+
+    with new_folder(output, force=force, foreign=_foreign) as place:
+        return tuple(
+            engine.run(lambda one: write(place / one.name, one), recipients, jobs, progress)
+        )
+
+
+def nothing(shape: tuple[int, int]) -> Factors:
+    """No direction at all of a module of this shape, (out, in)."""
+    out_features, in_features = shape
+    return Factors(
+        torch.zeros(out_features, 0, dtype=torch.float64),
+        torch.zeros(0, in_features, dtype=torch.float64),
+    )
+
+
+def handout_row(
+    one: Recipient, output: Path, size: int, spectra: Mapping[str, Tensor]
+) -> HandoutRow:
+    """What the report says of one adapter. `spectra` are all singular values of what was handed
+    out, by module.
+    """
+    shares = one.shares
+    held = {name: min(shares[name].rank, len(s)) for name, s in spectra.items() if name in shares}
+    total = sum(float(s.square().sum()) for s in spectra.values())
+    kept = sum(float(spectra[name][:rank].square().sum()) for name, rank in held.items())
+    directions = sum(share.rank for share in shares.values())
+    full = sum(math.prod(tensor.shape) for tensor in one.tensors.values())
+    return HandoutRow(
+        name=one.name,
+        path=str(output / one.name),
+        rank=one.rank,
+        alpha=_common([share.alpha for share in shares.values()]),
+        scaling=_common([one.scale(name) for name in shares]),
+        dtype=one.dtype,
+        modules=len(shares),
+        directions=directions,
+        padded=directions - sum(held.values()),
+        parameters=full + sum(share.rank * sum(share.shape) for share in shares.values()),
+        bytes=size,
+        kept_energy=kept / total if total > 0 else None,
+    )
+
+
+def _common(values: Sequence[float]) -> float | None:
+    """The value that all of them have."""
+    return values[0] if len(set(values)) == 1 else None

@@ -1,0 +1,54 @@
+"""Who is handed an adapter, and what of it: ranks and alphas by module, dtype, full tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedlora_cli.adapter import Adapter, Facts, FullTensor, Kind, widest
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a recipient holds of one module: rank and lora_alpha; `shape` is (out, in)."""
+
+    rank: int
+    alpha: float
+    shape: tuple[int, int]
+    kind: Kind
+
+
+@dataclass(frozen=True, eq=False)
+class Recipient:
+    """One adapter to write into a folder of its name. `tensors` are those that it gets in full."""
+
+    name: str
+    shares: Mapping[str, Share]
+    dtype: str
+    tensors: Mapping[str, FullTensor]
+    facts: Facts
+
+    @property
+    def rank(self) -> int:
+        """The largest of any module."""
+        return max(share.rank for share in self.shares.values())
+
+    def scale(self, module: str) -> float:
+        """alpha / r, or alpha / sqrt(r) where it trains with rsLoRA (arXiv:2312.03732)."""
+        share = self.shares[module]
+        return share.alpha / (math.sqrt(share.rank) if self.facts.rslora else share.rank)
+
+
+def like(name: str, adapter: Adapter, alpha: float | None, dtype: str | None) -> Recipient:
+    """A recipient of what this adapter holds: its ranks by module, its alphas, its dtype, heads."""
+    return Recipient(
+        name=name,
+        shares={
+            module: Share(one.rank, alpha or one.alpha, one.shape, one.kind)
+            for module, one in adapter.modules.items()
+        },
+        dtype=dtype or widest(one.dtype for one in adapter.modules.values()),
+        tensors=adapter.tensors,
+        facts=adapter.facts,
+    )
