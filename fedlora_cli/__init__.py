@@ -39,9 +39,13 @@ if TYPE_CHECKING:
     from fedlora_cli.render.report.aggregate import AggregateReport
     from fedlora_cli.render.report.compare import CompareReport
     from fedlora_cli.render.report.diagnose import DiagnoseReport
+    from fedlora_cli.render.report.handout import DistributeReport, InitReport
     from fedlora_cli.render.report.inspect import InspectReport
     from fedlora_cli.render.report.predict import PredictReport
     from fedlora_cli.rounds.aggregate import aggregate
+    from fedlora_cli.rounds.distribute import distribute
+    from fedlora_cli.rounds.initialise import initialise
+    from fedlora_cli.rounds.options import DistributeOptions, InitOptions
     from fedlora_cli.weights import Holdings, Weights
 
 _HOMES = {
@@ -52,9 +56,13 @@ _HOMES = {
     "CompareReport": "render.report.compare",
     "DiagnoseOptions": "analysis.diagnosis.options",
     "DiagnoseReport": "render.report.diagnose",
+    "DistributeOptions": "rounds.options",
+    "DistributeReport": "render.report.handout",
     "Factors": "factors",
     "FedloraError": "errors",
     "Holdings": "weights",
+    "InitOptions": "rounds.options",
+    "InitReport": "render.report.handout",
     "InputError": "errors",
     "InspectReport": "render.report.inspect",
     "METHODS": "methods",
@@ -69,6 +77,8 @@ _HOMES = {
     "align": "cohort",
     "compare": "analysis.comparison.compare",
     "diagnose": "analysis.diagnosis.diagnose",
+    "distribute": "rounds.distribute",
+    "initialise": "rounds.initialise",
     "inspect": "analysis.inspection.inspect",
     "predict": "analysis.prediction.predict",
     "read": "formats",
@@ -84,9 +94,13 @@ __all__ = [
     "CompareReport",
     "DiagnoseOptions",
     "DiagnoseReport",
+    "DistributeOptions",
+    "DistributeReport",
     "Factors",
     "FedloraError",
     "Holdings",
+    "InitOptions",
+    "InitReport",
     "InputError",
     "InspectReport",
     "Method",
@@ -101,6 +115,8 @@ __all__ = [
     "align",
     "compare",
     "diagnose",
+    "distribute",
+    "initialise",
     "inspect",
     "predict",
     "read",

@@ -30,6 +30,10 @@ class FedloraError(Exception):
         self.where, self.found, self.cure = printable(where), printable(found), printable(cure)
         super().__init__(f"{self.where}: {self.found}; {self.cure}")
 
+    def __reduce__(self) -> tuple[type[FedloraError], tuple[str, str, str]]:
+        """What another process makes the same error from."""
+        return type(self), (self.where, self.found, self.cure)
+
 
 class UsageError(FedloraError):
     """The options contradict each other or the chosen method."""

@@ -12,6 +12,11 @@ that rank index i means the same at every client. It runs for under a minute, se
 single-threaded: on one machine, with the same libraries, a second run writes the same bytes.
 
     python samples/make_samples.py [--output DIR]
+
+With --data, it writes only the digits, for clients that train on their own: `<client>.jsonl` for
+each of them, and `test.jsonl`, the held-out part.
+
+    python samples/make_samples.py --data DIR
 """
 
 import argparse
@@ -111,10 +116,25 @@ def save_adapter(model: PeftModel, samples: int, folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
+def write_data(folder: Path) -> None:
+    """Every client's digits, and those held out, as JSON Lines of what the base model takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _, pool, test = split_digits()
+    for name, (images, labels) in {**split_clients(pool), "test": test}.items():
+        rows = zip(images.tolist(), labels.tolist(), strict=True)
+        lines = [json.dumps({"pixel_values": image, "labels": label}) for image, label in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the sample base model and adapters.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR")
-    output: Path = parser.parse_args().output
+    parser.add_argument("--data", type=Path, metavar="DIR", help="write the digits here instead")
+    given = parser.parse_args()
+    if given.data is not None:
+        write_data(given.data)
+        return
+    output: Path = given.output
 
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's call

@@ -255,7 +255,7 @@ def test_version() -> None:
 
 def test_help_imports_neither_torch_nor_peft_nor_matplotlib() -> None:
     """Nor does listing the methods; nobody waits a second for a page of text."""
-    for arguments in (["--help"], ["aggregate", "-h"], ["methods"]):
+    for arguments in (["--help"], ["aggregate", "-h"], ["init", "-h"], ["methods"]):
         program = (
             "import sys\n"
             "from fedlora_cli.cli import app\n"

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import jsonschema
 import pytest
 from makers import Spec, make
 from safetensors.torch import load_file, save_file
+from simulations import PLAIN, arm, diverged, simulation
 from typer.testing import CliRunner
 
 from fedlora_cli.cli import app
@@ -20,8 +23,10 @@ from fedlora_cli.render import document
 from fedlora_cli.render.report.aggregate import AggregateReport
 from fedlora_cli.render.report.compare import CompareReport
 from fedlora_cli.render.report.diagnose import DiagnoseReport
+from fedlora_cli.render.report.handout import DistributeReport, InitReport
 from fedlora_cli.render.report.inspect import InspectReport
 from fedlora_cli.render.report.predict import PredictReport
+from fedlora_cli.render.report.simulate import SimulateReport, Spread
 from fedlora_cli.render.schema import schema
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -31,8 +36,11 @@ REPORTS: dict[str, type] = {
     document.AGGREGATE_SCHEMA: AggregateReport,
     document.COMPARE_SCHEMA: CompareReport,
     document.DIAGNOSE_SCHEMA: DiagnoseReport,
+    document.DISTRIBUTE_SCHEMA: DistributeReport,
+    document.INIT_SCHEMA: InitReport,
     document.INSPECT_SCHEMA: InspectReport,
     document.PREDICT_SCHEMA: PredictReport,
+    document.SIMULATE_SCHEMA: SimulateReport,
 }
 
 
@@ -95,6 +103,24 @@ def test_documents_are_valid(command: tuple[object, ...]) -> None:
     assert printed(*command)["schema"] == f"fedlora.{command[0]}/1"
 
 
+#: Commands that write a folder: their documents.
+WRITING = [
+    ("distribute", SAMPLES / "rounds/raflora/round-03", "--like", ROUND),
+    ("distribute", ROUND / "clinic-b", "--rank", "2,32"),
+    ("init", SAMPLES / "base", "--ranks", "2,4", "--target-modules", "fc1,q_proj"),
+    ("init", SAMPLES / "base", "--like", ROUND),
+]
+
+
+@pytest.mark.parametrize("command", WRITING, ids=lambda c: " ".join(map(str, c))[-40:])
+def test_documents_of_what_is_written_are_valid(
+    command: tuple[object, ...], tmp_path: Path
+) -> None:
+    document = printed(*command, "-o", tmp_path / "out")
+
+    assert document["schema"] == f"fedlora.{command[0]}/1"
+
+
 @pytest.mark.parametrize("command", ["diagnose", "compare", "inspect", "predict", "aggregate"])
 def test_documents_are_valid_where_there_is_nothing_to_divide_by(
     command: str, empty: Path, tmp_path: Path
@@ -104,6 +130,9 @@ def test_documents_are_valid_where_there_is_nothing_to_divide_by(
     assert printed(command, empty, *output)["schema"] == f"fedlora.{command}/1"
     if command == "aggregate":
         assert printed("diagnose", tmp_path / "out")["verdict"] is None
+        handed = printed("distribute", tmp_path / "out", "--like", empty, "-o", tmp_path / "start")
+        assert [row["kept_energy"] for row in handed["clients"]] == [None, None]
+        assert {row["most_kept"] for row in handed["modules"]} == {None}
 
 
 def test_the_keys_that_others_build_on() -> None:
@@ -122,6 +151,22 @@ def test_the_keys_that_others_build_on() -> None:
     assert set(forecast) >= {"schema", "ranks", "samples", "coverage", "methods"}
     assert set(forecast["methods"][0]) >= {"name", "column_sums", "gamma", "rounds_to_99"}
     assert forecast["coverage"] == [1] * 4 + [0.25] * 4
+
+
+def test_simulations_are_valid_documents_without_nan() -> None:
+    unknown = simulation([replace(PLAIN[0], norm=Spread(math.nan, math.inf))])
+    lost = simulation([diverged(arm("raflora"), 1, 2, 3)])
+    kept = json.loads(home("fedlora.simulate/1").read_text())
+    jsonschema.Draft202012Validator.check_schema(kept)
+
+    for report in (simulation(PLAIN), lost):
+        written = document.to_json(document.simulate_document(report))
+        read = json.loads(written, parse_constant=pytest.fail)
+        jsonschema.Draft202012Validator(kept).validate(read)
+        assert set(read["arms"][0]) >= {"arm", "rate", "best", "accuracy", "energy_ratio", "rounds"}
+    read = json.loads(document.to_json(document.simulate_document(unknown)))
+    assert read["arms"][0]["norm"] == {"mean": None, "sd": None}
+    assert read["arms"][0]["rounds"][-1]["round"] == 20
 
 
 def test_the_schema_would_notice_a_wrong_document() -> None:

@@ -130,7 +130,10 @@ def test_generated_tables_are_up_to_date(name: str) -> None:
 
 def test_every_command_has_help_an_example_and_a_place_in_the_readme() -> None:
     commands = get_command(app).commands
-    assert set(commands) == {"aggregate", "diagnose", "predict", "compare", "inspect", "methods"}
+    assert set(commands) == {
+        *("init", "aggregate", "diagnose", "distribute", "predict", "compare", "simulate"),
+        *("inspect", "methods"),
+    }
     for name, command in commands.items():
         assert f"fedlora {name}" in README.read_text()
         assert command.help

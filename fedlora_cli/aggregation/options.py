@@ -22,7 +22,7 @@ class Options:
       smallest that keeps this share of the energy in every module.
     - `samples`: a file with sample counts. `base`: the base model, however the clients name it.
     - `previous`, `before_previous`: the last two global adapters; `momentum`: β of the heavy ball
-      term β (ΔW_g - ΔW_g'). `rounds`: a folder of rounds to find both in.
+      term β (ΔW_g - ΔW_g'). `rounds`: instead, a folder of rounds to find both in.
     - `quorum`: q of raFLoRA's denominator max(N(i), q N). `max_rank`: refuse clients above it.
     - `basis`: "svd" brings every client into SVD order first. `missing`: whether a client that does
       not adapt a module leaves its weight to the others, or counts as a zero update.
@@ -66,9 +66,6 @@ class Options:
         require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
         if self.rank is not None and self.energy is not None:
             raise UsageError("--energy", "given together with --rank", "give one of them")
-        if self.rounds is not None and (self.previous or self.before_previous):
-            found = "given together with --previous or --before-previous"
-            raise UsageError("--rounds", found, "it finds them; give it alone")
 
     def changed(self) -> dict[str, Any]:
         """The choices that make the result and are not the default, as command-line flags.
@@ -90,6 +87,6 @@ class Options:
         return chosen
 
     def _named(self, path: Path) -> str:
-        """The name of a folder; with the round's where the folder of rounds names them all alike."""
+        """A folder's name; with its round's, where the folders of rounds are all named alike."""
         whole = path.resolve()
         return whole.name if self.rounds is None else f"{whole.parent.name}/{whole.name}"

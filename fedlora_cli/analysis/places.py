@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def find_adapters(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
         rounds = {child: formats.is_adapter(child / GLOBAL) for child in _children(path)}
         if any(rounds.values()) and not formats.is_adapter(path):
             folders += [one / GLOBAL for one in sorted(rounds, key=_order) if rounds[one]]
+            alike = {series_of(one.name) for one in rounds if rounds[one]}
             remarks += [f"{one.name} left out: no {GLOBAL} in it" for one in sorted(rounds)
-                        if not rounds[one] and one.is_dir()]  # fmt: skip
+                        if not rounds[one] and one.is_dir() and series_of(one.name) in alike]  # fmt: skip
             continue
         listed, left_out = find_folders([path])
         folders += sorted(listed, key=_order)
@@ -57,6 +59,15 @@ def _children(path: Path) -> list[Path]:
 
 def _order(folder: Path) -> tuple[str | int, ...]:
     return natural(folder.name)
+
+
+def series_of(name: str) -> str:
+    """A name with no number in it: rounds of one series have the same.
+
+    >>> series_of("round-01") == series_of("round-12"), series_of("data") == series_of("round-1")
+    (True, False)
+    """
+    return re.sub(r"[0-9]+", "0", name)
 
 
 def round_name(path: Path) -> str:

@@ -67,6 +67,15 @@ def aggregate(
         Path | None,
         option("--before-previous", panel=_EARLIER, metavar="DIR", help="The one before that."),
     ] = None,
+    rounds: Annotated[
+        Path | None,
+        option(
+            "--rounds",
+            panel=_EARLIER,
+            metavar="DIR",
+            help="Instead: the folder of all rounds, in which both are found by their numbers.",
+        ),
+    ] = None,
     momentum: Annotated[
         float,
         option("--momentum", panel=_EARLIER, help="β: add β times the step between the two."),
@@ -153,6 +162,7 @@ def aggregate(
         base=base,
         previous=previous,
         before_previous=before_previous,
+        rounds=rounds,
         momentum=momentum,
         quorum=quorum,
         max_rank=max_rank,
@@ -195,8 +205,10 @@ def _say_what_next(console: Console, output: Path, options: Options) -> None:
     for flag, value in options.changed().items():
         if flag not in ("--previous", "--before-previous"):
             chosen += f" {flag} {shlex.quote(str(value))}"
-    if method.uses_previous or options.momentum:
+    if options.rounds is not None:
+        chosen += f" --rounds {shlex.quote(str(options.rounds))}"
+    elif method.uses_previous or options.momentum:
         chosen += f" --previous {folder}"
-    if options.momentum:
+    if options.momentum and options.rounds is None:
         chosen += f" --before-previous {shlex.quote(str(options.previous))}"
     say(console, "next round", f"fedlora aggregate CLIENTS -o DIR{chosen}", "bold")

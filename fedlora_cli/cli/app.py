@@ -12,9 +12,12 @@ import typer
 from fedlora_cli.cli.aggregate import aggregate
 from fedlora_cli.cli.compare import compare
 from fedlora_cli.cli.diagnose import diagnose
+from fedlora_cli.cli.distribute import distribute
+from fedlora_cli.cli.initialise import initialise
 from fedlora_cli.cli.inspect import inspect
 from fedlora_cli.cli.methods import methods
 from fedlora_cli.cli.predict import predict
+from fedlora_cli.cli.simulate import simulate
 from fedlora_cli.version import __version__
 
 app = typer.Typer(
@@ -25,7 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-for command in (aggregate, diagnose, predict, compare, inspect, methods):
+app.command("init")(initialise)
+for command in (aggregate, diagnose, distribute, predict, compare, simulate, inspect, methods):
     app.command()(command)
 
 

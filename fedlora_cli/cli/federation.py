@@ -1,4 +1,4 @@
-"""The clients that a forecast is for, in the one of three ways in which they can be named."""
+"""The clients of a forecast or a simulation, in the ways in which they can be named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora_cli.analysis.prediction.predict import MOST_CLIENTS, ranks_of
-from fedlora_cli.cli.shared import heavy_imports, listed
+from fedlora_cli.cli.shared import heavy_imports, listed, number, numbers, whole_numbers
 from fedlora_cli.errors import UsageError
 
 _GROUP = re.compile(r"([0-9]{1,9})x([0-9]{1,9})(?::([^:]+))?")
@@ -22,6 +22,15 @@ class Federation:
     ranks: tuple[int, ...]
     samples: tuple[float, ...]
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """So many clients of one rank; `samples` of each, as they were written."""
+
+    size: int
+    rank: int
+    samples: str | None
 
 
 def given(
@@ -43,34 +52,54 @@ def given(
 
 
 def _of_ranks(ranks: str, samples: str | None) -> Federation:
-    parsed = tuple(int(_number("--ranks", item, whole=True)) for item in ranks.split(","))
+    parsed = whole_numbers("--ranks", ranks)
     if samples is None:
         return Federation(parsed, (1.0,) * len(parsed), (_UNIFORM.format("--samples"),))
-    counts = tuple(_number("--samples", item, whole=False) for item in samples.split(","))
-    return Federation(parsed, counts)
+    return Federation(parsed, numbers("--samples", samples))
 
 
 def _of_groups(cohort: str) -> Federation:
-    groups = [_GROUP.fullmatch(item.strip()) for item in cohort.split(",")]
-    found = [group.groups() for group in groups if group is not None]
-    if len(found) != len(groups):
-        wrong = cohort.split(",")[groups.index(None)]
-        raise UsageError("--cohort", f"{wrong!r} is no group", "write 40x4 or 40x4:120")
-    told = [samples is not None for _, _, samples in found]
+    groups = _groups(cohort)
+    told = [group.samples is not None for group in groups]
     if any(told) != all(told):
         raise UsageError("--cohort", "counts for some groups only", "give all of them, or none")
-    sizes = [int(size) for size, _, _ in found]
-    if sum(sizes) > MOST_CLIENTS:
-        raise UsageError("--cohort", f"{sum(sizes)} clients", f"give up to {MOST_CLIENTS}")
-    counts = [_number("--cohort", samples or "1", whole=False) for _, _, samples in found]
+    counts = [number("--cohort", group.samples or "1") for group in groups]
     uniform = () if all(told) else (_UNIFORM.format("--cohort 40x4:120"),)
     return Federation(
-        tuple(
-            int(rank) for (_, rank, _), size in zip(found, sizes, strict=True) for _ in range(size)
-        ),
-        tuple(n for n, size in zip(counts, sizes, strict=True) for _ in range(size)),
+        _ranks(groups),
+        tuple(n for n, group in zip(counts, groups, strict=True) for _ in range(group.size)),
         uniform,
     )
+
+
+def ranks_in(cohort: str) -> tuple[int, ...]:
+    """The ranks of a cohort whose samples come from elsewhere. Raises UsageError.
+
+    >>> ranks_in("3x4,1x16")
+    (4, 4, 4, 16)
+    """
+    groups = _groups(cohort)
+    if any(group.samples is not None for group in groups):
+        raise UsageError("--cohort", "sample counts, where data are dealt out", "write 8x4,6x8")
+    return _ranks(groups)
+
+
+def _groups(cohort: str) -> list[_Group]:
+    """The groups in a list with commas. Raises UsageError."""
+    found = []
+    for item in cohort.split(","):
+        match = _GROUP.fullmatch(item.strip())
+        if match is None:
+            raise UsageError("--cohort", f"{item!r} is no group", "write 40x4 or 40x4:120")
+        found.append(_Group(int(match[1]), int(match[2]), match[3]))
+    size = sum(group.size for group in found)
+    if size > MOST_CLIENTS:
+        raise UsageError("--cohort", f"{size} clients", f"give up to {MOST_CLIENTS}")
+    return found
+
+
+def _ranks(groups: list[_Group]) -> tuple[int, ...]:
+    return tuple(group.rank for group in groups for _ in range(group.size))
 
 
 def _of_folders(paths: list[Path], samples: str | None) -> Federation:
@@ -84,12 +113,3 @@ def _of_folders(paths: list[Path], samples: str | None) -> Federation:
         tuple(float(n) for n in found.cohort.samples),
         (*found.remarks, *found.cohort.notes, *differing),
     )
-
-
-def _number(flag: str, text: str, *, whole: bool) -> float:
-    try:
-        return int(text) if whole else float(text)
-    except ValueError:
-        kind = "whole numbers" if whole else "numbers"
-        found = f"{text[:40]!r} is no number"
-        raise UsageError(flag, found, f"give {kind} with commas between them") from None

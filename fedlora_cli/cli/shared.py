@@ -81,6 +81,41 @@ def listed(paths: Sequence[str], *, null: bool) -> list[Path]:
     return [Path(os.fsdecode(item)) for item in items]
 
 
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """The numbers in a list with commas. Raises UsageError.
+
+    >>> whole_numbers("--ranks", "4,8,16")
+    (4, 8, 16)
+    """
+    return tuple(_whole(flag, item) for item in text.split(","))
+
+
+def numbers(flag: str, text: str) -> tuple[float, ...]:
+    """The numbers in a list with commas. Raises UsageError.
+
+    >>> numbers("--lr", "1e-3,0.5")
+    (0.001, 0.5)
+    """
+    return tuple(number(flag, item) for item in text.split(","))
+
+
+def number(flag: str, text: str) -> float:
+    """One number of such a list. Raises UsageError."""
+    try:
+        return float(text)
+    except ValueError:
+        found = f"{text[:40]!r} is no number"
+        raise UsageError(flag, found, "give numbers with commas between them") from None
+
+
+def _whole(flag: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        found = f"{text[:40]!r} is no number"
+        raise UsageError(flag, found, "give whole numbers with commas between them") from None
+
+
 def errors() -> Console:
     """Standard error: progress, warnings, advice."""
     return Console(stderr=True, soft_wrap=True)

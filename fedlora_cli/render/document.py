@@ -12,15 +12,20 @@ from fedlora_cli.method import Method
 from fedlora_cli.render.report.aggregate import AggregateReport
 from fedlora_cli.render.report.compare import CompareReport
 from fedlora_cli.render.report.diagnose import DiagnoseReport
+from fedlora_cli.render.report.handout import DistributeReport, InitReport
 from fedlora_cli.render.report.inspect import InspectReport
 from fedlora_cli.render.report.predict import PredictReport
+from fedlora_cli.render.report.simulate import SimulateReport
 
 AGGREGATE_SCHEMA = "fedlora.aggregate/1"
 COMPARE_SCHEMA = "fedlora.compare/1"
 DIAGNOSE_SCHEMA = "fedlora.diagnose/1"
+DISTRIBUTE_SCHEMA = "fedlora.distribute/1"
+INIT_SCHEMA = "fedlora.init/1"
 INSPECT_SCHEMA = "fedlora.inspect/1"
 METHODS_SCHEMA = "fedlora.methods/1"
 PREDICT_SCHEMA = "fedlora.predict/1"
+SIMULATE_SCHEMA = "fedlora.simulate/1"
 
 #: The fields of a method that are values, not functions.
 METHOD_COLUMNS = (
@@ -48,12 +53,24 @@ def diagnose_document(report: DiagnoseReport) -> dict[str, Any]:
     return _document(DIAGNOSE_SCHEMA, report)
 
 
+def distribute_document(report: DistributeReport) -> dict[str, Any]:
+    return _document(DISTRIBUTE_SCHEMA, report)
+
+
+def init_document(report: InitReport) -> dict[str, Any]:
+    return _document(INIT_SCHEMA, report)
+
+
 def inspect_document(report: InspectReport) -> dict[str, Any]:
     return _document(INSPECT_SCHEMA, report)
 
 
 def predict_document(report: PredictReport) -> dict[str, Any]:
     return _document(PREDICT_SCHEMA, report)
+
+
+def simulate_document(report: SimulateReport) -> dict[str, Any]:
+    return _document(SIMULATE_SCHEMA, report)
 
 
 def methods_document(methods: Iterable[Method]) -> dict[str, Any]:

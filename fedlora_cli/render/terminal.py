@@ -24,7 +24,7 @@ _STYLES = {"plain": "", "good": "green", "warning": "yellow", "bad": "bold red"}
 
 #: Letters of the papers, for terminals that have only ASCII.
 _ASCII = {"ρ": "rho", "γ": "gamma", "κ": "kappa", "β": "beta", "Δ": "d", "²": "^2", "‖": "|"} | {
-    "Σ": "sum", "·": "*", "×": "x", "…": "~", "√": "sqrt "}  # fmt: skip
+    "Σ": "sum", "·": "*", "×": "x", "…": "~", "√": "sqrt ", "±": "+-"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def _layout(block: Table, *, plain: bool) -> _Layout:
     room = _TABLE_WIDTH - _GAP * (len(block.columns) - 1)
     bars, least, names = 0, _BARS[1], {}
     for i, column in enumerate(block.columns):
-        head = cell_len(column.name)
-        width = max(head, *(cell_len(printable(row[i])) for row in block.rows), 0)
+        head = cell_len(_written(column.name, plain=plain))
+        cells = (_written(str(row[i]), plain=plain) for row in block.rows)
+        width = max(head, *map(cell_len, cells), 0)
         if column.kind == "bar":
             bars, least = bars + 1, max(least, head)
         elif column.kind == "name":

@@ -144,3 +144,17 @@ def percent(value: float | None, digits: int = 0) -> str:
     ('72.1 %', '-')
     """
     return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def file_size(amount: int | None) -> str:
+    """Bytes as a person counts them.
+
+    >>> file_size(28048), file_size(1_234_567_890), file_size(None)
+    ('28 kB', '1.2 GB', '-')
+    """
+    if amount is None:
+        return "-"
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if amount >= power:
+            return f"{amount / power:.{0 if amount >= 10 * power else 1}f} {unit}"
+    return f"{amount} B"

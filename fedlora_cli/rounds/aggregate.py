@@ -24,7 +24,7 @@ from fedlora_cli.formats import peft
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.report.aggregate import AggregateReport
-from fedlora_cli.rounds.history import with_history
+from fedlora_cli.rounds.history import forgotten, with_history
 from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.tensors import average_tensor, modules_to_save, tensor_names
 from fedlora_cli.rounds.verify import verify
@@ -54,7 +54,7 @@ def aggregate(
     previous = None if options.previous is None else formats.read(options.previous)
     before = None if options.before_previous is None else formats.read(options.before_previous)
     plan = make_plan(found.cohort, options, previous, before)
-    remarks = (*first, *_remarks(found, previous, before))
+    remarks = (*first, *_remarks(found, previous, before), *forgotten(plan, output))
     _check_output(output, options, paths, plan)
     if options.dry_run:
         return summarize(plan, [], plan.rank, {}, remarks, str(output))

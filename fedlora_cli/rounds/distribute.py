@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter, widest
+from fedlora_cli.adapter import Adapter, Facts, widest
 from fedlora_cli.clients import Paths, name_folders, paths_of
-from fedlora_cli.cohort import Client, align, check_fit, shortened
+from fedlora_cli.cohort import Client, Cohort, align, check_fit, shortened
 from fedlora_cli.errors import UsageError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.lowrank import Svd
-from fedlora_cli.render.report.handout import DistributeReport
+from fedlora_cli.render.report.handout import DistributeReport, HandedModule
 from fedlora_cli.rounds.handout import check_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.options import DistributeOptions
 from fedlora_cli.rounds.recipients import Recipient, Share, like
@@ -46,12 +47,14 @@ def distribute(
         found = "given with --rank" if places else "neither it nor --rank is given"
         raise UsageError("--like", found, "give one of them")
     adapter = formats.read(Path(source))
+    cohort, left_out = _cohort(adapter, places, options) if places else (None, ())
+    read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
+    check_apart(output, [adapter.path, *places, *read])
     recipients, remarks = (
         (_of_ranks(adapter, options), ())
-        if options.ranks
-        else _like_clients(adapter, places, options)
+        if cohort is None
+        else _like_clients(adapter, cohort, options)
     )
-    check_apart(output, [adapter.path, *places])
     check_folder(output, force=options.force)
 
     jobs = options.jobs or engine.available_cores()
@@ -85,7 +88,10 @@ def distribute(
             handout_row(one, output, size, spectra)
             for one, size in zip(recipients, sizes, strict=True)
         ),
-        warnings=(*adapter.notes, *remarks),
+        modules=tuple(
+            _handed(name, adapter.modules[name].shape, spectra[name], recipients) for name in names
+        ),
+        warnings=(*adapter.notes, *left_out, *remarks),
         version=__version__,
     )
 
@@ -95,6 +101,21 @@ def _decomposed(adapter: Adapter, name: str) -> Svd:
     stack = lowrank.stack([factors])
     found, _ = lowrank.svd(stack, torch.ones(factors.rank, dtype=torch.float64))
     return found
+
+
+def _handed(
+    name: str, shape: tuple[int, int], s: Tensor, recipients: Sequence[Recipient]
+) -> HandedModule:
+    energy = s.square().cumsum(0)
+    held = [min(one.shares[name].rank, len(s)) for one in recipients if name in one.shares]
+    kept = [float(energy[rank - 1] / energy[-1]) for rank in held if rank > 0]
+    return HandedModule(
+        name=name,
+        shape=shape,
+        singular_values=tuple(s.tolist()),
+        least_kept=min(kept, default=None),
+        most_kept=max(kept, default=None),
+    )
 
 
 def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
@@ -115,36 +136,50 @@ def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
                 shares=shares,
                 dtype=options.dtype or widest(one.dtype for one in adapter.modules.values()),
                 tensors=adapter.tensors,
-                facts=replace(adapter.facts, rslora=False),
+                facts=replace(_facts(adapter, options), rslora=False),
             )
         )
     return recipients
 
 
-def _like_clients(
+def _cohort(
     adapter: Adapter, places: Sequence[Path], options: DistributeOptions
-) -> tuple[list[Recipient], tuple[str, ...]]:
-    """One recipient for every client, and remarks about what does not match."""
+) -> tuple[Cohort, tuple[str, ...]]:
+    """The clients to be like, which the global adapter fits, and remarks. Raises InputError."""
     named, left_out = name_folders(places)
     clients = [Client(name, formats.read(folder), 1.0) for name, folder in named]
     cohort = align(clients, options.base)
     check_fit(cohort, [adapter], base_declared=options.base is not None)
-    recipients, remarks = [], list(left_out)
+    return cohort, left_out
+
+
+def _like_clients(
+    adapter: Adapter, cohort: Cohort, options: DistributeOptions
+) -> tuple[list[Recipient], tuple[str, ...]]:
+    """One recipient for every client, and remarks about what does not match."""
+    recipients = []
+    differing: dict[str, list[str]] = {}
     for client in cohort.clients:
         own = like(client.name, client.adapter, options.alpha, options.dtype)
         # A head that the global adapter lacks stays what this client made of it.
         tensors = {name: adapter.tensors.get(name, kept) for name, kept in own.tensors.items()}
-        facts = own.facts if options.base is None else replace(own.facts, base_model=options.base)
-        recipients.append(replace(own, tensors=tensors, facts=facts))
-        remarks += client.adapter.notes
-        for what, names in (
-            ("gets nothing of", set(adapter.modules) - set(own.shares)),
-            ("starts at zero, as the global adapter has nothing of it, in",
-             set(own.shares) - set(adapter.modules)),
-            ("is not given", set(adapter.tensors) - set(own.tensors)),
-            ("keeps its own, as the global adapter has none,",
-             set(own.tensors) - set(adapter.tensors)),
-        ):  # fmt: skip
+        recipients.append(replace(own, tensors=tensors, facts=_facts(client.adapter, options)))
+        for before, names, after in (
+            ("without ", set(adapter.modules) - set(own.shares), ", not adapted there"),
+            ("", set(own.shares) - set(adapter.modules), " starts at zero"),
+            ("without ", set(adapter.tensors) - set(own.tensors), ", not trained in full there"),
+            ("", set(own.tensors) - set(adapter.tensors), " stays as it was"),
+        ):
+            why = "" if before else ", not being in the global adapter"
             if names:
-                remarks.append(f"{client.name} {what} {shortened(sorted(names))}")
-    return recipients, tuple(remarks)
+                remark = f"{before}{shortened(sorted(names))}{after}{why}"
+                differing.setdefault(remark, []).append(client.name)
+    notes = [note for client in cohort.clients for note in client.adapter.notes]
+    return recipients, (*notes, *(f"{shortened(who)}: {what}" for what, who in differing.items()))
+
+
+def _facts(adapter: Adapter, options: DistributeOptions) -> Facts:
+    """What an adapter says of itself, but for a base model that was declared."""
+    if options.base is None:
+        return adapter.facts
+    return replace(adapter.facts, base_model=options.base)

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora_cli import engine
+from fedlora_cli import engine, formats
+from fedlora_cli.errors import OutputError, UsageError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_target, new_folder, other_than, other_than_folders
 from fedlora_cli.formats import peft
+from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
 from fedlora_cli.render.report.handout import HandoutRow
 from fedlora_cli.rounds.recipients import Recipient
 from fedlora_cli.stored import at_rank, cast
@@ -26,6 +28,9 @@ _foreign = other_than_folders(other_than(peft.FILES))
 
 def check_folder(output: Path, *, force: bool) -> None:
     """Whether a folder of adapters can be written there. Raises OutputError."""
+    if formats.is_adapter(output):
+        found = "an adapter, not a folder of adapters"
+        raise OutputError(output, found, "choose another output folder")
     check_target(output, force=force, foreign=_foreign)
 
 
@@ -42,14 +47,22 @@ def hand_out(
     """Write `output/<name>/` for every recipient; the bytes of every weights file.
 
     Where a recipient's rank is beyond the directions that there are, A gets random rows and B zero
-    columns: the update is the same, and they can be trained. Raises InputError and OutputError.
+    columns: the update is the same, and they can be trained. Raises UsageError, InputError and
+    OutputError.
     """
+    for one in recipients:
+        largest = max(share.alpha for share in one.shares.values())
+        if largest > LARGEST_ALPHA:
+            found = f"{largest:g} in {one.name}, which nobody would read again"
+            raise UsageError("--alpha", found, f"give one of at most {LARGEST_ALPHA:g}")
 
     def write(folder: Path, one: Recipient) -> int:
         factors = {}
         for name, share in one.shares.items():
             leading = take(name, share.rank, one.scale(name))
-            factors[name] = at_rank(cast(leading, one.dtype, name), share.rank, name)
+            factors[name] = at_rank(
+                cast(leading, one.dtype, f"{one.name}: {name}"), share.rank, name
+            )
         owners = {tensor.owner for tensor in one.tensors.values()}
         adapter = peft.NewAdapter(
             factors=factors,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import Entry, read_header
 from fedlora_cli.rounds.skeleton import Skeleton
+from fedlora_cli.stored import seed_of
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -24,59 +25,116 @@ def head_tensors(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of every head, and the heads that were drawn, as the model's class draws them.
 
-    Of the base model's weights only these tensors are read. Raises InputError.
+    Of the base model's weights only these tensors are read. A head is the base model's as a whole
+    or not at all. Raises InputError.
     """
-    drawn = _drawn(skeleton, seed)
-    fresh = set()
+    sources = _sources(skeleton)
+    stored = _stored(base, revision, {name for names in sources.values() for name in names})
     result: dict[str, Tensor] = {}
-    stored = _stored(base, revision, set(skeleton.heads))
-    for name, (meta, owner) in skeleton.heads.items():
-        entry = stored.get(name)
-        if entry is None or entry.shape != tuple(meta.shape):
-            fresh.add(owner)
-        result[name] = drawn[name] if entry is None else entry.read()
-    for name, (_, owner) in skeleton.heads.items():
-        # A head is the base model's as a whole or not at all.
-        if owner in fresh:
-            result[name] = drawn[name]
-    return result, tuple(sorted(fresh))
+    drawn = []
+    for owner in sorted({owner for _, owner in skeleton.heads.values()}):
+        own = {name: meta for name, (meta, one) in skeleton.heads.items() if one == owner}
+        found = {name: _entry(stored, sources[name], meta) for name, meta in own.items()}
+        entries = {name: entry for name, entry in found.items() if entry is not None}
+        if len(entries) == len(own):
+            result |= {name: entry.read() for name, entry in entries.items()}
+        else:
+            result |= _drawn(skeleton.model, owner, seed)
+            drawn.append(owner)
+    return result, tuple(drawn)
 
 
-def _drawn(skeleton: Skeleton, seed: int) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for owner in sorted({owner for _, owner in skeleton.heads.values()}):
-            head: Any = skeleton.model.get_submodule(owner).to_empty(device="cpu")
-            for module in head.modules():
-                skeleton.model._init_weights(module)
-            result |= {f"{owner}.{name}": tensor for name, tensor in head.state_dict().items()}
-    return result
+def _sources(skeleton: Skeleton) -> dict[str, tuple[str, ...]]:
+    """The names that the base model may have for every tensor of a head.
+
+    It may have been saved without its outermost module, or with one more; and an output layer that
+    is tied to the embeddings is stored as these alone.
+    """
+    prefix = f"{skeleton.model.base_model_prefix}."
+    tied = _tied(skeleton.model)
+    sources = {}
+    for name in skeleton.heads:
+        names = [name, tied[name]] if name in tied else [name]
+        names += [one.removeprefix(prefix) for one in names] + [prefix + one for one in names]
+        sources[name] = tuple(dict.fromkeys(names))
+    return sources
 
 
-def _stored(base: str, revision: str | None, wanted: set[str]) -> Mapping[str, Entry]:
-    """Where the base model's own weights hold these tensors."""
+def _tied(model: Any) -> dict[str, str]:
+    """The weight of the output layer, with that of the embeddings where it is one with them."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return {}
+    output = model.get_output_embeddings()
+    if output is None:
+        return {}
+    names = {id(module): name for name, module in model.named_modules()}
+    return {f"{names[id(output)]}.weight": f"{names[id(model.get_input_embeddings())]}.weight"}
+
+
+def _entry(stored: Mapping[str, Entry], names: Collection[str], meta: Tensor) -> Entry | None:
+    found = next((stored[name] for name in names if name in stored), None)
+    return found if found is not None and found.shape == tuple(meta.shape) else None
+
+
+def _drawn(model: Any, owner: str, seed: int) -> dict[str, Tensor]:
+    """A head as its layers and its class draw it; what neither of them draws is zero."""
+    head = model.get_submodule(owner).to_empty(device="cpu").float()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed_of(owner, seed))
+        for tensor in (*head.parameters(), *head.buffers()):
+            tensor.zero_()
+        for module in head.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            model._init_weights(module)
+    return {f"{owner}.{name}": tensor for name, tensor in head.state_dict().items()}
+
+
+def _stored(base: str, revision: str | None, wanted: Collection[str]) -> Mapping[str, Entry]:
+    """Where the base model's own weights hold these tensors. Raises InputError."""
     if not wanted:
         return {}
-    index = _file(base, revision, _INDEX)
+    weights, index = (_file(base, revision, name) for name in (_WEIGHTS, _INDEX))
+    if weights is not None:
+        return _wanted(weights, wanted)
     if index is not None:
-        places = read_object(index).get("weight_map")
-        if not isinstance(places, dict):
-            raise InputError(index, "no weight_map in it", "download it again")
-        files = {str(places[name]) for name in wanted & set(places)}
-    else:
-        files = {_WEIGHTS}
-    found: dict[str, Entry] = {}
-    for file in sorted(files):
-        path = _file(base, revision, file)
-        if path is not None:
-            found |= {name: entry for name, entry in read_header(path).items() if name in wanted}
-    pickled = [name for name in _PICKLES if index is None and not _file(base, revision, _WEIGHTS)
-               and _file(base, revision, name)]  # fmt: skip
-    if pickled:
-        found_what = f"its weights are in {pickled[0]}, a pickle, which is never opened"
+        found: dict[str, Entry] = {}
+        for shard in _shards(index, wanted):
+            path = _file(base, revision, shard)
+            if path is None:
+                raise InputError(index, f"it names {shard}, which is not there", "download it")
+            found |= _wanted(path, wanted)
+        return found
+    pickle = next((name for name in _PICKLES if _file(base, revision, name)), None)
+    if pickle is not None:
+        found_what = f"its weights are in {pickle}, a pickle, which is never opened"
         raise InputError(base, found_what, "save the base model as safetensors")
-    return found
+    if not Path(base).is_dir():
+        raise InputError(base, f"no {_WEIGHTS} that can be had", "download the model beforehand")
+    return {}
+
+
+def _shards(index: Path, wanted: Collection[str]) -> list[str]:
+    """The files of a sharded model that hold these tensors. Raises InputError."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise InputError(index, "no weight_map in it", "download it again")
+    shards = {places[name] for name in wanted if name in places}
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            found = f"weight_map names {shard!r:.80}"
+            raise InputError(index, found, "it must name files beside it")
+    return sorted(shards)
+
+
+def _wanted(path: Path, wanted: Collection[str]) -> dict[str, Entry]:
+    """The entries of these tensors; what is wrong with the others is none of our business."""
+
+    def told(fault: InputError) -> None:
+        if any(name in fault.found for name in wanted):
+            raise fault
+
+    return {name: entry for name, entry in read_header(path, told).items() if name in wanted}
 
 
 def _file(base: str, revision: str | None, name: str) -> Path | None:

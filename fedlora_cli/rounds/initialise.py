@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Facts, FullTensor
+from fedlora_cli.adapter import Adapter, Facts, FullTensor
 from fedlora_cli.clients import Paths, name_folders, paths_of
 from fedlora_cli.cohort import Client, Cohort, align
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
-from fedlora_cli.render.report.handout import InitReport, TargetRow
+from fedlora_cli.libraries import hushed
+from fedlora_cli.render.report.handout import HeadRow, InitReport, TargetRow
 from fedlora_cli.rounds.handout import check_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.heads import head_tensors
 from fedlora_cli.rounds.options import SCALING, InitOptions
@@ -28,6 +28,8 @@ from fedlora_cli.stored import seed_of
 from fedlora_cli.version import __version__
 
 DEFAULTS = InitOptions()
+
+_OTHER_BASE = "give the base model of these clients, and their --task and --num-labels"
 
 
 def initialise(
@@ -47,14 +49,16 @@ def initialise(
     Raises UsageError, InputError and OutputError; nothing is written then.
     """
     output, places = Path(output), paths_of(clients)
-    if bool(places) == bool(options.ranks):
-        found = "given with --ranks" if places else "neither it nor --ranks is given"
-        raise UsageError("--like", found, "give one of them")
-    check_apart(output, places)
+    _check_choices(places, options)
+    cohort, remarks = _cohort(places, str(base)) if places else (None, ())
+    read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
+    check_apart(output, [*places, *read, *([Path(base)] if Path(base).is_dir() else [])])
     check_folder(output, force=options.force)
-    cohort, remarks = _cohort(places) if places else (None, ())
-    skeleton = _skeleton(str(base), cohort, options)
-    heads, drawn = head_tensors(skeleton, str(base), options.revision, options.seed)
+    read_base = stage("reading the base model")
+    with hushed():
+        skeleton = _skeleton(str(base), cohort, options)
+        heads, drawn = head_tensors(skeleton, str(base), options.revision, options.seed)
+    read_base(1, 1)
     tensors = {name: _full(heads[name], owner) for name, (_, owner) in skeleton.heads.items()}
     recipients = (
         [_of_rank(rank, str(base), skeleton, tensors, options) for rank in sorted({*options.ranks})]
@@ -78,49 +82,79 @@ def initialise(
         seed=options.seed,
         output=str(output),
         targets=_targets(skeleton),
-        tensors=tuple(sorted(tensors)),
+        tensors=tuple(
+            HeadRow(name, one.shape, one.dtype, one.owner in drawn)
+            for name, one in sorted(tensors.items())
+        ),
         adapters=tuple(handout_row(one, output, size, {}) for one, size in rows),
         warnings=(
             *remarks,
-            *(f"{head} is not in the base model: drawn at random" for head in drawn),
+            *(f"the base model has no {head} of this shape: drawn at random" for head in drawn),
         ),
         version=__version__,
     )
 
 
-def _cohort(places: Sequence[Path]) -> tuple[Cohort, tuple[str, ...]]:
+def _check_choices(places: Sequence[Path], options: InitOptions) -> None:
+    if bool(places) == bool(options.ranks):
+        found = "given with --ranks" if places else "neither it nor --ranks is given"
+        raise UsageError("--like", found, "give one of them")
+    for flag, given in (
+        ("--target-modules", options.target_modules),
+        ("--modules-to-save", options.modules_to_save),
+    ):
+        if places and given:
+            raise UsageError(
+                flag, "given with --like", "the clients' adapters say it; leave it out"
+            )
+
+
+def _cohort(places: Sequence[Path], base: str) -> tuple[Cohort, tuple[str, ...]]:
+    """The clients to be like, whatever they call the base model, and remarks."""
     named, left_out = name_folders(places)
-    cohort = align([Client(name, formats.read(folder), 1.0) for name, folder in named])
+    cohort = align([Client(name, formats.read(folder), 1.0) for name, folder in named], base)
     return cohort, (*left_out, *(note for c in cohort.clients for note in c.adapter.notes))
 
 
 def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleton:
     """The base model with what is adapted: as asked for, or what any of these clients adapts."""
-    if cohort is None:
-        return make_skeleton(
-            base,
-            options.revision,
-            options.task_type,
-            options.target_modules,
-            options.modules_to_save,
-            options.num_labels,
-        )
-    saved = [tensor for client in cohort.clients for tensor in client.adapter.tensors.values()]
-    skeleton = make_skeleton(
-        base,
-        options.revision,
-        options.task_type or cohort.facts.task_type,
-        cohort.modules,
-        sorted({tensor.owner for tensor in saved if tensor.owner is not None}),
-        options.num_labels,
-    )
-    for client in cohort.clients:
-        for name, module in client.adapter.modules.items():
-            if skeleton.shapes.get(name) != module.shape:
-                rows, columns = module.shape
-                found = f"{name} is {rows} x {columns} there, and not in {base}"
-                raise InputError(client.adapter.path, found, "give the base model of these clients")
+    targets: Sequence[str] | str | None = options.target_modules
+    task, saved = options.task, options.modules_to_save
+    if cohort is not None:
+        targets, task = cohort.modules, task or cohort.facts.task_type
+        full = [tensor for client in cohort.clients for tensor in client.adapter.tensors.values()]
+        saved = tuple(sorted({tensor.owner for tensor in full if tensor.owner is not None}))
+    try:
+        skeleton = make_skeleton(base, options.revision, task, targets, saved, options.num_labels)
+    except UsageError as error:
+        if cohort is None:
+            raise
+        # Nobody has named these modules but the clients' adapters.
+        raise InputError(base, error.found, _OTHER_BASE) from None
+    for client in cohort.clients if cohort is not None else ():
+        _check_client(client.adapter, skeleton, base)
+    if options.num_labels is not None and not skeleton.heads:
+        cure = "give --task or --modules-to-save as well"
+        raise UsageError("--num-labels", "no head is trained in full", cure)
+    largest = max(min(shape) for shape in skeleton.shapes.values())
+    for rank in options.ranks:
+        if rank > largest:
+            found = f"{rank}, where no module has more than {largest} directions"
+            raise UsageError("--ranks", found, "give a smaller one")
     return skeleton
+
+
+def _check_client(adapter: Adapter, skeleton: Skeleton, base: str) -> None:
+    """Whether what this client trains is in the base model. Raises InputError."""
+    own: dict[str, tuple[int, ...]] = {name: m.shape for name, m in adapter.modules.items()}
+    own |= {name: one.shape for name, one in adapter.tensors.items() if one.owner is not None}
+    there: dict[str, tuple[int, ...]] = dict(skeleton.shapes)
+    there |= {name: tuple(meta.shape) for name, (meta, _) in skeleton.heads.items()}
+    for name, shape in own.items():
+        if there.get(name) != shape:
+            has = " x ".join(map(str, there[name])) if name in there else "no such module"
+            found = f"{name} is {' x '.join(map(str, shape))} there, and {has} in {base}"
+            raise InputError(adapter.path, found, _OTHER_BASE)
 
 
 def _start(skeleton: Skeleton, seed: int, name: str, rank: int, scale: float) -> Factors:
@@ -129,8 +163,10 @@ def _start(skeleton: Skeleton, seed: int, name: str, rank: int, scale: float) ->
     if skeleton.kinds[name] == "linear":
         return lowrank.pad(nothing(shape), rank, seed_of(name, seed))
     generator = torch.Generator().manual_seed(seed_of(name, seed))
-    columns = torch.randn(rank, shape[0], generator=generator, dtype=torch.float64).T
-    return Factors(columns, torch.zeros(rank, shape[1], dtype=torch.float64), scale)
+    # One after the other: torch draws the last numbers of a whole matrix anew.
+    columns = [torch.randn(shape[0], generator=generator, dtype=torch.float64) for _ in range(rank)]
+    zeros = torch.zeros(rank, shape[1], dtype=torch.float64)
+    return Factors(torch.stack(columns, dim=1), zeros, scale)
 
 
 def _of_rank(
@@ -200,6 +236,8 @@ def _full(tensor: Tensor, owner: str) -> FullTensor:
 
 
 def _targets(skeleton: Skeleton) -> tuple[TargetRow, ...]:
-    """The adapted modules by their last name and shape."""
-    counts = Counter((name.rpartition(".")[2], shape) for name, shape in skeleton.shapes.items())
-    return tuple(TargetRow(name, shape, number) for (name, shape), number in counts.items())
+    """The adapted modules by their last name and shape, in the order of the model."""
+    groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
+    for name, shape in skeleton.shapes.items():
+        groups.setdefault((name.rpartition(".")[2], shape), []).append(name)
+    return tuple(TargetRow(last, shape, tuple(all_)) for (last, shape), all_ in groups.items())

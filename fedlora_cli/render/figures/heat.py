@@ -47,21 +47,34 @@ def matrix(
     axes: Axes, values: Floats, names: Sequence[str], label: str, norm: Normalize, colours: str
 ) -> AxesImage:
     """A matrix between the same names in both directions, with its numbers where they fit."""
-    size = len(names)
+    return crossing(axes, values, names, names, label, norm, colours)
+
+
+def crossing(
+    axes: Axes,
+    values: Floats,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    norm: Normalize,
+    colours: str,
+    written: Callable[[float], str] = lambda value: f"{value:.2f}".replace("-0.00", "0.00"),
+) -> AxesImage:
+    """A matrix with its numbers, as `written`, where they fit."""
     image = _image(axes, values, norm, colours, None)
     _colour_bar(axes, image, label, extend="neither")
-    positions = thinned(size, _NAMES)
-    labels = [literal(names[i], 18) for i in positions]
-    upright = size > 6 or max(map(len, labels), default=0) > 8
-    axes.set_xticks(positions, labels, rotation=90 if upright else 0, fontsize=7.5)
-    axes.set_yticks(positions, labels, fontsize=7.5)
-    if size <= _NUMBERS:
+    down, across = thinned(len(rows), _NAMES), thinned(len(columns), _NAMES)
+    labels = [literal(columns[i], 18) for i in across]
+    upright = len(columns) > 6 or max(map(len, labels), default=0) > 8
+    axes.set_xticks(across, labels, rotation=90 if upright else 0, fontsize=7.5)
+    axes.set_yticks(down, [literal(rows[i], 18) for i in down], fontsize=7.5)
+    if max(len(rows), len(columns)) <= _NUMBERS:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 light = np.dot(image.to_rgba(np.array([value]))[0, :3], (0.299, 0.587, 0.114)) > 0.5
                 axes.text(
-                    j, i, f"{value:.2f}".replace("-0.00", "0.00"), ha="center", va="center",
-                    fontsize=7, color=INK if light else "white",
+                    j, i, written(float(value)), ha="center", va="center", fontsize=7,
+                    color=INK if light else "white",
                 )  # fmt: skip
     return image
 

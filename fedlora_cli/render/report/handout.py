@@ -30,6 +30,20 @@ class HandoutRow:
 
 
 @dataclass(frozen=True)
+class HandedModule:
+    """One module of the global adapter. `singular_values` are all that are not rounding;
+    `least_kept` and `most_kept` bound the share of its energy that those hold who adapt it, None
+    where nobody does or there is no energy.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    singular_values: tuple[float, ...]
+    least_kept: float | None
+    most_kept: float | None
+
+
+@dataclass(frozen=True)
 class DistributeReport:
     """One global adapter at every client's rank. `source` is where the global adapter is, `rank`
     its own.
@@ -40,17 +54,28 @@ class DistributeReport:
     base_model: str | None
     rank: int
     clients: tuple[HandoutRow, ...]
+    modules: tuple[HandedModule, ...]
     warnings: tuple[str, ...]
     version: str
 
 
 @dataclass(frozen=True)
 class TargetRow:
-    """Modules of one name and shape, (out, in), and how many there are."""
+    """Modules of one last name and shape, (out, in), with their full names."""
+
+    target: str
+    shape: tuple[int, int]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """A tensor that is trained in full. `drawn` says that it is not the base model's."""
 
     name: str
-    shape: tuple[int, int]
-    modules: int
+    shape: tuple[int, ...]
+    dtype: str
+    drawn: bool
 
 
 @dataclass(frozen=True)
@@ -63,7 +88,7 @@ class InitReport:
     seed: int
     output: str
     targets: tuple[TargetRow, ...]
-    tensors: tuple[str, ...]
+    tensors: tuple[HeadRow, ...]
     adapters: tuple[HandoutRow, ...]
     warnings: tuple[str, ...]
     version: str

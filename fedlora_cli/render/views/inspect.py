@@ -7,7 +7,16 @@ from dataclasses import replace
 
 from fedlora_cli.errors import printable
 from fedlora_cli.render.report.inspect import Difference, InspectedAdapter, InspectReport
-from fedlora_cli.render.view import Block, Column, Paragraph, Table, View, columns, count
+from fedlora_cli.render.view import (
+    Block,
+    Column,
+    Paragraph,
+    Table,
+    View,
+    columns,
+    count,
+    file_size,
+)
 
 #: Rows of a table of differences; a cohort that differs in every shape has more.
 _SHOWN = 40
@@ -63,7 +72,7 @@ def _facts(adapter: InspectedAdapter) -> Paragraph:
     origin = adapter.origin
     facts = {
         "path": adapter.path,
-        "size": _size(adapter.bytes),
+        "size": file_size(adapter.bytes),
         "base model": adapter.base_model,
         "revision": adapter.revision,
         "task type": adapter.task_type,
@@ -135,7 +144,7 @@ def _adapters(report: InspectReport) -> View:
             str(sum(len(group.names) for group in adapter.modules)),
             _dtypes(adapter),
             f"{adapter.parameters:,}",
-            _size(adapter.bytes),
+            file_size(adapter.bytes),
             "global" if adapter.origin else _number(adapter.samples),
         )
         for adapter in report.adapters
@@ -177,17 +186,3 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:g}"
-
-
-def _size(count: int | None) -> str:
-    """Bytes as a person counts them.
-
-    >>> _size(28048), _size(1_234_567_890), _size(None)
-    ('28 kB', '1.2 GB', '-')
-    """
-    if count is None:
-        return "-"
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= power:
-            return f"{count / power:.{0 if count >= 10 * power else 1}f} {unit}"
-    return f"{count} B"

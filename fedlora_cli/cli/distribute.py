@@ -1,0 +1,127 @@
+"""`fedlora distribute`: the global adapter at every client's rank."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedlora_cli.aggregation.options import Dtype, Options
+from fedlora_cli.cli.handouts import (
+    OUTPUT,
+    Alpha,
+    HandoutForce,
+    HandoutJobs,
+    Like,
+    folders_like,
+    quoted,
+    ranks_of,
+)
+from fedlora_cli.cli.shared import (
+    Base,
+    Debug,
+    Json,
+    Null,
+    Quiet,
+    errors,
+    guarded,
+    heavy_imports,
+    option,
+    say,
+    show,
+    warn,
+)
+from fedlora_cli.errors import InputError
+from fedlora_cli.methods import METHODS
+from fedlora_cli.provenance import read_provenance
+from fedlora_cli.render.document import distribute_document, to_json
+from fedlora_cli.render.progress import progress_on
+from fedlora_cli.render.views.handout import distribute_view
+from fedlora_cli.rounds.options import DistributeOptions
+
+
+@guarded
+def distribute(
+    source: Annotated[
+        Path, typer.Argument(metavar="GLOBAL", help="The folder of the global adapter.")
+    ],
+    output: Annotated[
+        Path, option("--output", "-o", metavar="DIR", help="Write a folder for each client here.")
+    ],
+    like: Like = None,
+    rank: Annotated[
+        list[str] | None,
+        option(
+            "--rank", "--ranks", "-r", metavar="R,R,...", help="Instead: one adapter at each rank."
+        ),
+    ] = None,
+    alpha: Alpha = None,
+    base: Base = None,
+    dtype: Annotated[
+        Dtype | None,
+        option("--dtype", panel=OUTPUT, help="Default: the clients' own, or the global's."),
+    ] = None,
+    jobs: HandoutJobs = 0,
+    force: HandoutForce = False,
+    null: Null = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every adapter and every module.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Hand the global adapter to every client at its own rank, to train from.
+
+    Examples:
+
+    fedlora distribute global -o round-02 --like round-01
+
+    fedlora distribute global -o by-rank --rank 4,8,16
+    """
+    options = DistributeOptions(
+        ranks=ranks_of("--rank", rank or []),
+        alpha=alpha,
+        dtype=dtype,
+        base=base,
+        jobs=jobs,
+        force=force,
+    )
+    clients = folders_like(like, null=null)
+    with heavy_imports():
+        from fedlora_cli.rounds.distribute import distribute as run
+
+    console = errors()
+    with progress_on(console, shown=not quiet) as stage:
+        report = run(source, output, clients, options, stage)
+    if not quiet:
+        warn(report.warnings)
+    if json:
+        typer.echo(to_json(distribute_document(report)), nl=False)
+    elif not quiet:
+        show(distribute_view(report, details=verbose))
+    if not quiet:
+        _say_what_next(console, source, output)
+
+
+def _say_what_next(console: Console, source: Path, output: Path) -> None:
+    say(console, "wrote", quoted(output), "bold green")
+    command = f"fedlora aggregate CLIENTS -o DIR{_as_before(source)}"
+    say(console, "next", f"train from these; then {command}", "bold")
+
+
+def _as_before(source: Path) -> str:
+    """The options that go on as the global adapter was made, as far as its report can be read."""
+    known = None
+    with suppress(InputError):
+        known = read_provenance(source)
+    method = METHODS.get(known.method) if known is not None else None
+    if known is None or method is None:
+        return f" --previous {quoted(source)}"
+    chosen = f" --method {method.name}" if method.name != Options().method else ""
+    if known.quorum is not None:
+        chosen += f" --quorum {known.quorum:g}"
+    return chosen + (f" --previous {quoted(source)}" if method.uses_previous else "")

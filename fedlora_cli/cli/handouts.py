@@ -1,0 +1,63 @@
+"""What `fedlora init` and `fedlora distribute` have in common on the command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from fedlora_cli.cli.shared import listed, option, whole_numbers
+from fedlora_cli.errors import UsageError
+
+OUTPUT = "Output"
+
+Alpha = Annotated[
+    float | None,
+    option("--alpha", help="lora_alpha of all; default: the clients' own, or one scaling for all."),
+]
+Like = Annotated[
+    list[str] | None,
+    option(
+        "--like",
+        metavar="CLIENTS",
+        help="As these adapters: a folder, or a folder of folders; again for more, - for stdin.",
+    ),
+]
+HandoutJobs = Annotated[
+    int, option("--jobs", "-j", panel=OUTPUT, help="Adapters at a time; default: all cores.")
+]
+HandoutForce = Annotated[
+    bool, option("--force", "-f", panel=OUTPUT, help="Replace a folder of adapters.")
+]
+
+
+def folders_like(like: Sequence[str] | None, *, null: bool) -> list[Path]:
+    """The folders of the clients to be like, if any were named. Raises UsageError."""
+    return listed(like, null=null) if like else []
+
+
+def ranks_of(flag: str, given: Sequence[str]) -> tuple[int, ...]:
+    """The ranks in lists with commas, each once.
+
+    >>> ranks_of("--rank", ["8,4", "16", "4"])
+    (4, 8, 16)
+    """
+    return tuple(sorted({rank for text in given for rank in whole_numbers(flag, text)}))
+
+
+def names_of(flag: str, text: str | None) -> tuple[str, ...]:
+    """The names in a list with commas. Raises UsageError.
+
+    >>> names_of("--modules-to-save", "score, classifier")
+    ('score', 'classifier')
+    """
+    names = () if text is None else tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise UsageError(flag, f"{str(text)[:40]!r} has an empty name", "give names with commas")
+    return names
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))

@@ -1,0 +1,1 @@
+"""Whole federations with real training, through the same files and functions as the commands."""

@@ -1,0 +1,94 @@
+"""The two columns of a table that are trained on, and the classes in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.simulation.options import Source
+from fedlora_cli.simulation.tables import where
+from fedlora_cli.simulation.task import IntArray
+
+_STRINGS = ("string", "large_string")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The usual names of the columns, the first that is there, and what the first one holds.
+
+    `answers`: the second one holds texts, not classes.
+    """
+
+    inputs: tuple[str, ...]
+    labels: tuple[str, ...]
+    holds: Literal["images", "texts"]
+    answers: bool = False
+
+
+def two_columns(source: Source, tables: Sequence[Any], wanted: Wanted) -> tuple[str, str]:
+    """The columns of inputs and of labels, with a value in every row. Raises InputError and
+    UsageError.
+    """
+    names = list(tables[0].column_names)
+    chosen = _named(source, names, "--input", source.input, wanted.inputs)
+    label = _named(source, names, "--label", source.label, wanted.labels)
+    if chosen == label:
+        raise UsageError("--input, --label", f"both are {label}", "name two columns")
+    for table in tables:
+        for name in (chosen, label):
+            if name not in table.column_names:
+                found = f"no column {name} in one of the splits"
+                raise InputError(where(source), found, "give splits of the same columns")
+            missing = table.data.column(name).null_count
+            if missing:
+                found = f"the column {name} is empty in {missing} of {len(table)} rows"
+                raise InputError(where(source), found, "leave these rows out, or fill them")
+    texts = [chosen] if wanted.holds == "texts" else []
+    for name in [*texts, label] if wanted.answers else texts:
+        kind = getattr(tables[0].features[name], "dtype", "nested values")
+        if kind not in _STRINGS:
+            raise InputError(where(source), f"the column {name} holds {kind}", "name one of texts")
+    return chosen, label
+
+
+def _named(
+    source: Source, names: Sequence[str], flag: str, given: str | None, usual: Sequence[str]
+) -> str:
+    if given is not None and given in names:
+        return given
+    found = next((name for name in usual if name in names), None)
+    if given is not None or found is None:
+        looked_for = given if given is not None else f"{', '.join(usual[:-1])} or {usual[-1]}"
+        cure = f"name one with {flag}; there are {', '.join(names)}"
+        raise InputError(where(source), f"no column {looked_for}", cure)
+    return found
+
+
+def classes(source: Source, tables: Sequence[Any], label: str) -> tuple[list[IntArray], int]:
+    """The classes of the rows of every table, from 0 on, and how many there are.
+
+    A `ClassLabel` has its own numbers; other values are numbered in sorted order over all tables.
+    Raises InputError.
+    """
+    feature = tables[0].features[label]
+    columns = [table.select_columns([label])[:][label] for table in tables]
+    names = getattr(feature, "names", None)
+    kind = getattr(feature, "dtype", "nested values")
+    if names is None and kind not in (*_STRINGS, "bool") and not kind.startswith(("int", "uint")):
+        found = f"the column {label} holds {kind}, not classes"
+        raise InputError(where(source), found, "name one of texts or whole numbers")
+    values = {value for column in columns for value in column}
+    if "" in values or (names is not None and -1 in values):
+        found = f"the column {label} leaves the class of some rows open"
+        raise InputError(where(source), found, "leave them out, or name another --test-split")
+    known = {value: k for k, value in enumerate(range(len(names)) if names else sorted(values))}
+    rows = sum(len(column) for column in columns)
+    if not 2 <= len(known) <= max(2, rows // 2):
+        found = f"the column {label} holds {len(known)} different values in {rows} rows"
+        raise InputError(where(source), found, "name a column of classes with --label")
+    numbered = [np.array([known[one] for one in column], dtype=np.int64) for column in columns]
+    return numbered, len(known)

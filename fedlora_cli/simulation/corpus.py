@@ -1,0 +1,114 @@
+"""Examples to train on, to choose learning rates by, and to score with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedlora_cli.errors import InputError
+from fedlora_cli.simulation.columns import Wanted, classes, two_columns
+from fedlora_cli.simulation.options import Source
+from fedlora_cli.simulation.tables import read_tables, reading, where
+from fedlora_cli.simulation.task import IntArray
+
+#: The part of all examples that is held out where the data has no test split.
+HELD_OUT = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some rows of a table, which are read when they are asked for.
+
+    `labels` (n,) are their classes, all zero where the second column holds answers.
+    """
+
+    table: Any
+    columns: tuple[str, str]
+    rows: IntArray
+    labels: IntArray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def inputs(self, positions: IntArray) -> list[Any]:
+        """The first column at these positions of the part."""
+        return self._read(positions)[0]
+
+    def pairs(self, positions: IntArray) -> list[tuple[Any, Any]]:
+        """Both columns at these positions of the part."""
+        return list(zip(*self._read(positions), strict=True))
+
+    def _read(self, positions: IntArray) -> tuple[list[Any], list[Any]]:
+        found = self.table[self.rows[positions].tolist()]
+        first, second = self.columns
+        return found[first], found[second]
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """The three parts, which share no row, and how many classes there are, 0 for answers."""
+
+    train: Part
+    validation: Part
+    test: Part
+    classes: int
+
+
+def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:
+    """The data of a source, its rows dealt out by the seed.
+
+    The test split, or a fifth of the examples where there is none, is halved into validation and
+    test. `source.limit` bounds the training rows and those held out. Where there are classes, every
+    part has them in their proportions. Raises InputError and UsageError.
+    """
+    trained, tested = read_tables(source)
+    tables = [trained] if tested is None else [trained, tested]
+    columns = two_columns(source, tables, wanted)
+    if wanted.answers:
+        labels, count = [np.zeros(len(table), dtype=np.int64) for table in tables], 0
+    else:
+        labels, count = classes(source, tables, columns[1])
+    rng = np.random.default_rng(seed)
+    orders = [_mixed(one, rng) for one in labels]
+    cut = round(HELD_OUT * len(trained)) if tested is None else 0
+    train = orders[0][cut:][: source.limit]
+    held_out = (orders[0][:cut] if tested is None else orders[1])[: source.limit]
+    if len(train) < 1 or len(held_out) < 2:
+        found = f"{len(train)} examples to train on and {len(held_out)} held out are too few"
+        raise InputError(where(source), found, "give more data, or a higher --limit")
+    half = len(held_out) // 2
+
+    def part(number: int, rows: IntArray) -> Part:
+        rows = np.sort(rows)
+        table = tables[number].select_columns(list(columns))
+        if wanted.holds == "images":
+            table = _undecoded(source, table, columns[0])
+        return Part(table, columns, rows, labels[number][rows])
+
+    parts = part(0, train), part(-1, held_out[:half]), part(-1, held_out[half:])
+    return Corpus(*parts, count)
+
+
+def _mixed(labels: IntArray, rng: np.random.Generator) -> IntArray:
+    """A random order in which every stretch has the classes in about their proportions."""
+    order = rng.permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        place[own] = (np.arange(len(own)) + rng.random()) / len(own)
+    return np.argsort(place, kind="stable")
+
+
+def _undecoded(source: Source, table: Any, column: str) -> Any:
+    """The table with images as the bytes or the files that they are. Raises InputError."""
+    from datasets import Image
+
+    feature = table.features[column]
+    stored = isinstance(feature, dict) and "bytes" in feature
+    if not (stored or isinstance(feature, Image) or getattr(feature, "dtype", "") == "binary"):
+        kind = getattr(feature, "dtype", "nested values")
+        raise InputError(where(source), f"the column {column} holds {kind}", "name one of images")
+    with reading(source):
+        return table.cast_column(column, Image(decode=False))

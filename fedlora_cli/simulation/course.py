@@ -1,0 +1,198 @@
+"""One run: all rounds of one arm at one learning rate with one seed, file by file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlora_cli.aggregation.options import Options
+from fedlora_cli.analysis.diagnosis.diagnose import diagnose
+from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
+from fedlora_cli.errors import InputError
+from fedlora_cli.files.documents import read_object
+from fedlora_cli.files.output import write_file
+from fedlora_cli.formats.peft import WEIGHTS
+from fedlora_cli.render.document import diagnose_document, to_json
+from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.rounds.aggregate import aggregate
+from fedlora_cli.rounds.distribute import distribute
+from fedlora_cli.rounds.options import DistributeOptions
+from fedlora_cli.simulation.options import Setting, SimulateOptions
+from fedlora_cli.simulation.places import DIAGNOSIS, METRICS, Run, round_folder, start_folder
+from fedlora_cli.simulation.scoring import score
+from fedlora_cli.simulation.split import client_name, drawn, training_seed
+from fedlora_cli.simulation.task import IntArray, Task
+from fedlora_cli.simulation.training import Diverged, starting_from, train_client
+from fedlora_cli.spectrum import energy_ratio
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """What the runs of one seed have in common. `base` is the model, on its device."""
+
+    root: Path
+    options: SimulateOptions
+    task: Task
+    base: Any
+    parts: tuple[IntArray, ...]
+
+    @property
+    def setting(self) -> Setting:
+        return self.options.setting
+
+
+def course(root: Path, run: Run, rounds: int, after: int = 0) -> Iterator[dict[str, Any]]:
+    """The metrics of the whole rounds of a run `after` some, up to the first that diverged."""
+    for number in range(after + 1, rounds + 1):
+        path = round_folder(run.folder(root), number) / METRICS
+        if not path.exists():
+            return
+        metrics = read_object(path)
+        yield metrics
+        if metrics["diverged"]:
+            return
+
+
+def is_done(root: Path, run: Run, rounds: int) -> bool:
+    """Whether nothing is left of a run: all its rounds, or those until it diverged, diagnosed."""
+    known = list(course(root, run, rounds))
+    if not known or (len(known) < rounds and not known[-1]["diverged"]):
+        return False
+    path = run.folder(root) / DIAGNOSIS
+    whole = sum(not metrics["diverged"] for metrics in known)
+    return whole == (len(read_object(path)["adapters"]) if path.exists() else 0)
+
+
+def perform(federation: Federation, run: Run, tell: Callable[[], None]) -> None:
+    """What is left of a run, from its last whole round on; `tell` is called after every round.
+
+    Interrupted and performed again it writes what it would have written at once. Raises
+    FedloraError.
+    """
+    folder = run.folder(federation.root)
+    rounds = federation.options.rounds
+    known = list(course(federation.root, run, rounds))
+    while len(known) < rounds and not (known and known[-1]["diverged"]):
+        known.append(_round(federation, run, len(known) + 1))
+        tell()
+    whole = [metrics for metrics in known if not metrics["diverged"]]
+    if whole:
+        options = DiagnoseOptions("rounds", min(federation.setting.ranks), jobs=1)
+        report = diagnose([round_folder(folder, m["round"]) / "global" for m in whole], options)
+        write_file(folder / DIAGNOSIS, to_json(diagnose_document(report)).encode())
+
+
+def _round(federation: Federation, run: Run, number: int) -> dict[str, Any]:
+    """One round: distribute, train, aggregate, score. What it came to is written last."""
+    folder = round_folder(run.folder(federation.root), number)
+    shutil.rmtree(folder, ignore_errors=True)  # what an interruption left of it
+    folder.mkdir(parents=True)
+    clients, result = folder / "clients", folder / "global"
+    present = drawn(federation.setting, run.seed, number)
+    began = time.perf_counter()
+    start = _start(federation, run, number)
+    handed_out = time.perf_counter()
+    metrics: dict[str, Any] = {"round": number, "diverged": None}
+    metrics["clients"] = [client_name(k, federation.setting) for k in present]
+    try:
+        losses = _train(federation, run, number, start, clients)
+        trained = time.perf_counter()
+        report = _aggregate(federation, run, clients, result)
+    except Diverged as error:
+        metrics["diverged"] = str(error)
+    else:
+        aggregated = time.perf_counter()
+        scored = number % federation.options.score_every == 0
+        if scored or number == federation.options.rounds:
+            validation, test = score(federation.task, federation.base, result)
+            metrics |= {"validation": validation, "accuracy": test}
+        ranks = federation.setting.ranks
+        spectra = [np.array(module.singular_values) for module in report.modules]
+        metrics |= {
+            "loss": float(np.mean(losses)),
+            "energy_ratio": _number(energy_ratio(spectra, min(ranks))),
+            "norm": report.norm,
+            "bytes_up": sum(_size(one) for one in clients.iterdir()),
+            "bytes_down": sum(_size(start / f"rank-{ranks[k]}") for k in present),
+            "client_seconds": trained - handed_out,
+            "server_seconds": (handed_out - began) + (aggregated - trained),
+        }
+    if number > 1:
+        shutil.rmtree(start)
+        if not federation.options.keep_clients:
+            before = round_folder(run.folder(federation.root), number - 1)
+            shutil.rmtree(before / "clients", ignore_errors=True)
+    write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
+    return metrics
+
+
+def _start(federation: Federation, run: Run, number: int) -> Path:
+    """The folder with what clients of every rank start this round from."""
+    if number == 1:
+        return start_folder(federation.root, run.seed)
+    last = round_folder(run.folder(federation.root), number - 1) / "global"
+    folder = round_folder(run.folder(federation.root), number) / "start"
+    present = drawn(federation.setting, run.seed, number)
+    ranks = tuple(sorted({federation.setting.ranks[k] for k in present}))
+    distribute(last, folder, options=DistributeOptions(ranks=ranks, jobs=1))
+    return folder
+
+
+def _train(
+    federation: Federation, run: Run, number: int, start: Path, clients: Path
+) -> list[float]:
+    """The loss of every client of the round. Raises Diverged."""
+    setting = federation.setting
+    present = drawn(setting, run.seed, number)
+    losses = []
+    for rank in sorted({setting.ranks[k] for k in present}):
+        with starting_from(federation.base, start / f"rank-{rank}") as begun:
+            losses += [
+                train_client(
+                    begun,
+                    federation.task.train,
+                    federation.parts[k],
+                    setting.training,
+                    run.rate,
+                    training_seed(run.seed, number, k),
+                    clients / client_name(k, setting),
+                )
+                for k in present
+                if setting.ranks[k] == rank
+            ]
+    return losses
+
+
+def _aggregate(federation: Federation, run: Run, clients: Path, result: Path) -> AggregateReport:
+    """The global adapter, at the largest rank of all clients whoever is present.
+
+    Raises Diverged where the clients' updates go beyond any number.
+    """
+    options = Options(
+        method=run.arm.method,
+        quorum=run.arm.quorum,
+        momentum=run.arm.momentum,
+        # flora stacks without truncating: its rank is the sum of the clients'.
+        rank=None if run.arm.method == "flora" else max(federation.setting.ranks),
+        rounds=run.folder(federation.root),
+        jobs=1,
+    )
+    try:
+        return aggregate(clients, result, options)
+    except InputError as error:
+        raise Diverged(str(error)) from None
+
+
+def _size(adapter: Path) -> int:
+    return (adapter / WEIGHTS).stat().st_size
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,21 @@
+"""The families of tasks that come with the user's own model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fedlora_cli.simulation import images, language, texts
+from fedlora_cli.simulation.options import Family, Source
+from fedlora_cli.simulation.task import Task
+
+#: A task of a source, its examples held out by a seed.
+FAMILIES: Mapping[Family, Callable[[Source, int], Task]] = {
+    "image-classification": images.make_task,
+    "text-classification": texts.make_task,
+    "causal-lm": language.make_task,
+}
+
+
+def make_task(source: Source, seed: int) -> Task:
+    """The task of a source, of any family but the digits. Raises InputError and UsageError."""
+    return FAMILIES[source.family](source, seed)

@@ -1,0 +1,152 @@
+"""Images and their classes, by any model that transformers has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_cli.errors import InputError
+from fedlora_cli.rounds.options import ALL_LINEAR
+from fedlora_cli.simulation.columns import Wanted
+from fedlora_cli.simulation.corpus import Part, read_corpus
+from fedlora_cli.simulation.options import Source
+from fedlora_cli.simulation.pretrained import (
+    dtype_of,
+    load_model,
+    loading,
+    model_name,
+    read_config,
+)
+from fedlora_cli.simulation.scoring import count_right
+from fedlora_cli.simulation.tables import title, where
+from fedlora_cli.simulation.task import Examples, IntArray, Task
+
+_WANTED = Wanted(
+    inputs=("image", "img", "pixel_values"),
+    labels=("label", "labels", "fine_label", "category"),
+    holds="images",
+)
+
+_CLASS = "AutoModelForImageClassification"
+
+#: Pillow's names of images by the number of their channels.
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+#: Images of a batch to pixels (n, channels, height, width).
+Processor = Callable[[Sequence[Any]], Tensor]
+
+
+def make_task(source: Source, seed: int) -> Task:
+    """Image classification with the model and the data of a source.
+
+    Images are decoded and processed when their batch is asked for. Raises InputError and
+    UsageError.
+    """
+    _check_library()
+    model, dtype = model_name(source), dtype_of(source)
+    corpus = read_corpus(source, _WANTED, seed)
+    changes = {"num_labels": corpus.classes, "problem_type": "single_label_classification"}
+    config = read_config(model, **changes)
+    heads = source.modules_to_save if source.modules_to_save is not None else _heads(model)
+    mode = _MODES.get(getattr(config, "num_channels", 3), "RGB")
+    processor = _processor(model, config, mode)
+
+    def examples(part: Part) -> Examples:
+        def batch(chosen: IntArray) -> dict[str, Tensor]:
+            images = [_decoded(where(source), one, mode) for one in part.inputs(chosen)]
+            pixels = processor(images).to(dtype)
+            return {"pixel_values": pixels, "labels": torch.from_numpy(part.labels[chosen])}
+
+        return Examples(part.labels, batch)
+
+    return Task(
+        name=f"image classification, {title(source)}",
+        model=model,
+        load=partial(load_model, source, _CLASS, heads, **changes),
+        train=examples(corpus.train),
+        validation=examples(corpus.validation),
+        test=examples(corpus.test),
+        right=count_right,
+        task="IMAGE_CLS",
+        target_modules=source.target_modules or ALL_LINEAR,
+        modules_to_save=heads,
+        num_labels=corpus.classes,
+    )
+
+
+def _skeleton(model: str, config: Any) -> Any:
+    import transformers
+
+    kind: Any = getattr(transformers, _CLASS)
+    with loading(model, "configuration"), torch.device("meta"):
+        return kind.from_config(config, trust_remote_code=False)
+
+
+def _heads(model: str) -> tuple[str, ...]:
+    """The modules whose shape follows the number of classes."""
+    few, more = (
+        {name: one.shape for name, one in _skeleton(model, config).state_dict().items()}
+        for config in (read_config(model, num_labels=number) for number in (2, 3))
+    )
+    return tuple(sorted({name.rpartition(".")[0] for name in few if few[name] != more[name]}))
+
+
+def _check_library() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        cure = "pip install 'fedlora[simulate]'"
+        raise InputError("simulate", f"images are read by Pillow ({error})", cure) from error
+
+
+def _processor(model: str, config: Any, mode: str) -> Processor:
+    """The model's own image processor, or the plainest one: its size, and pixels in [-1, 1].
+
+    Raises InputError.
+    """
+    import transformers
+    from PIL import Image
+    from transformers.utils.hub import cached_file
+
+    kind: Any = transformers.AutoImageProcessor
+    with loading(model, "image processor"):
+        quiet = {"_raise_exceptions_for_missing_entries": False}
+        if cached_file(model, "preprocessor_config.json", **quiet) is not None:
+            own = kind.from_pretrained(model, trust_remote_code=False)
+            own([Image.new(mode, (8, 8))], return_tensors="pt")  # whether it takes such images
+            return lambda images: own(images, return_tensors="pt")["pixel_values"]
+    size = getattr(config, "image_size", None)
+    if size is None:
+        found = "neither a preprocessor_config.json nor an image_size in its configuration"
+        raise InputError(model, found, "save its image processor beside it")
+    height, width = (size, size) if isinstance(size, int) else size
+    return partial(_plain, width=width, height=height)
+
+
+def _plain(images: Sequence[Any], width: int, height: int) -> Tensor:
+    resized = [np.asarray(one.resize((width, height)), dtype=np.float32) for one in images]
+    pixels = torch.from_numpy(np.stack(resized)) / 127.5 - 1
+    return pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _decoded(data: str, stored: dict[str, Any], mode: str) -> Any:
+    """An image of that mode from its bytes, or from its file here. Raises InputError."""
+    from PIL import Image, ImageOps
+
+    content, path = stored["bytes"], stored["path"]
+    try:
+        with Image.open(BytesIO(content) if content is not None else Path(path)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"pixels of mode {image.mode}; 8 bits are understood")
+            return ImageOps.exif_transpose(image).convert(mode)
+    except Exception as error:  # broken bytes break Pillow in many ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
+        found = f"an image cannot be decoded ({reason})"
+        raise InputError(path or data, found, "replace it, or leave it out") from None

@@ -1,0 +1,112 @@
+"""Models, tokenizers and configurations through transformers: never code, never pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fedlora_cli.errors import FedloraError, InputError, UsageError
+from fedlora_cli.formats.peft.names import owner_of
+from fedlora_cli.libraries import hushed
+from fedlora_cli.simulation.options import Source
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+#: Tokenizers that know no bound have a huge one.
+_UNBOUNDED = 10**9
+
+
+def model_name(source: Source) -> str:
+    """The folder or the name of the base model. Raises UsageError where there is none."""
+    if source.model is None:
+        raise UsageError("--model", "not given", "give a folder, or a name on the hub")
+    return source.model
+
+
+def read_config(model: str, **changes: Any) -> Any:
+    """The configuration of a model. Raises InputError."""
+    from transformers import AutoConfig
+
+    with loading(model, "configuration"):
+        return AutoConfig.from_pretrained(model, trust_remote_code=False, **changes)
+
+
+def read_tokenizer(model: str) -> Any:
+    """The tokenizer of a model, with something to pad with. Raises InputError."""
+    from transformers import AutoTokenizer
+
+    with loading(model, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        if tokenizer.pad_token_id is None:
+            # Padding is masked, and never learned from: any token will do.
+            tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        found = "its tokenizer has no token for padding, nor for the end of a text"
+        raise InputError(model, found, "add one to it, and save it again")
+    return tokenizer
+
+
+def longest(tokenizer: Any, config: Any) -> int:
+    """How many tokens the model can take."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return min(int(tokenizer.model_max_length), positions or _UNBOUNDED)
+
+
+def dtype_of(source: Source) -> torch.dtype:
+    """The dtype to load the model in. Raises UsageError."""
+    if source.dtype not in _DTYPES:
+        raise UsageError("--dtype", f"{source.dtype} is not known", f"use {', '.join(_DTYPES)}")
+    dtype: torch.dtype = getattr(torch, source.dtype)
+    return dtype
+
+
+def load_model(source: Source, kind: str, saved: tuple[str, ...], **changes: Any) -> Any:
+    """The model of that class of transformers, with `changes` in its configuration.
+
+    Layers that its files do not have are drawn. That is of no matter where an adapter brings them,
+    which are those in `saved`; elsewhere they would stay random. Raises InputError and UsageError.
+    """
+    import transformers
+
+    model = model_name(source)
+    with loading(model, "model"), torch.random.fork_rng(devices=[]):
+        loaded, told = getattr(transformers, kind).from_pretrained(
+            model,
+            dtype=dtype_of(source),
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **changes,
+        )
+    absent = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+    random = {name.rpartition(".")[0] for name in absent if owner_of(name, saved) is None}
+    if random:
+        first, more = min(random), f" and {len(random) - 1} more" if len(random) > 1 else ""
+        found = f"no {first}{more} is read from its files: what stays random teaches nothing"
+        cure = "train that with --modules-to-save, or try a newer transformers"
+        raise InputError(model, found, cure)
+    return loaded
+
+
+@contextmanager
+def loading(model: str, what: str) -> Iterator[None]:
+    """Whatever transformers meets in a stranger's files is one InputError; it says nothing else."""
+    try:
+        with hushed():
+            yield
+    except FedloraError:
+        raise
+    except ImportError as error:
+        found = f"its {what} needs a library ({_first_line(error)})"
+        raise InputError(model, found, "install that as well") from error
+    except Exception as error:  # each of its classes has errors of its own
+        found = f"its {what} cannot be read ({_first_line(error)})"
+        raise InputError(model, found, "name a model folder, or a model of the hub") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,173 @@
+"""Whole federations with real training, compared: arms × learning rates × seeds in one setting."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+from fedlora_cli import engine
+from fedlora_cli.errors import OutputError
+from fedlora_cli.files.documents import read_object
+from fedlora_cli.files.output import write_file
+from fedlora_cli.libraries import hushed
+from fedlora_cli.render.document import simulate_document, to_json
+from fedlora_cli.render.report.simulate import SimulateReport
+from fedlora_cli.rounds.initialise import initialise
+from fedlora_cli.rounds.options import InitOptions
+from fedlora_cli.simulation.course import course, is_done
+from fedlora_cli.simulation.loading import loaded
+from fedlora_cli.simulation.options import SimulateOptions
+from fedlora_cli.simulation.places import REPORT, SETTING, Run, seed_folder, start_folder
+from fedlora_cli.simulation.scoring import score
+from fedlora_cli.simulation.summary import arm_rows, spread
+from fedlora_cli.simulation.task import Task
+from fedlora_cli.simulation.workers import perform_all, threads
+from fedlora_cli.version import __version__
+
+_START = "start.json"
+
+DEFAULTS = SimulateOptions()
+
+
+def simulate(
+    output: Path | str,
+    options: SimulateOptions = DEFAULTS,
+    stage: engine.Stage = engine.quiet,
+) -> SimulateReport:
+    """Train federations and compare their arms; every file is left in the folder `output`.
+
+    Every round is `distribute`, clients that train with PEFT, `aggregate` with `--rounds`, through
+    the same functions as the commands, into `output/seed-<s>/<arm>-lr<rate>/round-<t>/`. Called
+    again for the same folder it goes on from the last whole rounds: with more rounds, arms, rates
+    or seeds, but never with another setting. The same options give the same run. Raises UsageError,
+    InputError and OutputError.
+    """
+    began = time.perf_counter()
+    root = Path(output)
+    _prepare(root, options)
+    with hushed(), threads(options.threads):
+        task, _ = loaded(options.setting.source, root, options.device)
+        starts = [_start(root, seed, task, options) for seed in options.seeds]
+    runs = [
+        Run(arm, rate, seed)
+        for seed, arm, rate in product(options.seeds, options.arms, options.rates)
+    ]
+    look = _looking(root, runs, options.rounds, stage("rounds"))
+    look()
+    waiting = [run for run in runs if not is_done(root, run, options.rounds)]
+    if waiting:
+        perform_all(root, options, waiting, _jobs(options, waiting), look)
+    report = SimulateReport(
+        output=str(root),
+        task=task.name,
+        model=task.model,
+        setting=json.loads(json.dumps(asdict(options.setting))),
+        ranks=options.setting.ranks,
+        shared_rank=min(options.setting.ranks),
+        present=options.setting.present,
+        rounds=options.rounds,
+        seeds=options.seeds,
+        train_examples=len(task.train),
+        test_examples=len(task.test),
+        start_accuracy=spread(starts),
+        arms=arm_rows(root, options),
+        seconds=time.perf_counter() - began,
+        warnings=_warnings(options, runs, waiting),
+        version=__version__,
+    )
+    write_file(root / REPORT, to_json(simulate_document(report)).encode())
+    return report
+
+
+def _prepare(root: Path, options: SimulateOptions) -> None:
+    """The folder, with the setting that all of its runs share. Raises OutputError."""
+    setting = json.loads(json.dumps(asdict(options.setting)))
+    path = root / SETTING
+    if path.exists():
+        known = read_object(path).get("setting")
+        if known != setting:
+            differing = _difference(known, setting)
+            found = f"it holds a simulation of another setting ({differing})"
+            raise OutputError(root, found, "choose another folder")
+        return
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise OutputError(root, "it exists and holds no simulation", "choose another folder")
+    try:
+        root.mkdir(exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(root, f"cannot be made ({reason})", "check the path") from None
+    text = json.dumps({"version": __version__, "setting": setting}, indent=2) + "\n"
+    write_file(path, text.encode())
+
+
+def _difference(known: object, wanted: object, where: str = "setting") -> str:
+    """Where two settings differ first, in words."""
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        for name in wanted:
+            if known.get(name) != wanted[name]:
+                return _difference(known.get(name), wanted[name], name)
+    return f"{where} {str(known)[:60]}, not {str(wanted)[:60]}"
+
+
+def _start(root: Path, seed: int, task: Task, options: SimulateOptions) -> float:
+    """The accuracy of a seed's initial adapter, which is made if it is not there yet."""
+    setting, folder = options.setting, start_folder(root, seed)
+    if not folder.exists():
+        seed_folder(root, seed).mkdir(exist_ok=True)
+        chosen = InitOptions(
+            ranks=tuple(sorted(set(setting.ranks))),
+            scaling=setting.training.scaling,
+            target_modules=task.target_modules,
+            task=task.task,
+            modules_to_save=task.modules_to_save,
+            num_labels=task.num_labels,
+            dropout=setting.training.dropout,
+            seed=seed,
+            jobs=1,
+        )
+        initialise(task.model, folder, options=chosen)
+    path = seed_folder(root, seed) / _START
+    if not path.exists():
+        _, base = loaded(setting.source, root, options.device)
+        _, accuracy = score(task, base, folder / f"rank-{min(setting.ranks)}")
+        write_file(path, (json.dumps({"accuracy": accuracy}) + "\n").encode())
+    return float(read_object(path)["accuracy"])
+
+
+def _looking(
+    root: Path, runs: Sequence[Run], rounds: int, progress: engine.Progress
+) -> Callable[[], None]:
+    """What tells how many rounds need no more work, by the files that are there since last time."""
+    counts = dict.fromkeys(runs, 0)
+
+    def look() -> None:
+        for run, known in counts.items():
+            new = list(course(root, run, rounds, known))
+            # What has diverged has no more rounds to come.
+            over = any(metrics["diverged"] for metrics in new)
+            counts[run] = rounds if over else known + len(new)
+        progress(sum(counts.values()), len(runs) * rounds)
+
+    return look
+
+
+def _jobs(options: SimulateOptions, waiting: Sequence[Run]) -> int:
+    on_cpu = options.device == "cpu"
+    wanted = options.jobs or (max(1, engine.available_cores() // options.threads) if on_cpu else 1)
+    return min(wanted, len(waiting))
+
+
+def _warnings(
+    options: SimulateOptions, runs: Sequence[Run], waiting: Sequence[Run]
+) -> tuple[str, ...]:
+    warnings = []
+    if len(waiting) < len(runs):
+        warnings.append(f"{len(runs) - len(waiting)} of {len(runs)} runs were there already")
+    if len(options.seeds) < 3:
+        warnings.append("fewer than 3 seeds: differences between the arms may be chance")
+    return tuple(warnings)

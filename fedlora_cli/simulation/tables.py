@@ -1,0 +1,155 @@
+"""Data through the `datasets` library: files, folders and names on the hub become tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedlora_cli.errors import FedloraError, InputError
+from fedlora_cli.libraries import hushed
+from fedlora_cli.simulation.options import Source
+
+#: The readers of files by their ending.
+_ENDINGS = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+
+#: The library's own readers that are let read: none of them runs or unpickles what it reads.
+_READERS = frozenset({*_ENDINGS.values(), "arrow", "imagefolder"})
+
+#: Words in the names of files that tell their split, as in `datasets`; all else is for training.
+_SPLITS = {
+    "test": {"test", "testing", "eval", "evaluation"},
+    "validation": {"validation", "valid", "dev", "val"},
+}
+
+
+def where(source: Source) -> str:
+    """The data in an error."""
+    more = len(source.data) - 1
+    return source.data[0] + (f" and {more} more" if more else "")
+
+
+def title(source: Source) -> str:
+    """The data in the name of a task."""
+    return Path(source.data[0]).stem
+
+
+def read_tables(source: Source) -> tuple[Any, Any | None]:
+    """The table to train on, and the one to test on where there is one. Raises InputError.
+
+    Both are `datasets.Dataset`, memory-mapped from the library's cache.
+    """
+    with reading(source):
+        datasets = _library()
+        builder = _builder(datasets, source)
+        # The module is that of a reader of the library itself; a dataset has no code of its own.
+        reader = type(builder).__module__.rpartition(".")[2]
+        if reader not in _READERS:
+            found = f"its files are read as {reader}"
+            raise InputError(where(source), found, "save them as parquet, JSON lines or CSV")
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
+    return _split(source, splits, source.train_split), _test(source, splits)
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """Whatever the library meets in a stranger's files is one InputError; it says nothing else."""
+    datasets = _library()
+    verbosity, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    # What is logged as an error is raised as well.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        with hushed():
+            yield
+    except FedloraError:
+        raise
+    except Exception as error:  # each of its readers has errors of its own
+        reason = _innermost(error)
+        raise InputError(where(source), f"cannot be read ({reason})", "check the data") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        found = f"data is read by the library datasets ({_innermost(error)})"
+        raise InputError("simulate", found, "pip install 'fedlora[simulate]'") from error
+    return datasets
+
+
+def _builder(datasets: Any, source: Source) -> Any:
+    """What reads the data, which has not been read yet."""
+    paths = [Path(one) for one in source.data]
+    if len(paths) == 1 and paths[0].is_dir():
+        return datasets.load_dataset_builder(str(paths[0].resolve()), source.config)
+    if len(paths) == 1 and not paths[0].exists():
+        name = source.data[0]
+        # Without an owner it may be the name of a reader, which would read the current folder.
+        if paths[0].suffix in _ENDINGS or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+            found = "no such file or folder"
+            raise InputError(name, found, "check the path; on the hub it is owner/name")
+        return _of_hub(datasets, name, source.config)
+    kinds = {_ENDINGS.get(path.suffix.lower()) for path in paths}
+    for path in paths:
+        if not path.is_file():
+            raise InputError(path, "no such file", "give one folder, or files")
+    (kind,) = kinds if len(kinds) == 1 else (None,)
+    if kind is None:
+        found = f"files of {'different kinds' if len(kinds) > 1 else 'an unknown kind'}"
+        raise InputError(where(source), found, f"give files of one kind: {', '.join(_ENDINGS)}")
+    # "NA" and "null" are texts like any other, and may be names of classes.
+    options = {"keep_default_na": False} if kind == "csv" else {}
+    return datasets.load_dataset_builder(kind, data_files=_by_split(source, paths), **options)
+
+
+def _of_hub(datasets: Any, name: str, config: str | None) -> Any:
+    try:
+        return datasets.load_dataset_builder(name, config)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        found = f"no such path here, and not to be had from the hub ({_innermost(error)})"
+        raise InputError(name, found, "check the name, and the network") from error
+
+
+def _by_split(source: Source, paths: Sequence[Path]) -> Mapping[str, list[str]]:
+    """The files of every split. A file alone is all there is, whatever its name."""
+    result: dict[str, list[str]] = {}
+    for path in paths:
+        words = set(re.split(r"[^a-z]+", path.stem.lower()))
+        told = next((split for split, known in _SPLITS.items() if words & known), None)
+        split = source.train_split if told is None or len(paths) == 1 else told
+        result.setdefault(split, []).append(str(path.resolve()))
+    return result
+
+
+def _test(source: Source, splits: Mapping[str, Any]) -> Any | None:
+    if source.test_split is not None:
+        return _split(source, splits, source.test_split)
+    return splits["test"] if "test" in splits and source.train_split != "test" else None
+
+
+def _split(source: Source, splits: Mapping[str, Any], name: str) -> Any:
+    if name not in splits:
+        found = f"no split {name}"
+        raise InputError(where(source), found, f"its splits are {', '.join(splits)}")
+    return splits[name]
+
+
+def _innermost(error: BaseException) -> str:
+    """The first line of the error that the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,87 @@
+"""Runs on processes, each of which loads the model once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fedlora_cli.errors import InputError
+from fedlora_cli.libraries import hushed
+from fedlora_cli.simulation.course import Federation, perform
+from fedlora_cli.simulation.loading import loaded
+from fedlora_cli.simulation.options import SimulateOptions
+from fedlora_cli.simulation.places import Run
+from fedlora_cli.simulation.split import deal
+
+#: Seconds between two looks at how far the processes are.
+_PAUSE = 0.3
+
+
+def perform_all(
+    root: Path, options: SimulateOptions, runs: Sequence[Run], jobs: int, look: Callable[[], None]
+) -> None:
+    """What is left of all of these runs; `look` is called again and again meanwhile.
+
+    Raises FedloraError.
+    """
+    if jobs == 1:
+        for run in runs:
+            _perform(root, options, run, look)
+        return
+    # A forked copy of a process that has used torch's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin)
+    try:
+        waiting = {pool.submit(_perform, root, options, run) for run in runs}
+        while waiting:
+            done, waiting = wait(waiting, _PAUSE, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            look()
+    except BrokenProcessPool:
+        found = "a process that trained was ended, perhaps for memory"
+        raise InputError(root, found, "give --jobs 1, and the same command again") from None
+    finally:
+        # Whoever is interrupted does not wait for rounds to end: they are begun anew.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def _begin() -> None:
+    """What every process does first: an interruption is its parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _check_parent() -> None:
+    """A process whose parent was killed ends with the round that it is at."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise SystemExit
+
+
+def _perform(
+    root: Path, options: SimulateOptions, run: Run, tell: Callable[[], None] = _check_parent
+) -> None:
+    with hushed(), threads(options.threads):
+        task, base = loaded(options.setting.source, root, options.device)
+        parts = deal(task.train.labels, options.setting.ranks, options.setting.split, run.seed)
+        perform(Federation(root, options, task, base, parts), run, tell)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """torch on that many cores: more would change how sums are split, and so the rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
