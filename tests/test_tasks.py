@@ -498,7 +498,8 @@ def test_a_base_model_without_a_head_gets_one(sources: dict[str, Source], tmp_pa
     try:
         model = adapted(task, tmp_path / "start")
     except InputError as error:
-        assert "try a newer transformers" in str(error)
+        if "try a newer transformers" not in str(error):
+            raise
         pytest.skip("this transformers finds no layers in such files; 5.16 does")
 
     assert model.base_model.model.classifier.modules_to_save["default"].weight.shape[0] == 3

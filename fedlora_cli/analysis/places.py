@@ -28,8 +28,12 @@ def find_adapters(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
         if any(rounds.values()) and not formats.is_adapter(path):
             folders += [one / GLOBAL for one in sorted(rounds, key=_order) if rounds[one]]
             alike = {series_of(one.name) for one in rounds if rounds[one]}
-            remarks += [f"{one.name} left out: no {GLOBAL} in it" for one in sorted(rounds)
-                        if not rounds[one] and one.is_dir() and series_of(one.name) in alike]  # fmt: skip
+            without = [one for one in sorted(rounds) if not rounds[one] and one.is_dir()]
+            remarks += [
+                f"{one.name} left out: no {GLOBAL} in it"
+                for one in without
+                if series_of(one.name) in alike
+            ]
             continue
         listed, left_out = find_folders([path])
         folders += sorted(listed, key=_order)

@@ -47,7 +47,8 @@ def make_skeleton(
 
     `targets` are PEFT's target_modules: names, an expression or "all-linear", None for those that
     PEFT knows for this architecture. Without a task of `CLASSES`, the class is the one that the
-    base model was saved from. Code that comes with a model is never run. Raises InputError and UsageError.
+    base model was saved from. Code that comes with a model is never run. Raises InputError and
+    UsageError.
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
