@@ -16,7 +16,6 @@ from makers import relative_error, written_update
 from fedlora_cli import InputError, Options, aggregate, diagnose, read
 from fedlora_cli.errors import OutputError, UsageError
 from fedlora_cli.libraries import hushed
-from fedlora_cli.simulation import digits
 from fedlora_cli.simulation.options import (
     Arm,
     Setting,
@@ -28,7 +27,9 @@ from fedlora_cli.simulation.options import (
 from fedlora_cli.simulation.places import Run
 from fedlora_cli.simulation.simulate import simulate
 from fedlora_cli.simulation.task import Task
+from fedlora_cli.simulation.tasks import digits
 from fedlora_cli.simulation.training import Diverged, starting_from, train_client
+from fedlora_cli.simulation.workers import threads
 
 SETTING = Setting(
     Source(limit=60), ranks=(2, 2, 4, 8), participation=0.75, training=Training(batch_size=32)
@@ -42,7 +43,8 @@ MODULE = "vit.layers.1.mlp.fc1"
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base model of the embedded task, which takes seconds to make."""
     folder = tmp_path_factory.mktemp("digits") / "base"
-    digits.make_task(folder)
+    with threads(1), hushed():
+        digits.make_task(folder)
     return folder
 
 
@@ -241,21 +243,35 @@ def test_another_setting_or_another_folder_is_refused(done: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_run_that_diverges_says_when_and_counts_nowhere(place: Place) -> None:
+def test_a_run_that_diverges_says_when_and_counts_nowhere(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
+    from fedlora_cli.simulation import course
+
+    train = course.train_client
+
+    def fragile(*args: Any) -> float:
+        rate, output = args[4], args[6]
+        if rate > 0.5 and "round-02" in str(output):
+            raise Diverged(f"{output.name} went beyond any number")
+        return train(*args)
+
+    monkeypatch.setattr(course, "train_client", fragile)
     root = place("diverging")
-    options = replace(OPTIONS, arms=ARMS[:1], rates=(2e-3, 500.0))
+    options = replace(OPTIONS, arms=ARMS[:1], rates=(2e-3, 0.6))
     report = simulate(root, options)
     fine, broken = report.arms
 
     assert fine.best
     assert fine.diverged == ()
     assert not broken.best
-    assert len(broken.diverged) == 1
+    assert broken.diverged == (2,)
     assert broken.accuracy.mean is None
-    again = simulate(root, options)
-    assert again.arms == report.arms
+    assert broken.by_seed == (None,)
+    monkeypatch.setattr(course, "train_client", None)  # nothing is trained again
+    assert simulate(root, options).arms == report.arms
 
 
 def test_training_leaves_the_base_model_as_it_was(task: Task, done: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_tasks import (
     SUMS,
     bert_config,
@@ -18,7 +19,7 @@ from test_tasks import (
     save_tokenizer,
     vit_config,
 )
-from transformers import BertModel, LlamaForCausalLM, ViTModel
+from transformers import BertModel, LlamaForCausalLM, ViTForImageClassification
 
 from fedlora_cli import diagnose, read
 from fedlora_cli.simulation.options import (
@@ -33,7 +34,7 @@ from fedlora_cli.simulation.simulate import simulate
 
 
 def image_source(place: Path) -> Source:
-    model = save_model(ViTModel(vit_config()), place / "vit")
+    model = save_model(ViTForImageClassification(vit_config()), place / "vit")
     data = save_images(place / "images")
     return Source("image-classification", str(model), (str(data),), target_modules="all-linear")
 
@@ -55,6 +56,7 @@ def language_source(place: Path) -> Source:
 @pytest.mark.parametrize("make", [image_source, text_source, language_source])
 def test_every_family_is_trained_in_rounds_through_files(make: object, tmp_path: Path) -> None:
     assert callable(make)
+    torch.manual_seed(0)
     setting = Setting(
         make(tmp_path), ranks=(2, 2, 4), participation=1.0, split=Split(5.0), training=Training(3)
     )

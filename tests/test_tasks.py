@@ -37,13 +37,13 @@ from transformers import (
 from fedlora_cli.errors import FedloraError, InputError
 from fedlora_cli.rounds.initialise import initialise
 from fedlora_cli.rounds.options import InitOptions
-from fedlora_cli.simulation.corpus import read_corpus
-from fedlora_cli.simulation.families import FAMILIES, make_task
-from fedlora_cli.simulation.language import Dialogues, same_answer
 from fedlora_cli.simulation.options import SimulateOptions, Source
 from fedlora_cli.simulation.presets import NOTES, PRESETS
 from fedlora_cli.simulation.task import Examples, Task
-from fedlora_cli.simulation.texts import _WANTED as TEXTS
+from fedlora_cli.simulation.tasks.corpus import read_corpus
+from fedlora_cli.simulation.tasks.families import FAMILIES, make_task
+from fedlora_cli.simulation.tasks.language import Dialogues, same_answer
+from fedlora_cli.simulation.tasks.texts import _WANTED as TEXTS
 from fedlora_cli.simulation.workers import threads
 
 SIZES: dict[str, Any] = {

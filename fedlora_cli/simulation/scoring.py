@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedlora_cli.simulation.task import Examples, IntArray, Task
+from fedlora_cli.simulation.wrapped import wrapped
 
 #: Examples in one forward pass, none of which keeps anything for a backward pass.
 _AT_ONCE = 256
@@ -26,21 +27,15 @@ def score(task: Task, base: Any, adapter: Path, *, at_once: int = _AT_ONCE) -> t
 
     `base` is as it was afterwards.
     """
-    from peft import PeftModel
-
-    model: Any = PeftModel.from_pretrained(base, str(adapter)).eval()
-    try:
-        with torch.no_grad():
-            validation, test = (
-                sum(
-                    task.right(model, part, positions)
-                    for positions in np.split(
-                        np.arange(len(part)), range(at_once, len(part), at_once)
-                    )
-                )
-                / len(part)
-                for part in (task.validation, task.test)
-            )
-    finally:
-        model.unload()
+    with wrapped(base, adapter) as model, torch.no_grad():
+        model.eval()
+        validation, test = (
+            sum(task.right(model, part, positions) for positions in _batches(len(part), at_once))
+            / len(part)
+            for part in (task.validation, task.test)
+        )
     return validation, test
+
+
+def _batches(number: int, at_once: int) -> list[IntArray]:
+    return np.split(np.arange(number), range(at_once, number, at_once))

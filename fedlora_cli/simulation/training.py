@@ -16,6 +16,7 @@ import torch
 from fedlora_cli.formats.peft import WEIGHTS
 from fedlora_cli.simulation.options import Training
 from fedlora_cli.simulation.task import Examples, IntArray
+from fedlora_cli.simulation.wrapped import wrapped
 
 
 class Diverged(Exception):
@@ -36,14 +37,9 @@ def starting_from(base: Any, adapter: Path) -> Iterator[Start]:
 
     PEFT takes longer to wrap a small model than to train it: clients of one rank share this.
     """
-    from peft import PeftModel
-
-    model: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).train()
-    try:
-        own = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    with wrapped(base, adapter, trainable=True) as model:
+        own = {name: one for name, one in model.train().named_parameters() if one.requires_grad}
         yield Start(model, {name: one.detach().clone() for name, one in own.items()})
-    finally:
-        model.unload()
 
 
 def train_client(

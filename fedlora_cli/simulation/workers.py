@@ -45,6 +45,7 @@ def perform_all(
             for future in done:
                 future.result()
             look()
+        pool.shutdown()
     except BrokenProcessPool:
         found = "a process that trained was ended, perhaps for memory"
         raise InputError(root, found, "give --jobs 1, and the same command again") from None

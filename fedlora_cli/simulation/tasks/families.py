@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fedlora_cli.simulation import images, language, texts
 from fedlora_cli.simulation.options import Family, Source
 from fedlora_cli.simulation.task import Task
+from fedlora_cli.simulation.tasks import images, language, texts
 
 #: A task of a source, its examples held out by a seed.
 FAMILIES: Mapping[Family, Callable[[Source, int], Task]] = {

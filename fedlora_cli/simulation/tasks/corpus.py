@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.simulation.columns import Wanted, classes, two_columns
 from fedlora_cli.simulation.options import Source
-from fedlora_cli.simulation.tables import read_tables, reading, where
 from fedlora_cli.simulation.task import IntArray
+from fedlora_cli.simulation.tasks.columns import Wanted, classes, two_columns
+from fedlora_cli.simulation.tasks.tables import read_tables, reading, where
 
 #: The part of all examples that is held out where the data has no test split.
 HELD_OUT = 0.2

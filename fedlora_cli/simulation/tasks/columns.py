@@ -10,8 +10,8 @@ import numpy as np
 
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.simulation.options import Source
-from fedlora_cli.simulation.tables import where
 from fedlora_cli.simulation.task import IntArray
+from fedlora_cli.simulation.tasks.tables import where
 
 _STRINGS = ("string", "large_string")
 

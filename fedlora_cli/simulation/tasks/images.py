@@ -14,19 +14,19 @@ from torch import Tensor
 
 from fedlora_cli.errors import InputError
 from fedlora_cli.rounds.options import ALL_LINEAR
-from fedlora_cli.simulation.columns import Wanted
-from fedlora_cli.simulation.corpus import Part, read_corpus
 from fedlora_cli.simulation.options import Source
-from fedlora_cli.simulation.pretrained import (
+from fedlora_cli.simulation.scoring import count_right
+from fedlora_cli.simulation.task import Examples, IntArray, Task
+from fedlora_cli.simulation.tasks.columns import Wanted
+from fedlora_cli.simulation.tasks.corpus import Part, read_corpus
+from fedlora_cli.simulation.tasks.pretrained import (
     dtype_of,
     load_model,
     loading,
     model_name,
     read_config,
 )
-from fedlora_cli.simulation.scoring import count_right
-from fedlora_cli.simulation.tables import title, where
-from fedlora_cli.simulation.task import Examples, IntArray, Task
+from fedlora_cli.simulation.tasks.tables import title, where
 
 _WANTED = Wanted(
     inputs=("image", "img", "pixel_values"),

@@ -7,19 +7,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedlora_cli.simulation.columns import Wanted
-from fedlora_cli.simulation.corpus import Part, read_corpus
 from fedlora_cli.simulation.options import Source
-from fedlora_cli.simulation.pretrained import (
+from fedlora_cli.simulation.scoring import count_right
+from fedlora_cli.simulation.task import Examples, IntArray, Task
+from fedlora_cli.simulation.tasks.columns import Wanted
+from fedlora_cli.simulation.tasks.corpus import Part, read_corpus
+from fedlora_cli.simulation.tasks.pretrained import (
     load_model,
     longest,
     model_name,
     read_config,
     read_tokenizer,
 )
-from fedlora_cli.simulation.scoring import count_right
-from fedlora_cli.simulation.tables import title
-from fedlora_cli.simulation.task import Examples, IntArray, Task
+from fedlora_cli.simulation.tasks.tables import title
 
 _WANTED = Wanted(
     inputs=("text", "sentence", "content", "question"),
