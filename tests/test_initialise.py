@@ -672,7 +672,7 @@ def test_a_strange_configuration_is_one_line_and_exit_code_3(
         (["--ranks", "2", "--alpha", "4", "--scaling", "2"], 2, "--scaling: given together with"),
         (["--ranks", "2", "--alpha", "-4"], 2, "--alpha: -4.0 is out of range"),
         (["--ranks", "2", "--scaling", "1e12"], 2, "--alpha: 2e+12 in rank-2"),
-        (["--ranks", "2", "--task", "CHAT"], 2, "--task: no task type CHAT; use one of SEQ_CLS"),
+        (["--ranks", "2", "--task", "CHAT"], 2, "--task: no task CHAT; use one of CAUSAL_LM"),
         (["--ranks", "2", "--num-labels", "0"], 2, "--num-labels: 0 is out of range"),
         (["--ranks", "2", "--num-labels", "3"], 2, "--num-labels: no head is trained in full"),
         (["--ranks", "2", "--seed", "-1"], 2, "--seed: -1 is out of range"),

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import simulated
 from typer.main import get_command
 
 from fedlora_cli import METHODS, __version__, read_clients
@@ -96,7 +97,7 @@ def collapse_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-GENERATED = {"methods": methods_table, "collapse": collapse_table}
+GENERATED = {"methods": methods_table, "collapse": collapse_table, **simulated.TABLES}
 
 
 def generated(name: str) -> re.Pattern[str]:
@@ -168,12 +169,15 @@ def test_the_changelog_knows_this_version() -> None:
 
 def rewrite() -> None:
     """Bring the README up to date."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = prepared(Path(place))
+        blocks = {block: ran(block, folder) for block in _CONSOLE.findall(README.read_text())}
+    # Read once more: the commands took a minute, in which somebody may have written on.
     text = README.read_text()
     for name, make in GENERATED.items():
         text = generated(name).sub(lambda found, make=make: found[1] + make() + found[3], text)
-    with tempfile.TemporaryDirectory() as place:
-        folder = prepared(Path(place))
-        text = _CONSOLE.sub(lambda found: f"```console\n{ran(found[1], folder)}```", text)
+    for block, now in blocks.items():
+        text = text.replace(f"```console\n{block}```", f"```console\n{now}```")
     README.write_text(text)
 
 
