@@ -47,6 +47,10 @@ class InputError(FedloraError):
     exit_code = 3
 
 
+class NotFinite(InputError):
+    """Values beyond the range of numbers: what training that diverged leaves."""
+
+
 class OutputError(FedloraError):
     """The result could not be written where it was asked for."""
 

@@ -7,7 +7,7 @@ import hashlib
 import torch
 
 from fedlora_cli import lowrank
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import NotFinite
 from fedlora_cli.factors import Factors
 
 
@@ -25,7 +25,7 @@ def cast(factors: Factors, dtype: str, name: str) -> Factors:
     # Not `>`: an overflow is an infinite error, or none that can be compared.
     if not (dB * A + B * dA).sum() <= 2 * torch.finfo(target).eps * (B * A).sum():
         found = f"its factors leave the range of {dtype}"
-        raise InputError(name, found, "give a wider --dtype, such as float32")
+        raise NotFinite(name, found, "give a wider --dtype, such as float32")
     return cast
 
 

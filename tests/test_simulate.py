@@ -274,6 +274,89 @@ def test_a_run_that_diverges_says_when_and_counts_nowhere(
     assert simulate(root, options).arms == report.arms
 
 
+def test_a_file_that_cannot_be_read_is_no_divergence(done: Path, tmp_path: Path) -> None:
+    """It is an error, and the run goes on when the file is back."""
+    from dataclasses import replace
+
+    root = shutil.copytree(done, tmp_path / "run")
+    weights = Run(ARMS[1], 2e-3, 0).folder(root) / "round-03/global/adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:300])
+    more = replace(OPTIONS, rounds=4)
+
+    with pytest.raises(InputError, match="a header of"):
+        simulate(root, more)
+    weights.write_bytes(content)
+    assert simulate(root, more).arms[1].diverged == ()
+
+
+def test_the_last_round_is_scored_whatever_was_scored_before(place: Place) -> None:
+    from dataclasses import replace
+
+    root = place("seldom")
+    seldom = replace(OPTIONS, arms=ARMS[:1], score_every=4)
+    simulate(root, seldom)
+    report = simulate(root, replace(seldom, rounds=2))
+
+    assert report.arms[0].accuracy.mean is not None
+    assert [point.accuracy.mean is None for point in report.arms[0].rounds] == [True, False]
+
+
+def test_nobody_else_is_at_work_in_the_folder(done: Path) -> None:
+    from fedlora_cli.files.alone import alone_in
+
+    with alone_in(done), pytest.raises(OutputError, match="another process is at work"):
+        simulate(done, OPTIONS)
+
+
+def test_a_setting_that_was_wrong_is_put_right_in_the_same_folder(place: Place) -> None:
+    from dataclasses import replace
+
+    root = place("wrong")
+    wrong = replace(OPTIONS, setting=replace(SETTING, ranks=(2, 2, 4, 1000)))
+    with pytest.raises(UsageError, match="1000"):
+        simulate(root, wrong)
+
+    assert simulate(root, replace(OPTIONS, arms=ARMS[:1], rounds=1)).arms[0].accuracy.mean
+
+
+def test_one_rate_for_all_and_best_rates_at_an_end_are_warned_of(done: Path, place: Place) -> None:
+    from dataclasses import replace
+
+    (alone,) = [w for w in simulate(done, OPTIONS).warnings if "one learning rate" in w]
+    assert "--lr" in alone
+    several = replace(OPTIONS, arms=ARMS[:1], rates=(2e-3, 4e-3), rounds=1)
+    warnings = simulate(place("rates"), several).warnings
+    assert "best at an end of the learning rates: flexlora; give more of them" in warnings
+
+
+def test_a_tie_and_a_divergence_never_make_the_best_rate() -> None:
+    from simulations import arm
+
+    from fedlora_cli.simulation.summary import _rank, spread
+
+    rows = [
+        arm("raflora", rate=4e-3, validation=spread([0.9]), diverged=(2,)),
+        arm("raflora", rate=2e-3, validation=spread([0.6])),
+        arm("raflora", rate=1e-3, validation=spread([0.6])),
+    ]
+    assert [row.rate for row in sorted(rows, key=_rank)] == [1e-3, 2e-3, 4e-3]
+
+
+def test_layers_that_count_what_they_see_carry_nothing_over(tmp_path: Path) -> None:
+    """BatchNorm keeps running means in buffers, which no adapter has."""
+    from fedlora_cli.simulation.wrapped import buffers_of, restore
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    before = buffers_of(model)
+    model.train()(torch.randn(8, 3) + 5)
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+
+    restore(model, before)
+
+    assert all(torch.equal(one, before[name]) for name, one in model.named_buffers())
+
+
 def test_training_leaves_the_base_model_as_it_was(task: Task, done: Path, tmp_path: Path) -> None:
     with hushed():
         model = task.load()
@@ -331,7 +414,10 @@ def test_the_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (lambda: Setting(participation=0.0), "--participation: 0.0 is out of range"),
         (lambda: Split(dirichlet=0.0), "--dirichlet: 0.0 is out of range"),
         (lambda: SimulateOptions(arms=(Arm("raflora"), Arm("raflora"))), "--method: none, or"),
-        (lambda: Source(model="x"), "given without --task"),
+        (lambda: Source(model="x"), "--model: digits has no use for it"),
+        (lambda: Source(max_length=9), "--max-length: digits has no use for it"),
+        (lambda: Source("causal-lm", "m", ("d",), dtype="float16"), "cannot be trained in"),
+        (lambda: Arm("flora"), "merge the whole stack"),
         (lambda: Source("causal-lm", model="x"), "needs both"),
     ],
 )

@@ -65,7 +65,7 @@ def test_without_options_the_defaults_are_simulated(called: Called) -> None:
     ("arguments", "arms"),
     [
         (("-m", "flexlora,raflora"), ["flexlora", "raflora"]),
-        (("-m", "flora", "-m", "raflora:quorum=1:momentum=0.8"), ["flora", "raflora-q1-b0.8"]),
+        (("-m", "fedavg", "-m", "raflora:quorum=1:momentum=0.8"), ["fedavg", "raflora-q1-b0.8"]),
         (
             ("-m", "flexlora,raflora,hetlora", "--quorum", "0,1", "--momentum", "0,0.8"),
             ["flexlora", "flexlora-b0.8", "raflora-q0", "raflora-q0-b0.8", "raflora-q1",
@@ -121,9 +121,9 @@ def test_another_task_takes_nothing_of_the_model_and_the_data(called: Called) ->
 def test_every_option_goes_where_it_belongs(called: Called) -> None:
     result = run(
         "--lr", "1e-3,2e-3", "--seeds", "4,7", "--rounds", 5, "--ranks", "2,4,8", "-p", 0.4,
-        "--dirichlet", 0.1, "--classes", 2, "--holdings", -1, "--epochs", 3, "--batch-size", 8,
+        "--dirichlet", 0.1, "--holdings", -1, "--epochs", 3, "--batch-size", 8,
         "--scaling", 4, "--dropout", 0.1, "--device", "cuda", "-j", 3, "--threads", 2,
-        "--score-every", 2, "--keep-clients", "--task", "text-classification", "--model", "base",
+        "--score-every", 2, "--keep-clients", "--task", "causal-lm", "--model", "base",
         "--data", "d", "--config", "c", "--train-split", "tr", "--test-split", "te", "--input", "x",
         "--label", "y", "--target-modules", "q,v", "--modules-to-save", "score", "--max-length", 9,
         "--max-new-tokens", 8, "--limit", 50, "--dtype", "bfloat16", "-q",
@@ -135,12 +135,12 @@ def test_every_option_goes_where_it_belongs(called: Called) -> None:
     assert (options.score_every, options.keep_clients, options.device) == (2, True, "cuda")
     assert (options.jobs, options.threads) == (3, 2)
     assert (setting.ranks, setting.participation) == ((2, 4, 8), 0.4)
-    assert vars(setting.split) == {"dirichlet": 0.1, "classes": 2, "holdings": -1}
+    assert vars(setting.split) == {"dirichlet": 0.1, "classes": None, "holdings": -1}
     assert vars(setting.training) == {
         "epochs": 3, "batch_size": 8, "scaling": 4, "dropout": 0.1
     }  # fmt: skip
     assert vars(setting.source) == {
-        "family": "text-classification", "model": "base", "data": ("d",), "config": "c",
+        "family": "causal-lm", "model": "base", "data": ("d",), "config": "c",
         "train_split": "tr", "test_split": "te", "input": "x", "label": "y",
         "target_modules": ("q", "v"), "modules_to_save": ("score",), "max_length": 9,
         "max_new_tokens": 8, "limit": 50, "dtype": "bfloat16",
@@ -166,7 +166,7 @@ def test_all_linear_is_no_name_of_a_module_and_seeds_may_be_counted(called: Call
         (("-m", "raflora,raflora"), "one of them twice"),
         (("-m", "flexlora:quorum=0.5"), "the rule of flexlora has no quorum"),
         (("-m", "flexlora", "--quorum", "0.5"), "no method is left that takes it; add raflora"),
-        (("-m", "flora,raflora:momentum=0", "--momentum", "0.5"), "--momentum: no method is left"),
+        (("-m", "fedavg,raflora:momentum=0", "--momentum", "0.5"), "--momentum: no method is left"),
         (("--quorum", "0,2"), "--quorum: 2.0 is out of range"),
         (("--momentum", "nan"), "--momentum: nan is out of range"),
         (("--lr", "1e-3;2e-3"), "--lr: '1e-3;2e-3' is no number"),
@@ -180,7 +180,10 @@ def test_all_linear_is_no_name_of_a_module_and_seeds_may_be_counted(called: Call
         (("--ranks", "4,0"), "0 is out of range; it must be ranks of 1 or more"),
         (("-p", "0"), "--participation: 0.0 is out of range"),
         (("--dirichlet", "nan"), "--dirichlet: nan is out of range"),
-        (("--model", "m"), "--model, --data: given without --task"),
+        (("--model", "m"), "--model: digits has no use for it; say which --task it is for"),
+        (("--dtype", "bfloat16"), "--dtype: digits has no use for it"),
+        (("--classes", "2", "--dirichlet", "1"), "--classes: given together with --dirichlet"),
+        (("-m", "flora"), "clients of flora merge the whole stack into their base model"),
         (("--task", "causal-lm"), "causal-lm needs both; give --model and --data"),
         (("--target-modules", "q,,v"), "--target-modules: 'q,,v' has an empty name"),
         (("--plot", "x.gif"), "--plot: x.gif has no known ending"),

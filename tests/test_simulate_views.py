@@ -234,55 +234,65 @@ def test_verdicts_are_told_from_good_to_bad() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sds", "seeds", "by_seed", "expected"),
+    ("by_seed", "examples", "expected"),
     [
-        ((0.01, 0.01), 3, None, "good"),  # 2.78 * sqrt(2 / 3) points, 2.3 against 5
-        ((0.03, 0.01), 3, None, "noise"),
-        ((0.03, 0.03), 3, ((0.50, 0.60, 0.40), (0.55, 0.64, 0.46)), "good"),  # seed by seed
-        ((0.01, 0.01), 3, ((0.50, 0.60, 0.40), (0.45, 0.60, 0.60)), "noise"),
-        ((0.01, 0.01), 1, None, "nobody"),
-        ((0.01, 0.01), 3, ((0.50, None, None), (None, 0.64, None)), "good"),  # no pairs
+        (((0.50, 0.60, 0.40), (0.55, 0.64, 0.46)), 10_000, "good"),  # seed by seed
+        (((0.50, 0.60, 0.40), (0.55, 0.64, 0.46)), 360, "noise"),  # of so few test examples
+        (((0.50, 0.60, 0.40), (0.45, 0.60, 0.60)), 10_000, "noise"),
+        (((0.50, 0.60), (0.55, 0.65)), 10_000, "2 seeds nobody"),
+        (((0.50, None, None), (None, 0.64, None)), 10_000, "0 seeds nobody"),  # no pairs
+        (((0.50, 0.50, 0.50), (0.50, 0.50, 0.50)), 10_000, "noise"),  # never more than certain
     ],
 )
-def test_a_lead_is_told_only_where_it_is_more_than_noise(sds, seeds, by_seed, expected) -> None:
-    low, high = by_seed or ((), ())
-    report = simulation(
-        [
-            arm("flexlora", accuracy=0.50, sd=sds[0], seeds=seeds, by_seed=low),
-            arm("raflora", accuracy=0.55, sd=sds[1], seeds=seeds, by_seed=high),
-            arm("residual", accuracy=0.40, sd=0.0, seeds=seeds),
-        ]
+def test_a_lead_is_told_only_where_it_is_more_than_noise(by_seed, examples, expected) -> None:
+    low, high = by_seed
+    report = replace(
+        simulation(
+            [
+                arm("flexlora", accuracy=0.50, sd=0.1, by_seed=low),
+                arm("raflora", accuracy=0.55, sd=0.1, by_seed=high),
+                arm("residual", accuracy=0.40, sd=0.0),
+            ]
+        ),
+        test_examples=examples,
     )
 
     last = paragraphs(report)[-1]
     text = " ".join(last.text.split())
 
-    assert text.startswith("raflora is best")
-    if expected == "good":
-        assert re.search(r"raflora is best, 5\.\d points above flexlora", text)
-        assert last.tone == "good"
-    else:
-        assert last.tone == "plain"
-        assert not re.search(r"\d points above", text)
-        assert {"noise": "within the noise of 3 seeds", "nobody": "with 1 seed nobody can tell"}[
-            expected
-        ] in text
+    assert text.startswith("raflora is best at this one learning rate")
+    assert (last.tone == "good") == (expected == "good")
+    assert bool(re.search(r"5\.0 points above flexlora", text)) == (expected == "good")
+    if expected != "good":
+        assert {"noise": "within the noise of 3 seeds"}.get(expected, f"with {expected}") in text
 
 
-def test_a_difference_is_held_against_the_t_distribution() -> None:
+def test_what_diverges_in_some_runs_does_not_lead() -> None:
+    survivors = arm("raflora", accuracy=0.71, by_seed=(None, None, 0.70, 0.71, 0.72))
+    survivors = replace(survivors, diverged=(3, 4))
+    whole = arm("flexlora", accuracy=0.66, by_seed=(0.5, 0.5, 0.75, 0.76, 0.77))
+    report = simulation([whole, survivors])
+
+    text = " ".join(paragraphs(report)[-1].text.split())
+    assert text.startswith("flexlora is best")
+    assert "within the noise of 3 seeds" in text
+    (table, *_) = [b for b in simulate_view(report, details=False).blocks if isinstance(b, Table)]
+    assert table.rows[1][1] == "0.71 ± 0.02 (1 of 3)"
+
+
+def test_a_difference_is_held_against_the_t_distribution_and_the_size_of_the_test() -> None:
     low = arm("flexlora", accuracy=0.5, sd=0.03, by_seed=(0.50, 0.60, 0.40))
     high = arm("raflora", accuracy=0.55, sd=0.04, by_seed=(0.56, 0.63, 0.46))
     gaps = np.array([0.06, 0.03, 0.06])
 
-    lead, margin = difference(high, low)
-    unpaired, wide = difference(replace(high, by_seed=()), low)
+    lead, margin, seeds = difference(high, low, 10**6)
+    _, coarse, _ = difference(high, low, 100)
 
+    assert seeds == 3
     assert lead == pytest.approx(gaps.mean())
     assert margin == pytest.approx(4.30 * gaps.std(ddof=1) / 3**0.5)
-    assert unpaired == pytest.approx(0.05)
-    assert wide == pytest.approx(2.78 * (0.03**2 / 3 + 0.04**2 / 3) ** 0.5)
-    fewer = difference(replace(high, by_seed=(), diverged=(4,)), low)[1]
-    assert fewer == pytest.approx(3.18 * (0.03**2 / 3 + 0.04**2 / 2) ** 0.5)
+    assert coarse == pytest.approx(1.96 * ((0.5 * 0.5 + 0.55 * 0.45) / 100) ** 0.5)
+    assert difference(replace(high, by_seed=()), low, 100)[1] is None
 
 
 def test_one_arm_leads_nobody() -> None:

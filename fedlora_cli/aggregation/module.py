@@ -11,7 +11,7 @@ from torch import Tensor
 from fedlora_cli import lowrank
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, NotFinite
 from fedlora_cli.factors import Factors
 from fedlora_cli.stored import cast
 from fedlora_cli.weights import FloatArray, Weights, by_samples
@@ -93,7 +93,7 @@ def read_module(plan: Plan, name: str) -> Read:
     if not np.isfinite(norms).all():
         worst = clients[int((~np.isfinite(norms)).argmax())]
         found = f"the update of {name} is larger than any number"
-        raise InputError(worst.adapter.path, found, "leave this client out")
+        raise NotFinite(worst.adapter.path, found, "leave this client out")
     previous, before = (
         _factors(plan, adapter, name) if adapter is not None and name in adapter.modules else None
         for adapter in (plan.previous, plan.before_previous)

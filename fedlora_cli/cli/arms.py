@@ -34,8 +34,8 @@ def arms_of(
 
     >>> [arm.name for arm in arms_of(["flexlora,raflora"], "0,0.5", None, ())]
     ['flexlora', 'raflora-q0', 'raflora-q0.5']
-    >>> [arm.name for arm in arms_of(["raflora:quorum=1", "flora"], None, "0,0.8", ())]
-    ['raflora-q1', 'raflora-q1-b0.8', 'flora']
+    >>> [arm.name for arm in arms_of(["raflora:quorum=1", "rbla"], None, "0,0.8", ())]
+    ['raflora-q1', 'raflora-q1-b0.8', 'rbla']
     """
     named = [_parsed(item) for text in methods for item in text.split(",")]
     if not named:

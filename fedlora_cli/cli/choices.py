@@ -17,8 +17,12 @@ _FEDERATION = "Federation"
 _TRAINING = "Training"
 _DATA = "Model and data"
 
-#: Those that train both factors.
-_COMPARED = [method.name for method in METHODS.values() if method.merge != "shared"]
+#: Those whose clients train both factors, on a base model that stays what it is.
+_COMPARED = [
+    method.name
+    for method in METHODS.values()
+    if method.merge != "shared" and (method.merge, method.compress) != ("stack", "none")
+]
 
 Method = Annotated[
     list[str] | None,

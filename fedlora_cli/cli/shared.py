@@ -175,8 +175,8 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
         except BrokenPipeError:
             raise  # a reader that went away had enough
         except OSError as error:
-            if error.filename is not None:
-                raise
+            if error.filename is not None or error.errno is None:
+                raise  # libraries say many things by it
             # Standard output is full. What is left of it is given up, lest Python tries once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             reason = (error.strerror or str(error)).lower()

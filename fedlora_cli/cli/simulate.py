@@ -108,6 +108,8 @@ def simulate(
 
     fedlora simulate -o run --cohort 8x4,4x16 -p 0.5 --quorum 0,0.5,1 --seeds 5
     """
+    if classes is not None and dirichlet is not None:
+        raise UsageError("--classes", "given together with --dirichlet", "give one of them")
     options = _options(
         _preset(preset),
         source=_given(

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import NotFinite, OutputError
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
 from fedlora_cli.formats.peft import WEIGHTS
@@ -66,6 +67,8 @@ def is_done(root: Path, run: Run, rounds: int) -> bool:
     if not known or (len(known) < rounds and not known[-1]["diverged"]):
         return False
     path = run.folder(root) / DIAGNOSIS
+    if not known[-1]["diverged"] and "accuracy" not in known[-1]:
+        return False
     whole = sum(not metrics["diverged"] for metrics in known)
     return whole == (len(read_object(path)["adapters"]) if path.exists() else 0)
 
@@ -80,8 +83,14 @@ def perform(federation: Federation, run: Run, tell: Callable[[], None]) -> None:
     rounds = federation.options.rounds
     known = list(course(federation.root, run, rounds))
     while len(known) < rounds and not (known and known[-1]["diverged"]):
-        known.append(_round(federation, run, len(known) + 1))
+        with _room(folder):
+            known.append(_round(federation, run, len(known) + 1))
         tell()
+    if not known[-1]["diverged"] and "accuracy" not in known[-1]:
+        # It was not to be the last one when it was made.
+        last = round_folder(folder, rounds)
+        known[-1] |= _scores(federation, last / "global")
+        _write_metrics(last, known[-1])
     whole = [metrics for metrics in known if not metrics["diverged"]]
     if whole:
         options = DiagnoseOptions("rounds", min(federation.setting.ranks), jobs=1)
@@ -111,8 +120,7 @@ def _round(federation: Federation, run: Run, number: int) -> dict[str, Any]:
         aggregated = time.perf_counter()
         scored = number % federation.options.score_every == 0
         if scored or number == federation.options.rounds:
-            validation, test = score(federation.task, federation.base, result)
-            metrics |= {"validation": validation, "accuracy": test}
+            metrics |= _scores(federation, result)
         ranks = federation.setting.ranks
         spectra = [np.array(module.singular_values) for module in report.modules]
         metrics |= {
@@ -129,8 +137,30 @@ def _round(federation: Federation, run: Run, number: int) -> dict[str, Any]:
         if not federation.options.keep_clients:
             before = round_folder(run.folder(federation.root), number - 1)
             shutil.rmtree(before / "clients", ignore_errors=True)
-    write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
+    _write_metrics(folder, metrics)
     return metrics
+
+
+def _scores(federation: Federation, adapter: Path) -> dict[str, float]:
+    validation, test = score(federation.task, federation.base, adapter)
+    return {"validation": validation, "accuracy": test}
+
+
+def _write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """What the libraries cannot write is one error, and the round is made again next time."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        cure = "free some space; the same command goes on from here"
+        raise OutputError(folder, f"cannot be written ({reason})", cure) from error
 
 
 def _start(federation: Federation, run: Run, number: int) -> Path:
@@ -179,14 +209,13 @@ def _aggregate(federation: Federation, run: Run, clients: Path, result: Path) ->
         method=run.arm.method,
         quorum=run.arm.quorum,
         momentum=run.arm.momentum,
-        # flora stacks without truncating: its rank is the sum of the clients'.
-        rank=None if run.arm.method == "flora" else max(federation.setting.ranks),
+        rank=max(federation.setting.ranks),
         rounds=run.folder(federation.root),
         jobs=1,
     )
     try:
         return aggregate(clients, result, options)
-    except InputError as error:
+    except NotFinite as error:
         raise Diverged(str(error)) from None
 
 

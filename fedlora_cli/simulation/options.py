@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fedlora_cli.errors import UsageError, require
 from fedlora_cli.methods import find
 from fedlora_cli.rounds.options import SCALING
 
 Family = Literal["digits", "image-classification", "text-classification", "causal-lm"]
+
+
+def short(value: float) -> str:
+    """A number in a name: as short as it can be and no other number's.
+
+    >>> short(1.0), short(0.0007), short(0.00100000001)
+    ('1', '0.0007', '0.00100000001')
+    """
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,9 @@ class Arm:
         if self.quorum is not None and method.with_quorum is None:
             found = f"the rule of {self.method} has no quorum"
             raise UsageError("--quorum", found, "choose raflora")
+        if method.compress == "none" and method.merge == "stack":
+            found = f"clients of {self.method} merge the whole stack into their base model"
+            raise UsageError("--method", found, "leave it out; to truncate it is flexlora")
         if method.merge == "shared":
             found = f"{self.method} needs clients that freeze A, and these train both factors"
             raise UsageError("--method", found, "leave it out")
@@ -41,8 +53,8 @@ class Arm:
     @property
     def name(self) -> str:
         """The name of its folder, and of its row."""
-        quorum = "" if self.quorum is None else f"-q{self.quorum:g}"
-        return f"{self.method}{quorum}" + (f"-b{self.momentum:g}" if self.momentum else "")
+        quorum = "" if self.quorum is None else f"-q{short(self.quorum)}"
+        return f"{self.method}{quorum}" + (f"-b{short(self.momentum)}" if self.momentum else "")
 
 
 @dataclass(frozen=True)
@@ -97,15 +109,35 @@ class Source:
 
     def __post_init__(self) -> None:
         own = self.family == "digits"
-        if own and (self.model is not None or self.data):
-            found = "given without --task"
-            cure = "say image-classification, text-classification or causal-lm"
-            raise UsageError("--model, --data", found, cure)
+        for flag, default in _UNUSED[self.family].items():
+            if getattr(self, flag) != default:
+                name = f"--{flag.replace('_', '-')}"
+                cure = "leave it out" if not own else "say which --task it is for"
+                raise UsageError(name, f"{self.family} has no use for it", cure)
+        if self.dtype == "float16":
+            # AdamW divides by the root of a square, plus 1e-8: both are zero in float16.
+            raise UsageError("--dtype", "float16 cannot be trained in", "give bfloat16 or float32")
         if not own and (self.model is None or not self.data):
             raise UsageError("--task", f"{self.family} needs both", "give --model and --data")
         require(self.max_length >= 1, "--max-length", self.max_length, "1 or more")
         require(self.max_new_tokens >= 1, "--max-new-tokens", self.max_new_tokens, "1 or more")
         require(self.limit is None or self.limit >= 1, "--limit", self.limit, "1 or more")
+
+
+#: Options that a family has no use for, with what they are where nobody gives them.
+_TEXT = {"max_length": 256, "max_new_tokens": 64}
+_UNUSED: dict[str, dict[str, Any]] = {
+    "digits": {
+        **dict.fromkeys(
+            ("model", "config", "test_split", "input", "label", "target_modules", "modules_to_save")
+        ),
+        **{"data": (), "train_split": "train", "dtype": "float32"},
+        **_TEXT,
+    },
+    "image-classification": _TEXT,
+    "text-classification": {"max_new_tokens": 64},
+    "causal-lm": {},
+}
 
 
 @dataclass(frozen=True)
@@ -141,6 +173,8 @@ class Setting:
         require(len(self.ranks) >= 1, "--cohort", len(self.ranks), "1 client or more")
         for rank in self.ranks:
             require(rank >= 1, "--cohort", rank, "ranks of 1 or more")
+        if self.source.family == "causal-lm" and self.split.classes is not None:
+            raise UsageError("--classes", "causal-lm has no classes", "give --dirichlet")
         share = self.participation
         require(0 < share <= 1, "--participation", share, "above 0 and at most 1")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora_cli.simulation.options import Arm
+from fedlora_cli.simulation.options import Arm, short
 
 #: The setting that all runs of a folder share.
 SETTING = "simulation.json"
@@ -26,7 +26,7 @@ class Run:
     seed: int
 
     def folder(self, root: Path) -> Path:
-        return seed_folder(root, self.seed) / f"{self.arm.name}-lr{self.rate:g}"
+        return seed_folder(root, self.seed) / f"{self.arm.name}-lr{short(self.rate)}"
 
 
 def seed_folder(root: Path, seed: int) -> Path:

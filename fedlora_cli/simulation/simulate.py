@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -10,12 +11,14 @@ from itertools import product
 from pathlib import Path
 
 from fedlora_cli import engine
+from fedlora_cli.cohort import shortened
 from fedlora_cli.errors import OutputError
+from fedlora_cli.files.alone import alone_in
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
 from fedlora_cli.libraries import hushed
 from fedlora_cli.render.document import simulate_document, to_json
-from fedlora_cli.render.report.simulate import SimulateReport
+from fedlora_cli.render.report.simulate import ArmRow, SimulateReport
 from fedlora_cli.rounds.initialise import initialise
 from fedlora_cli.rounds.options import InitOptions
 from fedlora_cli.simulation.course import course, is_done
@@ -23,6 +26,7 @@ from fedlora_cli.simulation.loading import loaded
 from fedlora_cli.simulation.options import SimulateOptions
 from fedlora_cli.simulation.places import REPORT, SETTING, Run, seed_folder, start_folder
 from fedlora_cli.simulation.scoring import score
+from fedlora_cli.simulation.split import deal
 from fedlora_cli.simulation.summary import arm_rows, spread
 from fedlora_cli.simulation.task import Task
 from fedlora_cli.simulation.workers import perform_all, threads
@@ -46,11 +50,18 @@ def simulate(
     or seeds, but never with another setting. The same options give the same run. Raises UsageError,
     InputError and OutputError.
     """
-    began = time.perf_counter()
     root = Path(output)
     _prepare(root, options)
+    with alone_in(root):
+        return _simulate(root, options, stage)
+
+
+def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> SimulateReport:
+    began = time.perf_counter()
     with hushed(), threads(options.threads):
         task, _ = loaded(options.setting.source, root, options.device)
+        for seed in options.seeds:
+            deal(task.train.labels, options.setting.ranks, options.setting.split, seed)
         starts = [_start(root, seed, task, options) for seed in options.seeds]
     runs = [
         Run(arm, rate, seed)
@@ -61,6 +72,7 @@ def simulate(
     waiting = [run for run in runs if not is_done(root, run, options.rounds)]
     if waiting:
         perform_all(root, options, waiting, _jobs(options, waiting), look)
+    rows = arm_rows(root, options)
     report = SimulateReport(
         output=str(root),
         task=task.name,
@@ -74,9 +86,9 @@ def simulate(
         train_examples=len(task.train),
         test_examples=len(task.test),
         start_accuracy=spread(starts),
-        arms=arm_rows(root, options),
+        arms=rows,
         seconds=time.perf_counter() - began,
-        warnings=_warnings(options, runs, waiting),
+        warnings=_warnings(options, rows, len(runs) - len(waiting), len(runs)),
         version=__version__,
     )
     write_file(root / REPORT, to_json(simulate_document(report)).encode())
@@ -89,12 +101,16 @@ def _prepare(root: Path, options: SimulateOptions) -> None:
     path = root / SETTING
     if path.exists():
         known = read_object(path).get("setting")
-        if known != setting:
+        if known != setting and any(root.glob("seed-*/*/round-*")):
             differing = _difference(known, setting)
             found = f"it holds a simulation of another setting ({differing})"
             raise OutputError(root, found, "choose another folder")
-        return
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if known == setting:
+            return
+        # Nothing was trained: what was wrong with the setting has been put right.
+        for folder in root.glob("seed-*"):
+            shutil.rmtree(folder)
+    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise OutputError(root, "it exists and holds no simulation", "choose another folder")
     try:
         root.mkdir(exist_ok=True)
@@ -163,11 +179,21 @@ def _jobs(options: SimulateOptions, waiting: Sequence[Run]) -> int:
 
 
 def _warnings(
-    options: SimulateOptions, runs: Sequence[Run], waiting: Sequence[Run]
+    options: SimulateOptions, rows: Sequence[ArmRow], known: int, runs: int
 ) -> tuple[str, ...]:
     warnings = []
-    if len(waiting) < len(runs):
-        warnings.append(f"{len(runs) - len(waiting)} of {len(runs)} runs were there already")
+    if known:
+        warnings.append(f"{known} of {runs} runs were there already")
     if len(options.seeds) < 3:
         warnings.append("fewer than 3 seeds: differences between the arms may be chance")
+    if len(options.rates) == 1 and len(options.arms) > 1:
+        warnings.append(
+            "one learning rate for all arms: one may lead because its steps are larger; "
+            "--lr 5e-4,1e-3,2e-3,4e-3 compares each at its best"
+        )
+    ends = {min(options.rates), max(options.rates)}
+    at_end = [row.arm for row in rows if row.best and row.rate in ends]
+    if len(options.rates) > 1 and at_end:
+        names = shortened(at_end, 4)
+        warnings.append(f"best at an end of the learning rates: {names}; give more of them")
     return tuple(warnings)

@@ -36,11 +36,16 @@ def arm_rows(root: Path, options: SimulateOptions) -> tuple[ArmRow, ...]:
     rows: list[ArmRow] = []
     for arm in options.arms:
         own = [_row(root, arm, rate, options) for rate in options.rates]
-        # A rate at which a run diverged is no choice, whatever the others came to.
-        scores = [-1.0 if row.diverged else row.validation.mean or 0.0 for row in own]
-        best = scores.index(max(scores))
-        rows += [replace(row, best=i == best) for i, row in enumerate(own)]
+        best = min(own, key=_rank)
+        rows += [replace(row, best=row is best) for row in own]
     return tuple(rows)
+
+
+def _rank(row: ArmRow) -> tuple[int, float, float]:
+    """Sorts rates from good to bad: one at which more runs diverged is worse, whatever the others
+    came to; of equal ones the smaller is better.
+    """
+    return len(row.diverged), -(row.validation.mean or 0.0), row.rate
 
 
 def _row(root: Path, arm: Arm, rate: float, options: SimulateOptions) -> ArmRow:
@@ -86,7 +91,8 @@ def _point(courses: Sequence[Course], index: int) -> RoundPoint:
     at = [rounds[index] for rounds in courses]
     return RoundPoint(
         round=index + 1,
-        accuracy=_over(at, "accuracy"),
+        # The mean of some seeds is no mean of all.
+        accuracy=_over(at if all("accuracy" in one for one in at) else (), "accuracy"),
         energy_ratio=_over(at, "energy_ratio"),
         norm=_over(at, "norm"),
     )

@@ -16,7 +16,7 @@ import torch
 from fedlora_cli.formats.peft import WEIGHTS
 from fedlora_cli.simulation.options import Training
 from fedlora_cli.simulation.task import Examples, IntArray
-from fedlora_cli.simulation.wrapped import wrapped
+from fedlora_cli.simulation.wrapped import buffers_of, restore, wrapped
 
 
 class Diverged(Exception):
@@ -25,9 +25,10 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A base model with an adapter that can be trained, and what that began with."""
+    """A base model with an adapter that can be trained, its parameters, and what it began with."""
 
     model: Any
+    trained: tuple[torch.nn.Parameter, ...]
     values: dict[str, torch.Tensor]
 
 
@@ -39,7 +40,8 @@ def starting_from(base: Any, adapter: Path) -> Iterator[Start]:
     """
     with wrapped(base, adapter, trainable=True) as model:
         own = {name: one for name, one in model.train().named_parameters() if one.requires_grad}
-        yield Start(model, {name: one.detach().clone() for name, one in own.items()})
+        begun = {name: one.detach().clone() for name, one in own.items()}
+        yield Start(model, tuple(own.values()), begun | buffers_of(model))
 
 
 def train_client(
@@ -59,11 +61,8 @@ def train_client(
     """
     model = start.model
     torch.manual_seed(seed)
-    trained = [one for name, one in model.named_parameters() if name in start.values]
-    with torch.no_grad():
-        for parameter, value in zip(trained, start.values.values(), strict=True):
-            parameter.copy_(value)
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    restore(model, start.values)
+    optimizer = torch.optim.AdamW(start.trained, lr=rate, weight_decay=0.0)
     total = 0.0
     for _ in range(training.epochs):
         total = 0.0
@@ -75,7 +74,7 @@ def train_client(
             loss.backward()
             optimizer.step()
             total += loss.item() * len(chosen)
-    if not (math.isfinite(total) and all(bool(one.isfinite().all()) for one in trained)):
+    if not (math.isfinite(total) and all(bool(one.isfinite().all()) for one in start.trained)):
         raise Diverged(f"{output.name} went beyond any number")
     _save(model, output)
     (output / "fedlora.json").write_text(json.dumps({"samples": len(mine)}), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -37,6 +38,7 @@ def perform_all(
         return
     # A forked copy of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, context, initializer=_begin)
     try:
         waiting = {pool.submit(_perform, root, options, run) for run in runs}
@@ -47,12 +49,13 @@ def perform_all(
             look()
         pool.shutdown()
     except BrokenProcessPool:
-        found = "a process that trained was ended, perhaps for memory"
+        found = "a process that trained was ended: for memory, or it could not begin, as under a "
+        found += "script without `if __name__ == '__main__'`"
         raise InputError(root, found, "give --jobs 1, and the same command again") from None
     finally:
         # Whoever is interrupted does not wait for rounds to end: they are begun anew.
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
 
 
@@ -65,16 +68,27 @@ def _check_parent() -> None:
     """A process whose parent was killed ends with the round that it is at."""
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
-        raise SystemExit
+        os._exit(1)  # an exception would be a result, and the next run be begun
 
 
 def _perform(
     root: Path, options: SimulateOptions, run: Run, tell: Callable[[], None] = _check_parent
 ) -> None:
-    with hushed(), threads(options.threads):
+    _check_parent()
+    with hushed(), threads(options.threads), _memory(root):
         task, base = loaded(options.setting.source, root, options.device)
         parts = deal(task.train.labels, options.setting.ranks, options.setting.split, run.seed)
         perform(Federation(root, options, task, base, parts), run, tell)
+
+
+@contextmanager
+def _memory(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        found = f"no memory left on the device ({str(error).splitlines()[0][:80]})"
+        cure = "give a smaller --batch-size or fewer --jobs; the same command goes on from here"
+        raise InputError(root, found, cure) from None
 
 
 @contextmanager

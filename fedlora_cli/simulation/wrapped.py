@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 @contextmanager
 def wrapped(base: Any, adapter: Path, *, trainable: bool = False) -> Iterator[Any]:
     """The adapter in this folder on the base model, as PEFT loads it.
 
-    Afterwards the base model is what it was: `unload` alone leaves it the head of the adapter.
+    Afterwards the base model is what it was: `unload` alone leaves it the head of the adapter, and
+    layers that count what they see (BatchNorm) would carry that from client to client.
     """
     from peft import PeftModel
 
@@ -22,9 +26,24 @@ def wrapped(base: Any, adapter: Path, *, trainable: bool = False) -> Iterator[An
         for name, module in base.named_modules()
         if hasattr(module, "original_module")
     }
+    counted = buffers_of(base)
     try:
         yield model
     finally:
+        restore(base, counted)
         model.unload()
         for name, head in heads.items():
             base.set_submodule(name, head)
+
+
+def buffers_of(model: Any) -> dict[str, Tensor]:
+    """What a model holds that is no parameter, as it is now."""
+    return {name: one.clone() for name, one in model.named_buffers()}
+
+
+def restore(model: Any, values: dict[str, Tensor]) -> None:
+    """Its parameters or buffers of these names as they were."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)

@@ -140,7 +140,8 @@ def duration(seconds: float) -> str:
 def _result(report: SimulateReport, row: ArmRow) -> str:
     if row.accuracy.mean is None and row.diverged:
         return "diverged"
-    return accuracy(report, row.accuracy)
+    left = f" ({row.runs - len(row.diverged)} of {row.runs})" if row.diverged else ""
+    return f"{accuracy(report, row.accuracy)}{left}"
 
 
 def _spread(value: Spread, digits: int) -> str:

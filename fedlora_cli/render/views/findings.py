@@ -16,7 +16,11 @@ _TONES: dict[str, Tone] = dict(
     zip(get_args(Verdict), ("good", "warning", "bad", "bad"), strict=True)
 )
 
-#: Student's t with 5 % beyond it on both sides together, by degrees of freedom from 1.
+#: Fewer tell nothing of their spread.
+_LEAST_SEEDS = 3
+
+#: The normal deviate, and Student's t by degrees of freedom from 1: 5 % lie beyond, on both sides.
+_NORMAL = 1.96
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
@@ -64,56 +68,52 @@ def _lead(report: SimulateReport) -> list[Paragraph]:
     known = [row for row in report.best if row.accuracy.mean is not None]
     if len(known) < 2:
         return []
-    first, second = sorted(known, key=lambda row: -(row.accuracy.mean or 0))[:2]
-    lead, margin = difference(first, second)
-    seeds = count(min(map(_counted, (first, second))), "seed")
+    # What diverges in some runs is behind what never does, whatever the others came to.
+    ordered = sorted(known, key=lambda row: (len(row.diverged), -(row.accuracy.mean or 0)))
+    first, second = ordered[:2]
+    lead, margin, seeds = difference(first, second, report.test_examples)
+    where = "" if len(report.rates) > 1 else " at this one learning rate"
+    over = f"{count(seeds, 'seed')} and {report.test_examples} test examples"
     if margin is None:
         text = (
-            f"{first.arm} is best and {second.arm} next; with {seeds} nobody can tell whether they "
-            "differ by more than noise"
+            f"{first.arm} is best{where} and {second.arm} next; with {count(seeds, 'seed')} nobody "
+            "can tell whether they differ by more than noise"
         )
     elif lead > margin:
         text = (
-            f"{first.arm} is best, {100 * lead:.1f} points above {second.arm}, which is next "
-            f"(± {100 * margin:.1f}, the 95 % interval over {seeds})"
+            f"{first.arm} is best{where}, {100 * lead:.1f} points above {second.arm}, which is "
+            f"next (± {100 * margin:.1f}, the 95 % interval over {over})"
         )
         return [Paragraph(wrapped(text), "good")]
     else:
         text = (
-            f"{first.arm} is best and {second.arm} next, but the difference is within the noise of "
-            f"{seeds}, which reaches to {100 * margin:.1f} points"
+            f"{first.arm} is best{where} and {second.arm} next, but the difference is within the "
+            f"noise of {over}, which reaches to {100 * margin:.1f} points"
         )
     return [Paragraph(wrapped(text))]
 
 
-def difference(first: ArmRow, second: ArmRow) -> tuple[float, float | None]:
-    """How far the first is ahead, and what chance alone exceeds in 5 of 100 cases only; None where
-    nobody knows.
+def difference(first: ArmRow, second: ArmRow, examples: int) -> tuple[float, float | None, int]:
+    """How far the first is ahead, what chance alone exceeds in 5 of 100 cases only, None where
+    nobody knows, and the number of seeds that both rest on.
 
-    Seed by seed, where that is known: a seed deals out the same examples to both, and what it does
-    to both is no noise between them. Else from the standard errors of the two means.
+    Seed by seed where both ended: a seed deals out the same training examples to both, and what it
+    does to both is no noise between them. All seeds share the test examples, and no number of seeds
+    makes up for few of those: the margin is at least that of two shares of so many.
     """
     pairs = [
-        a - b
+        (a, b)
         for a, b in zip(first.by_seed, second.by_seed, strict=False)
         if a is not None and b is not None
     ]
-    if len(pairs) > 1:
-        error = statistics.stdev(pairs) / math.sqrt(len(pairs))
-        return statistics.fmean(pairs), _student(len(pairs) - 1) * error
-    lead = (first.accuracy.mean or 0) - (second.accuracy.mean or 0)
-    squares = [
-        row.accuracy.sd**2 / _counted(row) for row in (first, second) if row.accuracy.sd is not None
-    ]
-    if len(squares) < 2:
-        return lead, None
-    freedom = _counted(first) + _counted(second) - 2
-    return lead, _student(freedom) * math.sqrt(sum(squares))
-
-
-def _counted(row: ArmRow) -> int:
-    """The runs that its means are of."""
-    return row.runs - len(row.diverged)
+    if len(pairs) < _LEAST_SEEDS:
+        return (first.accuracy.mean or 0) - (second.accuracy.mean or 0), None, len(pairs)
+    differences = [a - b for a, b in pairs]
+    error = statistics.stdev(differences) / math.sqrt(len(pairs))
+    shares = [statistics.fmean(column) for column in zip(*pairs, strict=True)]
+    sampled = math.sqrt(sum(share * (1 - share) for share in shares) / examples)
+    margin = max(_student(len(pairs) - 1) * error, _NORMAL * sampled)
+    return statistics.fmean(differences), margin, len(pairs)
 
 
 def _student(freedom: int) -> float:

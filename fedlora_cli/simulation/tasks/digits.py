@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.files.folder import new_folder, other_than
 from fedlora_cli.simulation.scoring import count_right
 from fedlora_cli.simulation.task import Examples, IntArray, Task
 
@@ -34,7 +35,7 @@ def make_task(folder: Path, limit: int | None = None) -> Task:
     """
     images, labels = _images()
     server, clients, validation, test = _parts(labels)
-    if not (folder / "config.json").exists():
+    if not folder.exists():
         _make_base(images[server], labels[server], folder)
 
     def examples(part: IntArray) -> Examples:
@@ -118,7 +119,8 @@ def _make_base(images: Tensor, labels: Tensor, folder: Path) -> None:
                 optimizer.zero_grad()
                 model(pixel_values=images[batch], labels=labels[batch]).loss.backward()
                 optimizer.step()
-    model.save_pretrained(folder)
+    with new_folder(folder, force=False, foreign=other_than(())) as place:
+        model.save_pretrained(place)
 
 
 def _load(folder: Path) -> Any:
