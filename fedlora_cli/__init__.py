@@ -42,15 +42,26 @@ if TYPE_CHECKING:
     from fedlora_cli.render.report.handout import DistributeReport, InitReport
     from fedlora_cli.render.report.inspect import InspectReport
     from fedlora_cli.render.report.predict import PredictReport
+    from fedlora_cli.render.report.simulate import SimulateReport
     from fedlora_cli.rounds.aggregate import aggregate
     from fedlora_cli.rounds.distribute import distribute
     from fedlora_cli.rounds.initialise import initialise
     from fedlora_cli.rounds.options import DistributeOptions, InitOptions
+    from fedlora_cli.simulation.options import (
+        Arm,
+        Setting,
+        SimulateOptions,
+        Source,
+        Split,
+        Training,
+    )
+    from fedlora_cli.simulation.simulate import simulate
     from fedlora_cli.weights import Holdings, Weights
 
 _HOMES = {
     "Adapter": "adapter",
     "AggregateReport": "render.report.aggregate",
+    "Arm": "simulation.options",
     "Client": "cohort",
     "Cohort": "cohort",
     "CompareReport": "render.report.compare",
@@ -70,6 +81,12 @@ _HOMES = {
     "Options": "aggregation.options",
     "OutputError": "errors",
     "PredictReport": "render.report.predict",
+    "Setting": "simulation.options",
+    "SimulateOptions": "simulation.options",
+    "SimulateReport": "render.report.simulate",
+    "Source": "simulation.options",
+    "Split": "simulation.options",
+    "Training": "simulation.options",
     "UsageError": "errors",
     "VerificationError": "errors",
     "Weights": "weights",
@@ -83,12 +100,14 @@ _HOMES = {
     "predict": "analysis.prediction.predict",
     "read": "formats",
     "read_clients": "clients",
+    "simulate": "simulation.simulate",
 }
 
 __all__ = [
     "METHODS",
     "Adapter",
     "AggregateReport",
+    "Arm",
     "Client",
     "Cohort",
     "CompareReport",
@@ -107,6 +126,12 @@ __all__ = [
     "Options",
     "OutputError",
     "PredictReport",
+    "Setting",
+    "SimulateOptions",
+    "SimulateReport",
+    "Source",
+    "Split",
+    "Training",
     "UsageError",
     "VerificationError",
     "Weights",
@@ -121,6 +146,7 @@ __all__ = [
     "predict",
     "read",
     "read_clients",
+    "simulate",
 ]
 
 
