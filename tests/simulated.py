@@ -17,9 +17,7 @@ CONDITIONS = {
     "default": ("as above", ""),
     "more": ("high ranks have more data", "--holdings 1"),
     "wide": ("lower shared rank", "--cohort 8x1,6x4,4x16,2x32"),
-    "quarter": ("a quarter takes part", "--participation 0.25"),
     "few": ("few of high rank", "--cohort 18x4,2x32"),
-    "skewed": ("uneven classes", "--dirichlet 0.1"),
 }
 
 

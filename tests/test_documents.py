@@ -71,8 +71,11 @@ def empty(tmp_path: Path) -> Path:
 def printed(*arguments: object) -> dict[str, Any]:
     """The document of a command, which must be one, with numbers that JSON has."""
     command = [*map(str, arguments), "--json", "--quiet"]
-    result = CliRunner().invoke(app, command, prog_name="fedlora")
-    document: dict[str, Any] = json.loads(result.stdout, parse_constant=pytest.fail)
+    return checked(CliRunner().invoke(app, command, prog_name="fedlora").stdout)
+
+
+def checked(text: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
     kept = json.loads(home(document["schema"]).read_text())
     jsonschema.Draft202012Validator.check_schema(kept)
     jsonschema.Draft202012Validator(kept).validate(document)
@@ -133,6 +136,14 @@ def test_documents_are_valid_where_there_is_nothing_to_divide_by(
         handed = printed("distribute", tmp_path / "out", "--like", empty, "-o", tmp_path / "start")
         assert [row["kept_energy"] for row in handed["clients"]] == [None, None]
         assert {row["most_kept"] for row in handed["modules"]} == {None}
+
+
+def test_the_shipped_simulations_are_valid() -> None:
+    paths = sorted((SAMPLES / "simulations").glob("*.json"))
+
+    assert len(paths) >= 5
+    for path in paths:
+        checked(path.read_text())
 
 
 def test_the_keys_that_others_build_on() -> None:

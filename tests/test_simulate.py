@@ -233,7 +233,7 @@ def test_another_setting_or_another_folder_is_refused(done: Path, tmp_path: Path
     from dataclasses import replace
 
     other = replace(OPTIONS, setting=replace(SETTING, split=Split(dirichlet=0.1)))
-    with pytest.raises(OutputError, match=r"another setting \(dirichlet 1.0, not 0.1\)"):
+    with pytest.raises(OutputError, match=r"another setting \(dirichlet: 1.0 there, 0.1 now\)"):
         simulate(done, other)
     (tmp_path / "mine").write_text("keep me")
     with pytest.raises(OutputError, match="holds no simulation"):
@@ -300,6 +300,16 @@ def test_the_last_round_is_scored_whatever_was_scored_before(place: Place) -> No
 
     assert report.arms[0].accuracy.mean is not None
     assert [point.accuracy.mean is None for point in report.arms[0].rounds] == [True, False]
+
+
+def test_a_federation_of_one_rank_is_simulated_too(place: Place) -> None:
+    from dataclasses import replace
+
+    alike = replace(OPTIONS, setting=replace(SETTING, ranks=(4, 4, 4)), arms=ARMS[:1], rounds=2)
+    (row,) = simulate(place("alike"), alike).arms
+
+    assert row.accuracy.mean is not None
+    assert row.energy_ratio.mean == pytest.approx(1.0)
 
 
 def test_nobody_else_is_at_work_in_the_folder(done: Path) -> None:
@@ -413,7 +423,10 @@ def test_the_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (lambda: Arm("raflora", momentum=1.0), "--momentum: 1.0 is out of range"),
         (lambda: Setting(participation=0.0), "--participation: 0.0 is out of range"),
         (lambda: Split(dirichlet=0.0), "--dirichlet: 0.0 is out of range"),
-        (lambda: SimulateOptions(arms=(Arm("raflora"), Arm("raflora"))), "--method: none, or"),
+        (
+            lambda: SimulateOptions(arms=(Arm("raflora"), Arm("raflora"))),
+            "--method: one of them twice",
+        ),
         (lambda: Source(model="x"), "--model: digits has no use for it"),
         (lambda: Source(max_length=9), "--max-length: digits has no use for it"),
         (lambda: Source("causal-lm", "m", ("d",), dtype="float16"), "cannot be trained in"),

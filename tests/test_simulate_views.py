@@ -241,7 +241,7 @@ def test_verdicts_are_told_from_good_to_bad() -> None:
         (((0.50, 0.60, 0.40), (0.45, 0.60, 0.60)), 10_000, "noise"),
         (((0.50, 0.60), (0.55, 0.65)), 10_000, "2 seeds nobody"),
         (((0.50, None, None), (None, 0.64, None)), 10_000, "0 seeds nobody"),  # no pairs
-        (((0.50, 0.50, 0.50), (0.50, 0.50, 0.50)), 10_000, "noise"),  # never more than certain
+        (((0.50, 0.50, 0.50), (0.5001, 0.5001, 0.5001)), 10_000, "noise"),  # however alike
     ],
 )
 def test_a_lead_is_told_only_where_it_is_more_than_noise(by_seed, examples, expected) -> None:
@@ -265,6 +265,13 @@ def test_a_lead_is_told_only_where_it_is_more_than_noise(by_seed, examples, expe
     assert bool(re.search(r"5\.0 points above flexlora", text)) == (expected == "good")
     if expected != "good":
         assert {"noise": "within the noise of 3 seeds"}.get(expected, f"with {expected}") in text
+
+
+def test_of_equals_nobody_is_best() -> None:
+    alike = [arm(name, accuracy=0.45, by_seed=(0.4, 0.45, 0.5)) for name in ("rbla", "raflora")]
+
+    text = " ".join(paragraphs(simulation(alike))[-1].text.split())
+    assert text.startswith("rbla and raflora are level, over 3 seeds")
 
 
 def test_what_diverges_in_some_runs_does_not_lead() -> None:

@@ -93,7 +93,10 @@ def perform(federation: Federation, run: Run, tell: Callable[[], None]) -> None:
         _write_metrics(last, known[-1])
     whole = [metrics for metrics in known if not metrics["diverged"]]
     if whole:
-        options = DiagnoseOptions("rounds", min(federation.setting.ranks), jobs=1)
+        ranks = federation.setting.ranks
+        # With one rank for all there is nothing beyond it, and the adapters say so themselves.
+        shared = min(ranks) if min(ranks) < max(ranks) else None
+        options = DiagnoseOptions("rounds", shared, jobs=1)
         report = diagnose([round_folder(folder, m["round"]) / "global" for m in whole], options)
         write_file(folder / DIAGNOSIS, to_json(diagnose_document(report)).encode())
 

@@ -211,8 +211,10 @@ class SimulateOptions:
     def __post_init__(self) -> None:
         lists = (("--method", self.arms), ("--lr", self.rates), ("--seeds", self.seeds))
         for flag, values in lists:
-            if not values or len(set(values)) < len(values):
-                raise UsageError(flag, "none, or one of them twice", "give each once")
+            if not values:
+                raise UsageError(flag, "an empty list", "give one or more")
+            if len(set(values)) < len(values):
+                raise UsageError(flag, "one of them twice", "give each once")
         for rate in self.rates:
             require(0 < rate <= 1e3, "--lr", rate, "above 0")
         for seed in self.seeds:

@@ -104,7 +104,8 @@ def _prepare(root: Path, options: SimulateOptions) -> None:
         if known != setting and any(root.glob("seed-*/*/round-*")):
             differing = _difference(known, setting)
             found = f"it holds a simulation of another setting ({differing})"
-            raise OutputError(root, found, "choose another folder")
+            cure = "give the options of its first call, or another folder"
+            raise OutputError(root, found, cure)
         if known == setting:
             return
         # Nothing was trained: what was wrong with the setting has been put right.
@@ -127,7 +128,8 @@ def _difference(known: object, wanted: object, where: str = "setting") -> str:
         for name in wanted:
             if known.get(name) != wanted[name]:
                 return _difference(known.get(name), wanted[name], name)
-    return f"{where} {str(known)[:60]}, not {str(wanted)[:60]}"
+    said = ["not given" if value is None else str(value)[:60] for value in (known, wanted)]
+    return f"{where}: {said[0]} there, {said[1]} now"
 
 
 def _start(root: Path, seed: int, task: Task, options: SimulateOptions) -> float:

@@ -79,6 +79,8 @@ def _lead(report: SimulateReport) -> list[Paragraph]:
             f"{first.arm} is best{where} and {second.arm} next; with {count(seeds, 'seed')} nobody "
             "can tell whether they differ by more than noise"
         )
+    elif lead == 0:
+        text = f"{first.arm} and {second.arm} are level, over {over}"
     elif lead > margin:
         text = (
             f"{first.arm} is best{where}, {100 * lead:.1f} points above {second.arm}, which is "

@@ -39,7 +39,9 @@ def make_task(folder: Path, limit: int | None = None) -> Task:
         _make_base(images[server], labels[server], folder)
 
     def examples(part: IntArray) -> Examples:
-        positions = np.random.default_rng(_SEED).permutation(part)[:limit]
+        positions = part
+        if limit is not None:
+            positions = np.sort(np.random.default_rng(_SEED).permutation(part)[:limit])
 
         def batch(chosen: IntArray) -> dict[str, Tensor]:
             index = torch.from_numpy(positions[chosen])
