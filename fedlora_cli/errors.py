@@ -17,6 +17,30 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def first_line(error: BaseException) -> str:
+    r"""What a library's error says, of which many take a page; its kind where it says nothing.
+
+    >>> first_line(ValueError("no such mode\nthe modes are ..."))
+    'no such mode'
+    >>> first_line(AssertionError())
+    'AssertionError'
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error that the others were raised from.
+
+    >>> outer = ValueError("cannot be read")
+    >>> outer.__cause__ = KeyError("columns")
+    >>> innermost(outer)
+    KeyError('columns')
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 class FedloraError(Exception):
     """Where it happened, what was found, and what to do: always one printable line.
 
@@ -49,6 +73,16 @@ class InputError(FedloraError):
 
 class NotFinite(InputError):
     """Values beyond the range of numbers: what training that diverged leaves."""
+
+
+def without_norm(adapter: object, module: str) -> NotFinite:
+    """The error of finite factors whose product overflows.
+
+    >>> without_norm("round-01/ann", "q_proj").found
+    'the update of q_proj is larger than any number'
+    """
+    found = f"the update of {module} is larger than any number"
+    return NotFinite(adapter, found, "leave this adapter out")
 
 
 class OutputError(FedloraError):

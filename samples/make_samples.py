@@ -32,8 +32,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTForImageClassification
 from transformers.utils import logging
+
+from fedlora_cli.simulation.tasks.digits import base_config
 
 # The ranks. A higher rank goes with less data (a share of about 1 / sqrt(rank)): the mismatch
 # in which averaging by sample count loses what only the few high-rank clients learned.
@@ -142,18 +144,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     server, pool, _ = split_digits()
 
-    config = ViTConfig(
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        id2label={digit: str(digit) for digit in range(10)},
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        initializer_range=0.1,  # the usual 0.02 is for far wider layers
-    )
-    base = ViTForImageClassification(config)
+    base = ViTForImageClassification(base_config())
     train(base, server, epochs=20, rate=1e-3)
     base.save_pretrained(output / "base")
     (output / "base/model.safetensors").chmod(0o644)  # not 0600

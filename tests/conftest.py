@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from fedlora_cli.simulation.options import Source
 
 # Nothing here may reach for a network, and no test is judged by how fast a shared machine is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,3 +24,26 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    """A tiny model and a few examples of every family of tasks."""
+    from task_makers import make_sources  # whoever needs none does not wait for its libraries
+
+    return make_sources(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture
+def apart(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Nothing is left in anybody's cache of data, and one core is enough for small models."""
+    import datasets
+
+    from fedlora_cli.simulation.workers import threads
+
+    folder = tmp_path_factory.getbasetemp() / "datasets"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    with threads(1):
+        yield

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ def make(root: Path, spec: Spec) -> Made:
     if spec.samples is not None:
         (folder / "fedlora.json").write_text(json.dumps({"samples": spec.samples}))
     return Made(folder, spec.samples or 1.0, factors)
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """The configuration of an adapter."""
+    return json.loads((folder / CONFIG).read_text())
 
 
 def written_update(folder: Path, module: str) -> np.ndarray:

@@ -1,11 +1,8 @@
-"""The global adapter at every client's rank: exact against dense SVDs, and what PEFT applies."""
+"""The global adapter at every client's rank: exact against dense SVDs."""
 
 from __future__ import annotations
 
-import copy
 import json
-import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,58 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from makers import PREFIX, Spec, make, relative_error, truncated, written_update
-from peft import PeftModel
+from distribute_makers import GLOBAL, dense, factors, run
+from makers import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    Spec,
+    config,
+    make,
+    relative_error,
+    truncated,
+    written_update,
+)
 from rounds import SHAPES, make_round
 from safetensors.torch import load_file, save_file
-from test_peft_models import CASES, adapted, delta_of, factors_of, save, train
-from transformers import PreTrainedModel
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
-from fedlora_cli import (
-    DistributeOptions,
-    DistributeReport,
-    InputError,
-    Options,
-    OutputError,
-    UsageError,
-    aggregate,
-    distribute,
-    read,
-)
+from fedlora_cli import DistributeOptions, InputError, Options, aggregate, distribute, read
 from fedlora_cli.cli import app
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-
-#: What the global adapter of these tests has: more modules than some clients, fewer than others.
-GLOBAL = Spec("global", rank=9, samples=None, alpha=18, shapes=SHAPES)
-
-
-def dense(folder: Path) -> dict[str, np.ndarray]:
-    """The update of every module, as fedlora reads it, in float64."""
-    found = {}
-    for name, module in read(folder).modules.items():
-        factors = module.read()
-        found[name] = factors.scale * factors.B.double().numpy() @ factors.A.double().numpy()
-    return found
-
-
-def config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / CONFIG).read_text())
-
-
-def factors(folder: Path, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """B and A of a module, as they are stored."""
-    tensors = load_file(folder / WEIGHTS)
-    return (
-        tensors[f"{PREFIX}{module}.lora_B.weight"],
-        tensors[f"{PREFIX}{module}.lora_A.weight"],
-    )
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["distribute", *map(str, arguments)], prog_name="fedlora")
 
 
 def test_every_client_applies_the_best_approximation_at_its_own_ranks_and_alphas(
@@ -299,288 +262,6 @@ def test_the_same_bytes_for_any_number_of_jobs_and_order_of_clients(tmp_path: Pa
         for file in (CONFIG, WEIGHTS):
             written = [tmp_path / out / one.folder.name / file for out in ("one", "two")]
             assert written[0].read_bytes() == written[1].read_bytes()
-
-
-# What PEFT makes of it.
-
-
-def loaded(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """The adapter as a client loads it to train on; any warning is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return PeftModel.from_pretrained(copy.deepcopy(base), str(folder), is_trainable=True)
-
-
-def inputs(name: str, model: PreTrainedModel) -> Mapping[str, torch.Tensor]:
-    if name == "vit":
-        return {"pixel_values": torch.randn(4, 3, 8, 8), "labels": torch.arange(4)}
-    ids = torch.arange(2 * 9).reshape(2, 9)
-    return {"input_ids": ids, "labels": torch.tensor([0, 2]) if name == "bert" else ids}
-
-
-def gradients(layer: Any) -> torch.Tensor:
-    """For every direction of a layer, the largest gradient of B's column and A's row."""
-    if "default" in layer.lora_A:
-        B, A = layer.lora_B["default"].weight, layer.lora_A["default"].weight
-    else:
-        B, A = layer.lora_embedding_B["default"], layer.lora_embedding_A["default"]
-    return A.grad.abs().amax(dim=1) + B.grad.abs().amax(dim=0)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_peft_trains_on_from_exactly_the_truncated_update(tmp_path: Path, name: str) -> None:
-    """Every architecture: Conv1D, embeddings, rsLoRA, patterns, heads; and a rank above all."""
-    case = CASES[name]
-    torch.manual_seed(99)
-    base = case.build()
-    clients = train(case, base, tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "global", Options(method="flexlora"))
-    heads = {k: v for k, v in load_file(tmp_path / "global" / WEIGHTS).items() if "lora_" not in k}
-    update = dense(tmp_path / "global")
-
-    distribute(tmp_path / "global", tmp_path / "out", tmp_path / "round")
-    distribute(tmp_path / "global", tmp_path / "ranks", options=DistributeOptions(ranks=(20,)))
-
-    expected_ranks = {
-        client.folder.name: {m: A.shape[0] for m, (_, A, _) in client.factors.items()}
-        for client in clients
-    }
-    folders = [*(tmp_path / "out" / one for one in expected_ranks), tmp_path / "ranks/rank-20"]
-    for folder in folders:
-        model = loaded(base, folder)
-        ranks = expected_ranks.get(folder.name) or dict.fromkeys(update, 20)
-        layers = adapted(model)
-        assert set(layers) == set(ranks)
-        for module, rank in ranks.items():
-            B, _, _ = factors_of(layers[module])
-            assert B.shape[1] == rank
-            expected = truncated(update[module], rank)
-            assert relative_error(delta_of(layers[module]), expected) < 1e-5
-        if folder.name in expected_ranks:
-            theirs = {one.folder.name: one for one in clients}[folder.name]
-            for module, (_, _, scale) in theirs.factors.items():
-                assert factors_of(layers[module])[2] == pytest.approx(scale)
-        own = load_file(folder / WEIGHTS)
-        for key in (key for key in heads if key in own):
-            assert torch.equal(own[key], heads[key])
-        model(**inputs(name, base)).loss.backward()
-        # An embedding learns only of the tokens that it has seen, all the others of everything.
-        for layer in layers.values():
-            assert gradients(layer).min() > 0
-
-
-@pytest.mark.parametrize("name", ["llama", "vit"])
-def test_the_forward_pass_is_that_of_the_dense_weights(tmp_path: Path, name: str) -> None:
-    case = CASES[name]
-    torch.manual_seed(5)
-    base = case.build().eval()
-    train(case, base, tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "global")
-    distribute(tmp_path / "global", tmp_path / "out", options=DistributeOptions(ranks=(3,)))
-
-    model = loaded(base, tmp_path / "out/rank-3").eval()
-    reference = copy.deepcopy(base)
-    tensors = load_file(tmp_path / "out/rank-3" / WEIGHTS)
-    with torch.no_grad():
-        for module, update in dense(tmp_path / "global").items():
-            weight = reference.get_submodule(module).weight
-            delta = torch.from_numpy(truncated(update, 3)).float()
-            weight += delta.T if module.endswith("embed_tokens") else delta
-        for key, tensor in tensors.items():
-            if "lora_" not in key and "classifier" in key:
-                reference.get_parameter(key.removeprefix(PREFIX)).copy_(tensor)
-        given = inputs(name, base)
-        torch.testing.assert_close(model(**given).logits, reference(**given).logits)
-
-
-def test_a_round_of_training_goes_on_from_what_was_handed_out(tmp_path: Path) -> None:
-    """Aggregate, distribute, train with PEFT, save, aggregate again."""
-    case = CASES["vit"]
-    torch.manual_seed(1)
-    base = case.build()
-    train(case, base, tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "global")
-    distribute(tmp_path / "global", tmp_path / "start", tmp_path / "round")
-
-    before = {}
-    for folder in sorted((tmp_path / "start").iterdir()):
-        model = loaded(base, folder)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        for _ in range(3):
-            optimizer.zero_grad()
-            model(**inputs("vit", base)).loss.backward()
-            optimizer.step()
-        save(model, tmp_path / "trained" / folder.name)
-        before[folder.name] = dense(folder)
-    options = Options(previous=tmp_path / "global", verify=True)
-    report = aggregate([tmp_path / "trained"], tmp_path / "next", options)
-
-    assert [row.rank for row in report.clients] == [2, 6]
-    for name, updates in before.items():
-        after = dense(tmp_path / "trained" / name)
-        assert set(after) == set(updates)
-        assert all(relative_error(after[module], updates[module]) > 1e-3 for module in updates)
-
-
-# What goes wrong.
-
-
-def test_clients_or_ranks_and_not_both(tmp_path: Path) -> None:
-    whole = make(tmp_path, GLOBAL)
-    client = make(tmp_path, Spec("ann", rank=2, shapes=SHAPES))
-
-    with pytest.raises(UsageError, match="neither it nor --rank is given; give one of them"):
-        distribute(whole.folder, tmp_path / "out")
-    with pytest.raises(UsageError, match="given with --rank; give one of them"):
-        distribute(
-            whole.folder, tmp_path / "out", client.folder, options=DistributeOptions(ranks=(2,))
-        )
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ranks": (32,)}, "--rank: 32, where no module has more than 31 directions"),
-        (
-            {"ranks": (2,), "alpha": 2e12},
-            "--alpha: .* is out of range; it must be a positive number, at most 1e",
-        ),
-        ({"ranks": (0,)}, "--rank: 0 is out of range"),
-        ({"ranks": (2,), "alpha": 0.0}, "--alpha: 0.0 is out of range"),
-        ({"ranks": (2,), "jobs": -1}, "--jobs: -1 is out of range"),
-    ],
-)
-def test_numbers_out_of_range_are_usage_errors(tmp_path: Path, options, message: str) -> None:
-    whole = make(tmp_path, GLOBAL)
-
-    with pytest.raises(UsageError, match=message):
-        distribute(whole.folder, tmp_path / "out", options=DistributeOptions(**options))
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_alpha_that_nobody_would_read_again_is_refused(tmp_path: Path) -> None:
-    """The scaling is kept: alpha grows with the rank."""
-    whole = make(tmp_path, replace(GLOBAL, rank=1, alpha=1e12))
-
-    with pytest.raises(UsageError, match=r"--alpha: 4e\+12 in rank-4"):
-        distribute(whole.folder, tmp_path / "out", options=DistributeOptions(ranks=(4,)))
-
-
-def test_overflow_names_the_client_and_the_module(tmp_path: Path) -> None:
-    whole = make(tmp_path, replace(GLOBAL, alpha=1e12))
-    make(tmp_path / "round", Spec("ann", rank=2, alpha=1e-3, shapes=SHAPES))
-
-    options = DistributeOptions(dtype="float16")
-    with pytest.raises(
-        InputError, match=r"ann: layers\..*: its factors leave the range of float16"
-    ):
-        distribute(whole.folder, tmp_path / "out", tmp_path / "round", options)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["global", "round"]
-
-
-def test_clients_of_another_model_are_refused(tmp_path: Path) -> None:
-    whole = make(tmp_path, GLOBAL)
-    make(tmp_path / "round", Spec("ann", rank=2, shapes={"layers.0.q_proj": (24, 41)}))
-
-    with pytest.raises(InputError, match=r"layers\.0\.q_proj is linear 24 x 4"):
-        distribute(whole.folder, tmp_path / "out", tmp_path / "round")
-
-
-@pytest.mark.parametrize("place", ["round", "round/ann", "round/ann/out", "global/out", "."])
-def test_output_inside_or_around_the_input_is_refused(tmp_path: Path, place: str) -> None:
-    home = tmp_path / "home"
-    whole = make(home, GLOBAL)
-    make(home / "round", Spec("ann", rank=2, shapes=SHAPES))
-
-    with pytest.raises(InputError, match="the output would stand inside the input"):
-        distribute(
-            whole.folder, home / place, home / "round", replace(DistributeOptions(), force=True)
-        )
-    assert sorted(path.name for path in home.iterdir()) == ["global", "round"]
-
-
-def test_output_at_the_place_of_a_linked_client_is_refused(tmp_path: Path) -> None:
-    whole = make(tmp_path, GLOBAL)
-    real = make(tmp_path / "elsewhere", Spec("ann", rank=2, shapes=SHAPES))
-    (tmp_path / "round").mkdir()
-    (tmp_path / "round/ann").symlink_to(real.folder)
-
-    with pytest.raises(InputError, match="inside the input"):
-        distribute(
-            whole.folder,
-            tmp_path / "elsewhere",
-            tmp_path / "round",
-            DistributeOptions(force=True),
-        )
-    assert (real.folder / WEIGHTS).exists()
-
-
-def test_nothing_is_left_behind_when_the_third_adapter_fails(tmp_path: Path, monkeypatch) -> None:
-    from fedlora_cli.formats import peft
-    from fedlora_cli.rounds import handout
-
-    written = []
-
-    def full(adapter: Any, folder: Path, provenance: Any) -> None:
-        if len(written) == 2:
-            raise OSError(28, "No space left on device")
-        written.append(folder.name)
-        peft.write(adapter, folder, provenance)
-
-    class Full:
-        FILES, WEIGHTS, NewAdapter, write = (
-            peft.FILES, peft.WEIGHTS, peft.NewAdapter, staticmethod(full)
-        )  # fmt: skip
-
-    whole = make(tmp_path, GLOBAL)
-    options = DistributeOptions(ranks=(2, 3, 4, 5), jobs=1)
-    distribute(whole.folder, tmp_path / "old", options=DistributeOptions(ranks=(6,)))
-    monkeypatch.setattr(handout, "peft", Full)
-
-    for out in ("new", "old"):
-        written.clear()
-        with pytest.raises(OutputError, match="no space left on device"):
-            distribute(whole.folder, tmp_path / out, options=replace(options, force=True))
-    assert written == ["rank-2", "rank-3"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["global", "old"]
-    assert [path.name for path in (tmp_path / "old").iterdir()] == ["rank-6"]
-
-
-def test_force_replaces_a_folder_of_adapters_and_nothing_else(tmp_path: Path) -> None:
-    whole = make(tmp_path, GLOBAL)
-    out = tmp_path / "out"
-
-    def hand_out(rank: int, *, force: bool) -> DistributeReport:
-        return distribute(whole.folder, out, options=DistributeOptions(ranks=(rank,), force=force))
-
-    hand_out(2, force=False)
-    with pytest.raises(OutputError, match="it exists already; choose another folder, or give --f"):
-        hand_out(3, force=False)
-    hand_out(3, force=True)
-    assert [path.name for path in out.iterdir()] == ["rank-3"]
-    for foreign in ("notes.txt", "rank-3/optimizer.pt", "rank-9/notes.txt"):
-        (out / foreign).parent.mkdir(exist_ok=True)
-        (out / foreign).write_text("mine")
-        with pytest.raises(OutputError, match=f"it holds {foreign}, which is not part of an"):
-            hand_out(4, force=True)
-        assert (out / foreign).read_text() == "mine"
-        (out / foreign).unlink()
-    (out / "link").symlink_to(whole.folder)
-    with pytest.raises(OutputError, match="it holds link"):
-        hand_out(4, force=True)
-    (out / "link").unlink()
-    (out / "rank-9").rmdir()
-    hand_out(4, force=True)
-    assert [path.name for path in out.iterdir()] == ["rank-4"]
-
-
-def test_an_adapter_is_no_folder_of_adapters(tmp_path: Path) -> None:
-    whole = make(tmp_path, GLOBAL)
-    other = make(tmp_path, replace(GLOBAL, name="other"))
-
-    with pytest.raises(OutputError, match="other: an adapter, not a folder of adapters"):
-        distribute(whole.folder, other.folder, options=DistributeOptions(ranks=(2,), force=True))
 
 
 # The command.

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 from makers import Spec, make
 from safetensors.torch import load_file, save_file
-from simulations import PLAIN, arm, diverged, simulation
+from simulate_reports import PLAIN, arm, diverged, simulation
 from typer.testing import CliRunner
 
 from fedlora_cli.cli import app

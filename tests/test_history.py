@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oracle
@@ -44,10 +45,10 @@ def clients(home: Path, number: int | str, *specs: Spec) -> list[Made]:
     return [make(folder, replace(spec, seed=seed)) for spec in specs]
 
 
-def go(home: Path, number: int | str, **options: object) -> Path:
+def go(home: Path, number: int | str, **options: Any) -> Path:
     """Aggregate a round that has its clients with `--rounds`; the global adapter."""
     folder = home / f"round-{number}"
-    chosen = Options(rounds=home, **options)  # type: ignore[arg-type]
+    chosen = Options(rounds=home, **options)
     report = aggregate([folder / "clients"], folder / "global", chosen)
     assert report.rank is not None
     return folder / "global"

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import simulated
+import readme_simulations
 from typer.main import get_command
 
 from fedlora_cli import METHODS, __version__, read_clients
@@ -97,7 +97,7 @@ def collapse_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-GENERATED = {"methods": methods_table, "collapse": collapse_table, **simulated.TABLES}
+GENERATED = {"methods": methods_table, "collapse": collapse_table, **readme_simulations.TABLES}
 
 
 def generated(name: str) -> re.Pattern[str]:

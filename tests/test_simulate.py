@@ -66,9 +66,10 @@ def place(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def simulate_nothing(root: Path) -> None:
     """What the first call leaves before anything is trained."""
-    from fedlora_cli.simulation.simulate import _prepare
+    from fedlora_cli.simulation.simulate import _make_folder, _settle
 
-    _prepare(root, OPTIONS)
+    _make_folder(root)
+    _settle(root, OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +320,74 @@ def test_nobody_else_is_at_work_in_the_folder(done: Path) -> None:
         simulate(done, OPTIONS)
 
 
+def test_who_is_not_alone_removes_nothing(place: Place) -> None:
+    """Not even what another setting left before anything was trained."""
+    from dataclasses import replace
+
+    from fedlora_cli.files.alone import alone_in
+
+    root = place("busy")
+    (root / "seed-0/start").mkdir(parents=True)
+    before = (root / "simulation.json").read_bytes()
+
+    with alone_in(root), pytest.raises(OutputError, match="another process is at work"):
+        simulate(root, replace(OPTIONS, setting=replace(SETTING, participation=0.5)))
+
+    assert (root / "seed-0/start").is_dir()
+    assert (root / "simulation.json").read_bytes() == before
+
+
+def test_a_folder_with_nothing_but_the_lock_is_empty(tmp_path: Path) -> None:
+    from fedlora_cli.files.alone import alone_in
+
+    (tmp_path / "run").mkdir()
+    with alone_in(tmp_path / "run"):
+        pass
+
+    simulate_nothing(tmp_path / "run")
+
+    assert (tmp_path / "run/simulation.json").exists()
+
+
+def test_what_cannot_be_written_and_what_cannot_be_read_are_told_apart(
+    task: Task, done: Path, tmp_path: Path
+) -> None:
+    with hushed():
+        model = task.load()
+        with starting_from(model, done / "seed-0/start/rank-4") as start:
+            (tmp_path / "client").write_text("a file where the folder of the client should be")
+            with pytest.raises(OutputError, match=r"client: cannot be written \(file exists\)"):
+                train_client(
+                    start, task.train, np.arange(8), Training(), 1e-2, 0, tmp_path / "client"
+                )
+        broken = shutil.copytree(done / "seed-0/start/rank-4", tmp_path / "broken")
+        (broken / "adapter_model.safetensors").write_bytes(b"half")
+        with (
+            pytest.raises(InputError, match="broken: cannot be read"),
+            starting_from(model, broken),
+        ):
+            pass
+
+
+def test_the_device_is_blamed_for_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from fedlora_cli.simulation.loading import loaded
+
+    def missing() -> Any:
+        raise RuntimeError("a layer is missing")
+
+    monkeypatch.setattr(digits, "make_task", lambda *_: SimpleNamespace(load=missing))
+    with pytest.raises(RuntimeError, match="a layer is missing"):
+        loaded(Source(), tmp_path, "cpu")
+    linear = SimpleNamespace(load=lambda: torch.nn.Linear(2, 2))
+    monkeypatch.setattr(digits, "make_task", lambda *_: linear)
+    with pytest.raises(UsageError, match="--device: abacus cannot be used"):
+        loaded(Source(), tmp_path, "abacus")
+
+
 def test_a_setting_that_was_wrong_is_put_right_in_the_same_folder(place: Place) -> None:
     from dataclasses import replace
 
@@ -341,7 +410,7 @@ def test_one_rate_for_all_and_best_rates_at_an_end_are_warned_of(done: Path, pla
 
 
 def test_a_tie_and_a_divergence_never_make_the_best_rate() -> None:
-    from simulations import arm
+    from simulate_reports import arm
 
     from fedlora_cli.simulation.summary import _rank, spread
 

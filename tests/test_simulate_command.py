@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simulations import PLAIN, arm, diverged, simulation
+from simulate_reports import PLAIN, arm, diverged, simulation
 from typer.testing import CliRunner, Result
 
 from fedlora_cli.cli import app

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_tasks import (
+from task_makers import (
     SUMS,
     bert_config,
     llama_config,

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
-from simulations import NONE, PLAIN, arm, diverged, simulation
+from simulate_reports import NONE, PLAIN, arm, diverged, simulation
 
 from fedlora_cli.render.figures.canvas import rendered
 from fedlora_cli.render.figures.simulate import simulate_figure

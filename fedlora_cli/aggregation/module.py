@@ -11,7 +11,7 @@ from torch import Tensor
 from fedlora_cli import lowrank
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.errors import InputError, NotFinite
+from fedlora_cli.errors import InputError, without_norm
 from fedlora_cli.factors import Factors
 from fedlora_cli.stored import cast
 from fedlora_cli.weights import FloatArray, Weights, by_samples
@@ -92,8 +92,7 @@ def read_module(plan: Plan, name: str) -> Read:
     norms[list(holders)] = [lowrank.norm(one) for one in factors]
     if not np.isfinite(norms).all():
         worst = clients[int((~np.isfinite(norms)).argmax())]
-        found = f"the update of {name} is larger than any number"
-        raise NotFinite(worst.adapter.path, found, "leave this client out")
+        raise without_norm(worst.adapter.path, name)
     previous, before = (
         _factors(plan, adapter, name) if adapter is not None and name in adapter.modules else None
         for adapter in (plan.previous, plan.before_previous)

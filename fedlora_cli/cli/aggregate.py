@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from fedlora_cli.cli.shared import (
     heavy_imports,
     listed,
     option,
+    quoted,
     say,
     show,
     warn,
@@ -195,7 +195,7 @@ def aggregate(
 
 
 def _say_what_next(console: Console, output: Path, options: Options) -> None:
-    folder = shlex.quote(str(output))
+    folder = quoted(output)
     if options.dry_run:
         say(console, "dry run", f"{folder} was not written", "bold")
         return
@@ -204,11 +204,11 @@ def _say_what_next(console: Console, output: Path, options: Options) -> None:
     chosen = f" --method {method.name}" if method.name != Options().method else ""
     for flag, value in options.changed().items():
         if flag not in ("--previous", "--before-previous"):
-            chosen += f" {flag} {shlex.quote(str(value))}"
+            chosen += f" {flag} {quoted(value)}"
     if options.rounds is not None:
-        chosen += f" --rounds {shlex.quote(str(options.rounds))}"
+        chosen += f" --rounds {quoted(options.rounds)}"
     elif method.uses_previous or options.momentum:
         chosen += f" --previous {folder}"
     if options.momentum and options.rounds is None:
-        chosen += f" --before-previous {shlex.quote(str(options.previous))}"
+        chosen += f" --before-previous {quoted(options.previous)}"
     say(console, "next round", f"fedlora aggregate CLIENTS -o DIR{chosen}", "bold")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +25,7 @@ from fedlora_cli.cli.shared import (
     heavy_imports,
     listed,
     option,
+    quoted,
     say,
     show,
     warn,
@@ -135,7 +135,7 @@ def diagnose(
 def _next(report: DiagnoseReport, folders: list[Path]) -> str:
     """The command that a person would most likely want now."""
     if report.subject == "clients":
-        shown = " ".join(shlex.quote(str(folder)) for folder in folders[:_NAMED])
+        shown = quoted(*folders[:_NAMED])
         return f"fedlora predict {shown}{' ...' if len(folders) > _NAMED else ''}"
     if report.verdict in ("at risk", "collapsing", "collapsed"):
         made = f"these were made by {report.methods[-1]}; " if report.methods[-1] else ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedlora_cli.aggregation.options import Dtype, Options
 from fedlora_cli.cli.handouts import (
@@ -17,8 +17,8 @@ from fedlora_cli.cli.handouts import (
     HandoutJobs,
     Like,
     folders_like,
-    quoted,
     ranks_of,
+    tell,
 )
 from fedlora_cli.cli.shared import (
     Base,
@@ -30,14 +30,12 @@ from fedlora_cli.cli.shared import (
     guarded,
     heavy_imports,
     option,
-    say,
-    show,
-    warn,
+    quoted,
 )
 from fedlora_cli.errors import InputError
 from fedlora_cli.methods import METHODS
 from fedlora_cli.provenance import read_provenance
-from fedlora_cli.render.document import distribute_document, to_json
+from fedlora_cli.render.document import distribute_document
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.handout import distribute_view
 from fedlora_cli.rounds.options import DistributeOptions
@@ -94,23 +92,16 @@ def distribute(
     with heavy_imports():
         from fedlora_cli.rounds.distribute import distribute as run
 
-    console = errors()
-    with progress_on(console, shown=not quiet) as stage:
+    with progress_on(errors(), shown=not quiet) as stage:
         report = run(source, output, clients, options, stage)
-    if not quiet:
-        warn(report.warnings)
-    if json:
-        typer.echo(to_json(distribute_document(report)), nl=False)
-    elif not quiet:
-        show(distribute_view(report, details=verbose))
-    if not quiet:
-        _say_what_next(console, source, output)
-
-
-def _say_what_next(console: Console, source: Path, output: Path) -> None:
-    say(console, "wrote", quoted(output), "bold green")
-    command = f"fedlora aggregate CLIENTS -o DIR{_as_before(source)}"
-    say(console, "next", f"train from these; then {command}", "bold")
+    tell(
+        report,
+        distribute_document,
+        partial(distribute_view, details=verbose),
+        json=json,
+        quiet=quiet,
+        following=f"fedlora aggregate CLIENTS -o DIR{_as_before(source)}",
+    )
 
 
 def _as_before(source: Path) -> str:

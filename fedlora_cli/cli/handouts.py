@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
-from fedlora_cli.cli.shared import listed, option, whole_numbers
+import typer
+
+from fedlora_cli.cli.shared import (
+    errors,
+    listed,
+    option,
+    quoted,
+    say,
+    show,
+    warn,
+    whole_numbers,
+)
 from fedlora_cli.errors import UsageError
+from fedlora_cli.render.document import to_json
+from fedlora_cli.render.report.handout import DistributeReport, InitReport
+from fedlora_cli.render.view import View
 
 OUTPUT = "Output"
+
+Report = TypeVar("Report", DistributeReport, InitReport)
 
 Alpha = Annotated[
     float | None,
@@ -58,6 +73,23 @@ def names_of(flag: str, text: str | None) -> tuple[str, ...]:
     return names
 
 
-def quoted(path: Path) -> str:
-    """A path as a shell takes it."""
-    return shlex.quote(str(path))
+def tell(
+    report: Report,
+    document: Callable[[Report], dict[str, Any]],
+    view: Callable[[Report], View],
+    *,
+    json: bool,
+    quiet: bool,
+    following: str,
+) -> None:
+    """What was handed out, as it was asked for, and the command that follows the training."""
+    if not quiet:
+        warn(report.warnings)
+    if json:
+        typer.echo(to_json(document(report)), nl=False)
+    elif not quiet:
+        show(view(report))
+    if not quiet:
+        console = errors()
+        say(console, "wrote", quoted(report.output), "bold green")
+        say(console, "next", f"train from these; then {following}", "bold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,8 @@ from fedlora_cli.cli.handouts import (
     Like,
     folders_like,
     names_of,
-    quoted,
     ranks_of,
+    tell,
 )
 from fedlora_cli.cli.shared import (
     Debug,
@@ -28,11 +29,8 @@ from fedlora_cli.cli.shared import (
     guarded,
     heavy_imports,
     option,
-    say,
-    show,
-    warn,
 )
-from fedlora_cli.render.document import init_document, to_json
+from fedlora_cli.render.document import init_document
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.handout import init_view
 from fedlora_cli.rounds.options import ALL_LINEAR, CLASSES, InitOptions
@@ -143,16 +141,13 @@ def initialise(
     with heavy_imports():
         from fedlora_cli.rounds.initialise import initialise as run
 
-    console = errors()
-    with progress_on(console, shown=not quiet) as stage:
+    with progress_on(errors(), shown=not quiet) as stage:
         report = run(base, output, clients, options, stage)
-    if not quiet:
-        warn(report.warnings)
-    if json:
-        typer.echo(to_json(init_document(report)), nl=False)
-    elif not quiet:
-        show(init_view(report, details=verbose))
-    if not quiet:
-        say(console, "wrote", quoted(output), "bold green")
-        command = "fedlora aggregate CLIENTS -o global"
-        say(console, "next", f"train from these; then {command}", "bold")
+    tell(
+        report,
+        init_document,
+        partial(init_view, details=verbose),
+        json=json,
+        quiet=quiet,
+        following="fedlora aggregate CLIENTS -o global",
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from fedlora_cli.cli.shared import (
     heavy_imports,
     listed,
     option,
+    quoted,
     say,
     show,
 )
@@ -93,7 +93,7 @@ def inspect(
 
 
 def _say_what_next(console: Console, report: InspectReport, paths: Sequence[str]) -> None:
-    named = "CLIENTS" if paths == ["-"] else " ".join(map(shlex.quote, paths))
+    named = "CLIENTS" if paths == ["-"] else quoted(*paths)
     if all(adapter.origin for adapter in report.adapters):
         say(console, "next", f"fedlora diagnose {named}", "bold")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -114,6 +115,15 @@ def _whole(flag: str, text: str) -> int:
     except ValueError:
         found = f"{text[:40]!r} is no number"
         raise UsageError(flag, found, "give whole numbers with commas between them") from None
+
+
+def quoted(*arguments: object) -> str:
+    """What a shell takes for these arguments.
+
+    >>> quoted(Path("my clients"), "global")
+    "'my clients' global"
+    """
+    return shlex.join(map(str, arguments))
 
 
 def errors() -> Console:

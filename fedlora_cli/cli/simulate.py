@@ -11,7 +11,7 @@ import typer
 from fedlora_cli.cli import choices
 from fedlora_cli.cli.arms import arms_of, seeds_of
 from fedlora_cli.cli.federation import ranks_in
-from fedlora_cli.cli.handouts import names_of, quoted
+from fedlora_cli.cli.handouts import names_of
 from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
 from fedlora_cli.cli.shared import (
     INTERRUPTED,
@@ -23,6 +23,7 @@ from fedlora_cli.cli.shared import (
     heavy_imports,
     numbers,
     option,
+    quoted,
     say,
     show,
     warn,
@@ -234,7 +235,7 @@ def _next(report: SimulateReport) -> str:
     if not ended:
         return ""
     row = max(ended, key=lambda row: row.energy_ratio.mean or 0)
-    return f"fedlora diagnose {quoted(Path(row.folders[0]))}"
+    return f"fedlora diagnose {quoted(row.folders[0])}"
 
 
 def _draw(report: SimulateReport) -> Figure:

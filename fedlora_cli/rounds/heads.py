@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, first_line
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import Entry, read_header
 from fedlora_cli.rounds.skeleton import Skeleton
@@ -151,6 +151,6 @@ def _file(base: str, revision: str | None, name: str) -> Path | None:
             _raise_exceptions_for_gated_repo=False,
         )
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0][:160]
-        raise InputError(base, f"{name} cannot be had ({first})", "check the name") from None
+        found = f"{name} cannot be had ({first_line(error)})"
+        raise InputError(base, found, "check the name") from None
     return None if path is None else Path(path)

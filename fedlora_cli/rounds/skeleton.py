@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedlora_cli.adapter import Kind
 from fedlora_cli.cohort import shortened
-from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.errors import InputError, UsageError, first_line
 from fedlora_cli.formats.peft.fields import TASK_TYPES
 from fedlora_cli.formats.peft.names import PREFIX, factor_of, owner_of
 from fedlora_cli.rounds.options import CLASSES
@@ -85,9 +85,9 @@ def _configuration(base: str, revision: str | None, num_labels: int | None) -> A
             base, revision=revision, trust_remote_code=False, **changes
         )
     except Exception as error:  # what a stranger wrote there can break anything
-        found = f"its configuration cannot be read ({_first_line(error)})"
+        found = f"its configuration cannot be read ({first_line(error)})"
         if not Path(base).is_dir():
-            found = f"no such folder, and no model that can be had ({_first_line(error)})"
+            found = f"no such folder, and no model that can be had ({first_line(error)})"
         raise InputError(base, found, "name a model folder, or a model of the hub") from error
 
 
@@ -111,7 +111,7 @@ def _model(base: str, config: Any, task: str | None) -> Any:
                 return kind.from_config(config, trust_remote_code=False)
             return kind(config)
     except Exception as error:  # sizes that contradict each other, a library that is not there
-        found = f"{name} cannot be made of its configuration ({_first_line(error)})"
+        found = f"{name} cannot be made of its configuration ({first_line(error)})"
         raise InputError(base, found, "give another --task, or check config.json") from error
 
 
@@ -176,7 +176,7 @@ def _not_adapted(
     if targets is None:
         found = f"PEFT has no default for {type(model).__name__}"
         return UsageError("--target-modules", found, f"{known}, or give all-linear")
-    return UsageError("--target-modules", _first_line(error), known)
+    return UsageError("--target-modules", first_line(error), known)
 
 
 def _known(model: Any) -> str:
@@ -188,7 +188,3 @@ def _known(model: Any) -> str:
         if isinstance(module, kinds) or type(module).__name__ == "Conv1D"
     }
     return f"name some of {shortened(list(last), 12)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.errors import NotFinite, OutputError
+from fedlora_cli.errors import NotFinite
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
 from fedlora_cli.formats.peft import WEIGHTS
@@ -30,7 +29,7 @@ from fedlora_cli.simulation.places import DIAGNOSIS, METRICS, Run, round_folder,
 from fedlora_cli.simulation.scoring import score
 from fedlora_cli.simulation.split import client_name, drawn, training_seed
 from fedlora_cli.simulation.task import IntArray, Task
-from fedlora_cli.simulation.training import Diverged, starting_from, train_client
+from fedlora_cli.simulation.training import Diverged, making, starting_from, train_client
 from fedlora_cli.spectrum import energy_ratio
 
 
@@ -83,8 +82,7 @@ def perform(federation: Federation, run: Run, tell: Callable[[], None]) -> None:
     rounds = federation.options.rounds
     known = list(course(federation.root, run, rounds))
     while len(known) < rounds and not (known and known[-1]["diverged"]):
-        with _room(folder):
-            known.append(_round(federation, run, len(known) + 1))
+        known.append(_round(federation, run, len(known) + 1))
         tell()
     if not known[-1]["diverged"] and "accuracy" not in known[-1]:
         # It was not to be the last one when it was made.
@@ -105,16 +103,17 @@ def _round(federation: Federation, run: Run, number: int) -> dict[str, Any]:
     """One round: distribute, train, aggregate, score. What it came to is written last."""
     folder = round_folder(run.folder(federation.root), number)
     shutil.rmtree(folder, ignore_errors=True)  # what an interruption left of it
-    folder.mkdir(parents=True)
+    with making(folder):
+        folder.mkdir(parents=True)
     clients, result = folder / "clients", folder / "global"
     present = drawn(federation.setting, run.seed, number)
     began = time.perf_counter()
-    start = _start(federation, run, number)
+    start = _start(federation, run, number, present)
     handed_out = time.perf_counter()
     metrics: dict[str, Any] = {"round": number, "diverged": None}
     metrics["clients"] = [client_name(k, federation.setting) for k in present]
     try:
-        losses = _train(federation, run, number, start, clients)
+        losses = _train(federation, run, number, present, start, clients)
         trained = time.perf_counter()
         report = _aggregate(federation, run, clients, result)
     except Diverged as error:
@@ -153,37 +152,27 @@ def _write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
-@contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """What the libraries cannot write is one error, and the round is made again next time."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        cure = "free some space; the same command goes on from here"
-        raise OutputError(folder, f"cannot be written ({reason})", cure) from error
-
-
-def _start(federation: Federation, run: Run, number: int) -> Path:
+def _start(federation: Federation, run: Run, number: int, present: tuple[int, ...]) -> Path:
     """The folder with what clients of every rank start this round from."""
     if number == 1:
         return start_folder(federation.root, run.seed)
     last = round_folder(run.folder(federation.root), number - 1) / "global"
     folder = round_folder(run.folder(federation.root), number) / "start"
-    present = drawn(federation.setting, run.seed, number)
     ranks = tuple(sorted({federation.setting.ranks[k] for k in present}))
     distribute(last, folder, options=DistributeOptions(ranks=ranks, jobs=1))
     return folder
 
 
 def _train(
-    federation: Federation, run: Run, number: int, start: Path, clients: Path
+    federation: Federation,
+    run: Run,
+    number: int,
+    present: tuple[int, ...],
+    start: Path,
+    clients: Path,
 ) -> list[float]:
     """The loss of every client of the round. Raises Diverged."""
     setting = federation.setting
-    present = drawn(setting, run.seed, number)
     losses = []
     for rank in sorted({setting.ranks[k] for k in present}):
         with starting_from(federation.base, start / f"rank-{rank}") as begun:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli.errors import UsageError
+from fedlora_cli.errors import UsageError, first_line
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.task import Task
 from fedlora_cli.simulation.tasks import digits, families
@@ -22,8 +22,9 @@ def loaded(source: Source, root: Path, device: str) -> tuple[Task, Any]:
         task = digits.make_task(root / "base", source.limit)
     else:
         task = families.make_task(source, _HELD_OUT_BY)
+    model = task.load()
     try:
-        return task, task.load().to(device)
+        return task, model.to(device)
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0][:80]
-        raise UsageError("--device", f"{device} cannot be used ({reason})", "try cpu") from None
+        found = f"{device} cannot be used ({first_line(error)})"
+        raise UsageError("--device", found, "try cpu") from None

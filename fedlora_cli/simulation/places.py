@@ -9,6 +9,8 @@ from fedlora_cli.simulation.options import Arm, short
 
 #: The setting that all runs of a folder share.
 SETTING = "simulation.json"
+#: What a process holds while it is at work there, as `files.alone` names it.
+LOCK = ".lock"
 #: The report of the last call, as `--json` prints it.
 REPORT = "report.json"
 #: Written last into the folder of a round: what it came to. A round without it is not whole.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from fedlora_cli import engine
 from fedlora_cli.cohort import shortened
@@ -24,7 +25,14 @@ from fedlora_cli.rounds.options import InitOptions
 from fedlora_cli.simulation.course import course, is_done
 from fedlora_cli.simulation.loading import loaded
 from fedlora_cli.simulation.options import SimulateOptions
-from fedlora_cli.simulation.places import REPORT, SETTING, Run, seed_folder, start_folder
+from fedlora_cli.simulation.places import (
+    LOCK,
+    REPORT,
+    SETTING,
+    Run,
+    seed_folder,
+    start_folder,
+)
 from fedlora_cli.simulation.scoring import score
 from fedlora_cli.simulation.split import deal
 from fedlora_cli.simulation.summary import arm_rows, spread
@@ -51,13 +59,14 @@ def simulate(
     InputError and OutputError.
     """
     root = Path(output)
-    _prepare(root, options)
+    _make_folder(root)
     with alone_in(root):
         return _simulate(root, options, stage)
 
 
 def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> SimulateReport:
     began = time.perf_counter()
+    setting = _settle(root, options)
     with hushed(), threads(options.threads):
         task, _ = loaded(options.setting.source, root, options.device)
         for seed in options.seeds:
@@ -77,7 +86,7 @@ def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> Simu
         output=str(root),
         task=task.name,
         model=task.model,
-        setting=json.loads(json.dumps(asdict(options.setting))),
+        setting=setting,
         ranks=options.setting.ranks,
         shared_rank=min(options.setting.ranks),
         present=options.setting.present,
@@ -95,31 +104,39 @@ def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> Simu
     return report
 
 
-def _prepare(root: Path, options: SimulateOptions) -> None:
-    """The folder, with the setting that all of its runs share. Raises OutputError."""
-    setting = json.loads(json.dumps(asdict(options.setting)))
-    path = root / SETTING
-    if path.exists():
-        known = read_object(path).get("setting")
-        if known != setting and any(root.glob("seed-*/*/round-*")):
-            differing = _difference(known, setting)
-            found = f"it holds a simulation of another setting ({differing})"
-            cure = "give the options of its first call, or another folder"
-            raise OutputError(root, found, cure)
-        if known == setting:
-            return
-        # Nothing was trained: what was wrong with the setting has been put right.
-        for folder in root.glob("seed-*"):
-            shutil.rmtree(folder)
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+def _make_folder(root: Path) -> None:
+    """The folder, new or empty or with a simulation, and its lock. Raises OutputError."""
+    if root.exists() and not (root / SETTING).exists() and not _is_empty(root):
         raise OutputError(root, "it exists and holds no simulation", "choose another folder")
     try:
         root.mkdir(exist_ok=True)
+        (root / LOCK).touch()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise OutputError(root, f"cannot be made ({reason})", "check the path") from None
+
+
+def _is_empty(root: Path) -> bool:
+    """But for the lock, which is all that an interruption at the very beginning leaves."""
+    return root.is_dir() and all(path.name == LOCK for path in root.iterdir())
+
+
+def _settle(root: Path, options: SimulateOptions) -> dict[str, Any]:
+    """The setting that all runs of the folder share, as its file has it. Raises OutputError."""
+    setting: dict[str, Any] = json.loads(json.dumps(asdict(options.setting)))
+    path = root / SETTING
+    known = read_object(path).get("setting") if path.exists() else None
+    if known == setting:
+        return setting
+    if any(root.glob("seed-*/*/round-*")):
+        found = f"it holds a simulation of another setting ({_difference(known, setting)})"
+        raise OutputError(root, found, "give the options of its first call, or another folder")
+    # Nothing was trained: what was wrong with the setting has been put right.
+    for folder in root.glob("seed-*"):
+        shutil.rmtree(folder)
     text = json.dumps({"version": __version__, "setting": setting}, indent=2) + "\n"
     write_file(path, text.encode())
+    return setting
 
 
 def _difference(known: object, wanted: object, where: str = "setting") -> str:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
+from fedlora_cli.errors import OutputError, first_line
 from fedlora_cli.formats.peft import WEIGHTS
 from fedlora_cli.simulation.options import Training
 from fedlora_cli.simulation.task import Examples, IntArray
@@ -76,9 +78,24 @@ def train_client(
             total += loss.item() * len(chosen)
     if not (math.isfinite(total) and all(bool(one.isfinite().all()) for one in start.trained)):
         raise Diverged(f"{output.name} went beyond any number")
-    _save(model, output)
-    (output / "fedlora.json").write_text(json.dumps({"samples": len(mine)}), encoding="utf-8")
+    with making(output):
+        _save(model, output)
+        (output / "fedlora.json").write_text(json.dumps({"samples": len(mine)}), encoding="utf-8")
     return total / len(mine)
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """What the libraries cannot write is one error, and the round is made again next time.
+
+    Raises OutputError.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (getattr(error, "strerror", None) or first_line(error)).lower()
+        cure = "free some space; the same command goes on from here"
+        raise OutputError(folder, f"cannot be written ({reason})", cure) from error
 
 
 def _save(model: Any, output: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, first_line
 from fedlora_cli.libraries import hushed
 from fedlora_cli.simulation.course import Federation, perform
 from fedlora_cli.simulation.loading import loaded
@@ -86,7 +86,7 @@ def _memory(root: Path) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        found = f"no memory left on the device ({str(error).splitlines()[0][:80]})"
+        found = f"no memory left on the device ({first_line(error)})"
         cure = "give a smaller --batch-size or fewer --jobs; the same command goes on from here"
         raise InputError(root, found, cure) from None
 

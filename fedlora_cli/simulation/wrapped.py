@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+
+from fedlora_cli.errors import InputError, first_line
 
 
 @contextmanager
@@ -16,11 +19,16 @@ def wrapped(base: Any, adapter: Path, *, trainable: bool = False) -> Iterator[An
     """The adapter in this folder on the base model, as PEFT loads it.
 
     Afterwards the base model is what it was: `unload` alone leaves it the head of the adapter, and
-    layers that count what they see (BatchNorm) would carry that from client to client.
+    layers that count what they see (BatchNorm) would carry that from client to client. Raises
+    InputError.
     """
     from peft import PeftModel
 
-    model: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable)
+    try:
+        model: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable)
+    except (OSError, SafetensorError) as error:
+        found = f"cannot be read ({first_line(error)})"
+        raise InputError(adapter, found, "put it back, or begin in another folder") from error
     heads = {
         name: module.original_module
         for name, module in base.named_modules()

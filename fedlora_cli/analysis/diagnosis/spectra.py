@@ -8,7 +8,7 @@ from math import isfinite
 import numpy as np
 
 from fedlora_cli.adapter import Adapter, Module
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import without_norm
 from fedlora_cli.factors import Factors
 from fedlora_cli.lowrank import norm
 from fedlora_cli.render.report.diagnose import DEAD, AdapterRow, EnergyRow, ModuleSpectrum
@@ -27,8 +27,7 @@ def read_finite(adapter: Adapter, name: str) -> Factors:
     """The factors of one module, whose update has a norm. Raises InputError."""
     factors = adapter.modules[name].read()
     if not isfinite(norm(factors)):
-        found = f"the update of {name} is larger than any number"
-        raise InputError(adapter.path, found, "leave this adapter out")
+        raise without_norm(adapter.path, name)
     return factors
 
 

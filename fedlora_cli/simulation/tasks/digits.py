@@ -96,11 +96,11 @@ def _parts(labels: Tensor) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     return server_part, clients, validation, test
 
 
-def _make_base(images: Tensor, labels: Tensor, folder: Path) -> None:
-    """Train the base model from scratch on the server's images."""
-    from transformers import ViTConfig, ViTForImageClassification
+def base_config() -> Any:
+    """The configuration of the base model, a `ViTConfig`."""
+    from transformers import ViTConfig
 
-    config = ViTConfig(
+    return ViTConfig(
         image_size=8,
         patch_size=2,
         num_channels=1,
@@ -111,9 +111,15 @@ def _make_base(images: Tensor, labels: Tensor, folder: Path) -> None:
         num_attention_heads=4,
         initializer_range=0.1,  # the usual 0.02 is for far wider layers
     )
+
+
+def _make_base(images: Tensor, labels: Tensor, folder: Path) -> None:
+    """Train the base model from scratch on the server's images."""
+    from transformers import ViTForImageClassification
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        model = ViTForImageClassification(config)
+        model = ViTForImageClassification(base_config())
         optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
         for _ in range(_EPOCHS):
             order = torch.randperm(len(labels))

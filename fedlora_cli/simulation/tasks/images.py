@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, first_line
 from fedlora_cli.rounds.options import ALL_LINEAR
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.scoring import count_right
@@ -99,11 +100,9 @@ def _heads(model: str) -> tuple[str, ...]:
 
 
 def _check_library() -> None:
-    try:
-        import PIL  # noqa: F401
-    except ImportError as error:
+    if find_spec("PIL") is None:
         cure = "pip install 'fedlora[simulate]'"
-        raise InputError("simulate", f"images are read by Pillow ({error})", cure) from error
+        raise InputError("simulate", "images are read by Pillow", cure)
 
 
 def _processor(model: str, config: Any, mode: str) -> Processor:
@@ -147,6 +146,5 @@ def _decoded(data: str, stored: dict[str, Any], mode: str) -> Any:
                 raise ValueError(f"pixels of mode {image.mode}; 8 bits are understood")
             return ImageOps.exif_transpose(image).convert(mode)
     except Exception as error:  # broken bytes break Pillow in many ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
-        found = f"an image cannot be decoded ({reason})"
+        found = f"an image cannot be decoded ({first_line(error)})"
         raise InputError(path or data, found, "replace it, or leave it out") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedlora_cli.errors import FedloraError, InputError, UsageError
+from fedlora_cli.errors import FedloraError, InputError, UsageError, first_line
 from fedlora_cli.formats.peft.names import owner_of
 from fedlora_cli.libraries import hushed
 from fedlora_cli.simulation.options import Source
@@ -101,12 +101,8 @@ def loading(model: str, what: str) -> Iterator[None]:
     except FedloraError:
         raise
     except ImportError as error:
-        found = f"its {what} needs a library ({_first_line(error)})"
+        found = f"its {what} needs a library ({first_line(error)})"
         raise InputError(model, found, "install that as well") from error
     except Exception as error:  # each of its classes has errors of its own
-        found = f"its {what} cannot be read ({_first_line(error)})"
+        found = f"its {what} cannot be read ({first_line(error)})"
         raise InputError(model, found, "name a model folder, or a model of the hub") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli.errors import FedloraError, InputError
+from fedlora_cli.errors import FedloraError, InputError, first_line, innermost
 from fedlora_cli.libraries import hushed
 from fedlora_cli.simulation.options import Source
 
@@ -74,8 +74,8 @@ def reading(source: Source) -> Iterator[None]:
     except FedloraError:
         raise
     except Exception as error:  # each of its readers has errors of its own
-        reason = _innermost(error)
-        raise InputError(where(source), f"cannot be read ({reason})", "check the data") from error
+        found = f"cannot be read ({first_line(innermost(error))})"
+        raise InputError(where(source), found, "check the data") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
         if not bars:
@@ -86,7 +86,7 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        found = f"data is read by the library datasets ({_innermost(error)})"
+        found = f"data is read by the library datasets ({first_line(innermost(error))})"
         raise InputError("simulate", found, "pip install 'fedlora[simulate]'") from error
     return datasets
 
@@ -120,7 +120,9 @@ def _of_hub(datasets: Any, name: str, config: str | None) -> Any:
     try:
         return datasets.load_dataset_builder(name, config)
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        found = f"no such path here, and not to be had from the hub ({_innermost(error)})"
+        found = (
+            f"no such path here, and not to be had from the hub ({first_line(innermost(error))})"
+        )
         raise InputError(name, found, "check the name, and the network") from error
 
 
@@ -146,10 +148,3 @@ def _split(source: Source, splits: Mapping[str, Any], name: str) -> Any:
         found = f"no split {name}"
         raise InputError(where(source), found, f"its splits are {', '.join(splits)}")
     return splits[name]
-
-
-def _innermost(error: BaseException) -> str:
-    """The first line of the error that the others were raised from."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fedlora_cli.render.report.simulate import ArmRow, RoundPoint, SimulateReport, Spread
 
@@ -28,7 +29,7 @@ def arm(
     rounds: int = 20,
     best: bool = True,
     verdict: str | None = "healthy",
-    **others: object,
+    **others: Any,
 ) -> ArmRow:
     """An arm that comes to that accuracy and that ρ, geometrically."""
     name = method + ("" if quorum is None else f"-q{quorum:g}")
@@ -49,7 +50,7 @@ def arm(
         around(0.876, seeds, 0.01), (verdict,) * seeds, 1_234_567.0, 987_654.0, 0.1234, 3.21,
         points, tuple(f"run/seed-{seed}/{name}-lr{rate:g}" for seed in range(seeds)),
     )  # fmt: skip
-    return replace(row, **others)  # type: ignore[arg-type]
+    return replace(row, **others)
 
 
 def diverged(row: ArmRow, *rounds: int) -> ArmRow:
@@ -63,7 +64,7 @@ def diverged(row: ArmRow, *rounds: int) -> ArmRow:
     )  # fmt: skip
 
 
-def simulation(arms: Sequence[ArmRow], **others: object) -> SimulateReport:
+def simulation(arms: Sequence[ArmRow], **others: Any) -> SimulateReport:
     report = SimulateReport(
         output="run", task="digits", model="run/base",
         setting={
@@ -78,7 +79,7 @@ def simulation(arms: Sequence[ArmRow], **others: object) -> SimulateReport:
         start_accuracy=around(0.1, max(row.runs for row in arms), 0.01),
         arms=tuple(arms), seconds=75.0, warnings=("something to know",), version="1",
     )  # fmt: skip
-    return replace(report, **others)  # type: ignore[arg-type]
+    return replace(report, **others)
 
 
 PLAIN = (
