@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def printable(text: object) -> str:
@@ -41,8 +42,14 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+#: Letters of what was found: names in an untrusted file may be as long as the file.
+_LONGEST = 1000
+
+
 class FedloraError(Exception):
     """Where it happened, what was found, and what to do: always one printable line.
+
+    `path` is the file or folder that it happened in, None where that is something else.
 
     >>> str(InputError("adapter_config.json", "r is -4", "write the rank it was trained with"))
     'adapter_config.json: r is -4; write the rank it was trained with'
@@ -51,12 +58,14 @@ class FedloraError(Exception):
     exit_code = 3
 
     def __init__(self, where: object, found: str, cure: str) -> None:
-        self.where, self.found, self.cure = printable(where), printable(found), printable(cure)
+        self.path = where if isinstance(where, Path) else None
+        self.where, self.cure = printable(where), printable(cure)
+        self.found = printable(found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…")
         super().__init__(f"{self.where}: {self.found}; {self.cure}")
 
-    def __reduce__(self) -> tuple[type[FedloraError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type[FedloraError], tuple[Path | str, str, str]]:
         """What another process makes the same error from."""
-        return type(self), (self.where, self.found, self.cure)
+        return type(self), (self.path or self.where, self.found, self.cure)
 
 
 class UsageError(FedloraError):

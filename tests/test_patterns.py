@@ -94,3 +94,27 @@ def test_an_expression_that_cannot_be_used_is_refused(pattern: str) -> None:
 def test_an_expression_of_any_length_is_refused() -> None:
     with pytest.raises(InputError, match="an expression of 100001 characters"):
         Matcher(HERE).match("a" * 100_001, "a")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(((a{1000}){1000}){1000})",
+        "a{4000000000}",
+        "(?:[ab]{3000}){3000}",
+        f"(?:{'a|' * 40_000}b){{3}}",
+        "(?x:a{1 0 0 0 0 0 0 0 0})",
+        "(?:aaaaaaaa){e<=8}",
+    ],
+)
+def test_an_expression_is_not_written_out_at_any_length(pattern: str) -> None:
+    """The library copies what stands under a count, into more memory than there is."""
+    with pytest.raises(InputError, match="is not a usable regular expression"):
+        Matcher(HERE).match(pattern, "layers.0.q_proj")
+
+
+def test_many_quick_expressions_are_stopped_as_well() -> None:
+    matcher = Matcher(HERE, seconds_left=0.05)
+
+    with pytest.raises(InputError, match="take too long"):
+        matcher.first((f"q{number}" for number in range(100_000)), "layers.0.v_proj")

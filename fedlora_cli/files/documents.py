@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, OutputError
+from fedlora_cli.files.untrusted import opened, unreadable
 
-#: Far above any adapter_config.json or sample file; a larger one is an attack or a mistake.
+#: Far above any sample file or report; a larger one is an attack or a mistake.
 MAX_BYTES = 16 * 1024 * 1024
 
 
-def read_object(path: Path, *, finite: bool = True) -> dict[str, Any]:
-    """The JSON object in `path`: no duplicate keys, Unicode, at most 16 MiB.
+def read_object(path: Path, *, finite: bool = True, most: int = MAX_BYTES) -> dict[str, Any]:
+    """The JSON object in `path`: no duplicate keys, Unicode, at most that many bytes.
 
     Numbers that JSON does not have are refused, unless it need not be `finite`: a Trainer whose
     loss diverged writes them. Raises InputError.
     """
-    return parse_object(read_bytes(path), where=path, finite=finite)
+    return parse_object(read_bytes(path, most=most), where=path, finite=finite)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a regular file of at most 16 MiB. Raises InputError."""
-    size = regular_file(path).st_size
-    if size > MAX_BYTES:
-        raise InputError(path, f"{size} bytes, more than {MAX_BYTES}", "check what this file is")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from None
+def read_bytes(path: Path, *, most: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of at most that many bytes. Raises InputError."""
+    with opened(path) as file:
+        if file.state.size > most:
+            found = f"{file.state.size} bytes, more than {most}"
+            raise InputError(path, found, "check what this file is")
+        return file.read(0, file.state.size)
 
 
 def parse_object(text: bytes, where: object, *, finite: bool = True) -> dict[str, Any]:
@@ -54,20 +52,6 @@ def parse_object(text: bytes, where: object, *, finite: bool = True) -> dict[str
     return value
 
 
-def regular_file(path: Path) -> Any:
-    """The `os.stat_result` of a regular file. A pipe, which would block, is refused like a folder.
-
-    Raises InputError.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(path, "not a regular file", "replace it by the file itself")
-    return status
-
-
 def exists(path: Path) -> bool:
     """Whether there is something of that name. Raises InputError where that cannot be known."""
     try:
@@ -79,10 +63,10 @@ def exists(path: Path) -> bool:
     return True
 
 
-def unreadable(path: Path, error: OSError) -> InputError:
-    """What the system said, as an error about `path`."""
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """What the system said, as an error about what was to be written."""
     reason = (error.strerror or str(error)).lower()
-    return InputError(path, f"cannot be read ({reason})", "check the path and its permissions")
+    return OutputError(path, f"cannot be written ({reason})", "check space and permissions")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

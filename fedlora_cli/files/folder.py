@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -12,11 +13,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedlora_cli.errors import InputError, OutputError
+from fedlora_cli.files.alone import alone_at
+from fedlora_cli.files.documents import unwritable
 
 #: linux/fcntl.h and linux/fs.h: arguments of renameat2(2).
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
+#: The end of the name of a folder that is being replaced in two steps.
+_OLD = ".old"
+#: Between the name of a target and what `tempfile` makes unique.
+_TEMPORARY = ".tmp-"
+#: What safetensors calls a file until it is complete.
+_INCOMPLETE = ".tmp??????"
 
 #: What in a folder could not have been written here: its name, or None.
 Foreign = Callable[[Path], str | None]
@@ -65,6 +74,8 @@ def check_target(target: Path, *, force: bool, foreign: Foreign) -> None:
     An existing folder needs `force`, and even then must hold nothing `foreign`: nothing is ever
     deleted that could not have been written here.
     """
+    if target.name in ("", ".."):
+        raise OutputError(target, "no name of a folder", "name the folder itself")
     if not target.parent.exists():
         raise OutputError(target, "its parent folder does not exist", f"mkdir -p {target.parent}")
     if not target.parent.is_dir():
@@ -91,6 +102,35 @@ def check_target(target: Path, *, force: bool, foreign: Foreign) -> None:
 
 
 @contextmanager
+def claimed(target: Path, *, force: bool, foreign: Foreign) -> Iterator[None]:
+    """No other process writes `target` in this block, which is all the work for it.
+
+    What a killed process left of the same target is put in order first. Raises OutputError where
+    `check_target` does, and where another process is at work there.
+    """
+    check_target(target, force=force, foreign=foreign)
+    with alone_at(target) as alone:
+        if alone:
+            # Where nothing is known of others, what they are writing may look like what they left.
+            with suppress(OSError):
+                _sweep(target, foreign)
+            check_target(target, force=force, foreign=foreign)
+        yield
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Whether there is room for that many bytes beside `target`. Raises OutputError."""
+    try:
+        there = shutil.disk_usage(target.parent)
+    except OSError as error:
+        raise unwritable(target, error) from None
+    # Some network file systems tell no sizes.
+    if there.total and needed > there.free:
+        found = f"{needed:,} bytes are needed, and {there.free:,} are free"
+        raise OutputError(target, found, "free some space, or choose another disk")
+
+
+@contextmanager
 def new_folder(target: Path, *, force: bool, foreign: Foreign) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
@@ -99,19 +139,48 @@ def new_folder(target: Path, *, force: bool, foreign: Foreign) -> Iterator[Path]
     the temporary folder is removed. Raises OutputError.
     """
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}{_TEMPORARY}", dir=target.parent))
     except OSError as error:
-        raise _unwritable(target, error) from None
+        raise unwritable(target, error) from None
     try:
         yield temporary
         _settle(temporary)
         check_target(target, force=force, foreign=foreign)
         _publish(temporary, target)
     except OSError as error:
-        raise _unwritable(target, error) from None
+        raise unwritable(target, error) from None
     finally:
         # Nothing is left here after a success but the folder that was replaced, if any.
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+
+
+def _sweep(target: Path, foreign: Foreign) -> None:
+    """Remove the temporary folders that killed processes left, and what they were replacing.
+
+    Only folders that hold nothing `foreign`. One that was being replaced, and whose place is still
+    free, is the only whole one that there is: it gets its name back. Raises OSError.
+    """
+    ours = re.compile(re.escape(f".{target.name}{_TEMPORARY}") + rf"\w{{8}}({re.escape(_OLD)})?")
+    for path in sorted(target.parent.iterdir()):
+        if not ours.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        if path.suffix == _OLD and not target.exists():
+            path.rename(target)
+            continue
+        for incomplete in path.rglob(_INCOMPLETE):
+            if incomplete.is_file():
+                incomplete.unlink()
+        if foreign(path) is None:
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder as far as possible. Who is asked to stop meanwhile still does so before."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _settle(folder: Path) -> None:
@@ -134,12 +203,13 @@ def _publish(temporary: Path, target: Path) -> None:
         temporary.rename(target)
     elif not _exchange(temporary, target):
         # Two steps where the system cannot exchange names: for a moment there is no target.
-        old = temporary.with_name(temporary.name + ".old")
-        target.rename(old)
+        old = temporary.with_name(temporary.name + _OLD)
         try:
+            target.rename(old)
             temporary.rename(target)
-        except OSError:
-            old.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
             raise
         old.rename(temporary)
     # The folder is there; a parent that may not be read keeps its entry in its own time.
@@ -167,8 +237,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _unwritable(target: Path, error: OSError) -> OutputError:
-    reason = (error.strerror or str(error)).lower()
-    return OutputError(target, f"cannot be written ({reason})", "check space and permissions")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedlora_cli.errors import OutputError, UsageError
+from fedlora_cli.files.documents import unwritable
 
 
 def check_file(target: Path, flag: str, suffixes: Collection[str]) -> None:
@@ -33,7 +34,7 @@ def write_file(target: Path, content: bytes) -> None:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
     except OSError as error:
-        raise _unwritable(target, error) from None
+        raise unwritable(target, error) from None
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -45,12 +46,7 @@ def write_file(target: Path, content: bytes) -> None:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     except OSError as error:
-        raise _unwritable(target, error) from None
+        raise unwritable(target, error) from None
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def _unwritable(target: Path, error: OSError) -> OutputError:
-    reason = (error.strerror or str(error)).lower()
-    return OutputError(target, f"cannot be written ({reason})", "check space and permissions")

@@ -1,9 +1,8 @@
 """Safetensors files: a strict header, lazily read tensors, reproducible bytes on writing.
 
 The header is parsed here, more strictly than the library does, before a tensor byte is touched;
-duplicate keys, holes, lying sizes and unprintable names are refused. Reading goes through plain
-file reads rather than a memory map, because a client that truncates its file under a memory map
-kills the reader without a message.
+duplicate keys, holes, lying sizes and unprintable names are refused. A tensor is read in the state
+of the file that its header was read in, or not at all.
 """
 
 from __future__ import annotations
@@ -12,13 +11,15 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora_cli.errors import InputError, Report, refuse, reporting
-from fedlora_cli.files.documents import parse_object, regular_file, unreadable
+from fedlora_cli.files.documents import parse_object
+from fedlora_cli.files.untrusted import MAX_FILE_BYTES, State, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,16 @@ if TYPE_CHECKING:
 #: An adapter of all 128 experts of a large mixture model has a header of about 11 MB.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 
-#: The longest side of any tensor, and the most sides: a 3D convolution has five.
-MAX_SIDE = 2**40
+#: Far more than that model has.
+MAX_TENSORS = 200_000
+
+#: How many of these stand in the description of one tensor at most. JSON made of nothing else takes
+#: 30 times its length in memory.
+_MARKS = {b"[": 2, b":": 4, b",": 8}
+
+#: The longest side of any tensor, 16 times that of the largest vocabularies; and the most sides: a
+#: 3D convolution has five.
+MAX_SIDE = 2**24
 MAX_SIDES = 5
 
 _METADATA = "__metadata__"
@@ -56,30 +65,43 @@ class Entry:
     shape: tuple[int, ...]
     start: int  # bytes from the beginning of the file
     length: int  # bytes
-    state: tuple[int, int]  # size and modification time of the file when its header was read
+    state: State  # of the file when its header was read
 
     @property
     def is_float(self) -> bool:
         return "float" in self.dtype
 
+    def part(self, first: int, count: int) -> Entry:
+        """Rows first to first + count of the first dimension: one range of the file.
+
+        It is read under the same checks as the whole. Raises ValueError beyond the tensor.
+
+        >>> whole = Entry(Path("x"), "A", "float32", (4, 8), 100, 128, State(228, 0, 0))
+        >>> rows = whole.part(1, 2)
+        >>> rows.key, rows.shape, rows.start, rows.length
+        ('A[1:3]', (2, 8), 132, 64)
+        """
+        if not self.shape or count < 1 or first < 0 or first + count > self.shape[0]:
+            raise ValueError(f"rows {first} to {first + count} of a tensor of shape {self.shape}")
+        row = self.length // self.shape[0]
+        return replace(
+            self,
+            key=f"{self.key}[{first}:{first + count}]",
+            shape=(count, *self.shape[1:]),
+            start=self.start + first * row,
+            length=count * row,
+        )
+
     def read(self, report: Report = refuse) -> Tensor:
         """The tensor; values that are not finite go to `report`. Raises InputError."""
         import torch
 
-        try:
-            buffer = bytearray(self.length)
-        except MemoryError:
+        if self.length > _memory():
             found = f"{self.key} has {self.length} bytes, more than there is memory"
-            raise InputError(self.path, found, "check what this file is") from None
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.start)
-                complete = _fill(file, buffer)
-                status = os.fstat(file.fileno())
-        except OSError as error:
-            raise unreadable(self.path, error) from None
-        if not complete or (status.st_size, status.st_mtime_ns) != self.state:
-            raise InputError(self.path, "changed while being read", "wait until it is uploaded")
+            raise InputError(self.path, found, "check what this file is")
+        buffer = bytearray(self.length)
+        with opened(self.path, self.state) as file:
+            file.fill(self.start, buffer)
         tensor = torch.frombuffer(buffer, dtype=getattr(torch, self.dtype)).reshape(self.shape)
         if self.is_float and not bool(torch.isfinite(tensor).all()):
             bad = ~torch.isfinite(tensor.flatten())
@@ -98,12 +120,14 @@ def read_header(path: Path, report: Report = refuse) -> dict[str, Entry]:
     """
     header = _header(path)
     entries = {key: header.fields[key] for key in sorted(header.fields) if key != _METADATA}
+    if len(entries) > MAX_TENSORS:
+        raise _too_many(path)
     result = {}
     for key, value in entries.items():
         with reporting(report):
             result[key] = _entry(path, key, value, header.data, header.state)
     whole = len(result) == len(entries)
-    _check_tiling(path, list(result.values()), header.data, header.state[0], holes=not whole)
+    _check_tiling(path, list(result.values()), header.data, header.state.size, holes=not whole)
     return result
 
 
@@ -119,20 +143,16 @@ class _Header:
 
     fields: dict[str, Any]
     data: int
-    state: tuple[int, int]
+    state: State
 
 
 def _header(path: Path) -> _Header:
     """The header as JSON, its metadata text to text. Raises InputError."""
-    status = regular_file(path)
-    size = status.st_size
-    try:
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            header = file.read(length) if length <= min(MAX_HEADER_BYTES, size - 8) else b""
-    except OSError as error:
-        raise unreadable(path, error) from None
+    with opened(path) as file:
+        size = file.state.size
+        prefix = file.read(0, min(8, size))
+        length = int.from_bytes(prefix, "little")
+        header = file.read(8, length) if length <= min(MAX_HEADER_BYTES, size - 8) else b""
     if len(prefix) < 8:
         raise InputError(path, f"only {size} bytes long", "upload it again; it is not complete")
     if length > size - 8:
@@ -152,14 +172,19 @@ def _header(path: Path) -> _Header:
         raise InputError(
             path, f"a header of {length} bytes, more than {MAX_HEADER_BYTES}", "save it again"
         )
+    if header.endswith(b"\0"):
+        found = "a header that is padded with NUL bytes"
+        raise InputError(path, found, "save it again with safetensors, which pads with spaces")
     if not header.startswith(b"{"):
         raise InputError(path, "a header that is not JSON", "save it again with safetensors")
+    if any(header.count(mark) > most * MAX_TENSORS for mark, most in _MARKS.items()):
+        raise _too_many(path)
     fields = parse_object(header.rstrip(b" "), where=path)
     metadata = fields.get(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         found = f"{_METADATA} is not text to text"
         raise InputError(path, found, "save it again with safetensors")
-    return _Header(fields, 8 + length, (size, status.st_mtime_ns))
+    return _Header(fields, 8 + length, file.state)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -186,18 +211,21 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         file.write(ordered.ljust(length))
 
 
-def _fill(file: Any, buffer: bytearray) -> bool:
-    """Read until the buffer is full: one read of a raw file returns at most 2 GiB."""
-    view = memoryview(buffer)
-    while view:
-        count = file.readinto(view)
-        if not count:
-            return False
-        view = view[count:]
-    return True
+def _too_many(path: Path) -> InputError:
+    return InputError(path, f"more than {MAX_TENSORS} tensors", "check what this file is")
 
 
-def _entry(path: Path, key: str, value: Any, data: int, state: tuple[int, int]) -> Entry:
+def _memory() -> int:
+    """The memory of this machine in bytes, where it tells.
+
+    The system promises more than it has, and kills who takes it at its word.
+    """
+    if not hasattr(os, "sysconf"):
+        return sys.maxsize
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _entry(path: Path, key: str, value: Any, data: int, state: State) -> Entry:
     """One header entry, checked field by field; `data` is where the tensor bytes begin."""
     if not _NAME.fullmatch(key):
         raise InputError(path, f"a tensor named {key[:80]!r}", "save it again with plain names")
@@ -208,7 +236,8 @@ def _entry(path: Path, key: str, value: Any, data: int, state: tuple[int, int]) 
         raise InputError(
             path, f"{key} has dtype {str(dtype)[:80]}", "save it as float32 or bfloat16"
         )
-    if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
+    natural = _is_naturals(shape, MAX_SIDE) and _is_naturals(offsets, MAX_FILE_BYTES)
+    if not natural or len(offsets) != 2:
         found = f"{key} has shape {str(shape)[:80]}, offsets {str(offsets)[:80]}"
         raise InputError(path, found, "save it again")
     if len(shape) > MAX_SIDES or 0 in shape:
@@ -224,9 +253,9 @@ def _entry(path: Path, key: str, value: Any, data: int, state: tuple[int, int]) 
     return Entry(path, key, _DTYPES[dtype][0], tuple(shape), data + begin, end - begin, state)
 
 
-def _is_naturals(value: Any) -> bool:
-    """A list of whole numbers that can be sizes or positions in a file."""
-    return isinstance(value, list) and all(type(n) is int and 0 <= n <= MAX_SIDE for n in value)
+def _is_naturals(value: Any, most: int) -> bool:
+    """A list of whole numbers, none larger than that."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n <= most for n in value)
 
 
 def _check_tiling(path: Path, entries: list[Entry], data: int, size: int, *, holes: bool) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 from fedlora_cli.errors import printable
-from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.formats import FORMATS
+from fedlora_cli.render.report.aggregate import VOUCHED, AggregateReport
 
 #: Clients listed in the card; `fedlora.json` beside it has all of them.
 _LISTED = 50
@@ -17,7 +19,8 @@ def model_card(report: AggregateReport) -> str:
 
 
 def _front_matter(report: AggregateReport) -> list[str]:
-    lines = ["---", "library_name: peft"]
+    library = FORMATS[report.format].library
+    lines = ["---", *([f"library_name: {library}"] if library else [])]
     tags = ["lora", "federated", "fedlora"]
     if report.base_model:
         lines.append(f"base_model: {json.dumps(report.base_model)}")
@@ -38,12 +41,14 @@ def _summary(report: AggregateReport) -> list[str]:
         f"- share of the energy in the first {report.shared_rank} rank indices, which every client "
         f"holds: {rho}; FlexLoRA on the same clients: {_number(report.flexlora_energy_ratio)}",
         f"- energy of the weighted sum kept at this rank: {_number(report.kept_energy)}",
+        f"- {VOUCHED[report.samples_from]}",
         "",
         "```",
         _command(report),
         "```",
         "",
-        *(f"- warning: {printable(warning)}" for warning in report.warnings),
+        *(f"- left out: {_plain(one.name)}: {_plain(one.reason)}" for one in report.left_out),
+        *(f"- warning: {_plain(warning)}" for warning in report.warnings),
         "",
     ]
 
@@ -56,7 +61,7 @@ def _command(report: AggregateReport) -> str:
 
 def _clients(report: AggregateReport) -> list[str]:
     rows = [
-        f"| {_cell(row.name)} | {row.rank} | {row.samples:g} | {_number(row.weight)} "
+        f"| {_plain(row.name)} | {row.rank} | {row.samples:g} | {_number(row.weight)} "
         f"| {(row.sha256 or '')[:16]} |"
         for row in report.clients[:_LISTED]
     ]
@@ -69,8 +74,14 @@ def _clients(report: AggregateReport) -> list[str]:
     ]
 
 
-def _cell(text: str) -> str:
-    return printable(text).replace("|", "\\|")
+def _plain(text: str) -> str:
+    r"""Text that Markdown shows as it stands: no link, picture, HTML or cell begins in it.
+
+    >>> _plain("<b> | ![x](http://a.b)")
+    '&lt;b\\> \\| !\\[x\\](http://a.b)'
+    """
+    escaped = re.sub(r"([\\`*\[\]>|~$])", r"\\\1", printable(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _number(value: float | None) -> str:

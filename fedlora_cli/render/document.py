@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -26,6 +27,9 @@ INSPECT_SCHEMA = "fedlora.inspect/1"
 METHODS_SCHEMA = "fedlora.methods/1"
 PREDICT_SCHEMA = "fedlora.predict/1"
 SIMULATE_SCHEMA = "fedlora.simulate/1"
+
+#: All that is not plain ASCII: letters of the world, and controls.
+_SPECIAL = re.compile(r"[^\x20-\x7e\n]")
 
 #: The fields of a method that are values, not functions.
 METHOD_COLUMNS = (
@@ -84,8 +88,21 @@ def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """One document as text. Raises ValueError for a number that JSON does not have."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """One document as text. Raises ValueError for a number that JSON does not have.
+
+    What a terminal might obey is escaped, as it may be shown on one; all other letters are kept.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return _SPECIAL.sub(lambda found: _escaped(found[0]), text) + "\n"
+
+
+def _escaped(letter: str) -> str:
+    r"""A letter that can be shown as it stands, or as JSON spells it.
+
+    >>> _escaped("é"), _escaped("\u202e")
+    ('é', '\\u202e')
+    """
+    return letter if letter.isprintable() else json.dumps(letter)[1:-1]
 
 
 def _document(schema: str, report: Any) -> dict[str, Any]:

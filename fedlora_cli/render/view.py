@@ -5,7 +5,6 @@ A report becomes a `View` once; the terminal and the HTML page both draw that.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from textwrap import fill
 from typing import Literal
@@ -68,16 +67,6 @@ class View:
     summary: str
     blocks: tuple[Block, ...]
     source: str = ""
-
-
-def natural(name: str) -> tuple[str | int, ...]:
-    """A key that sorts layer 2 before layer 10.
-
-    >>> sorted(["h.10.b", "h.2.a"], key=natural)
-    ['h.2.a', 'h.10.b']
-    """
-    parts = re.split(r"([0-9]{1,18})", name)
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 def columns(*names: str, kind: Kind = "number") -> tuple[Column, ...]:

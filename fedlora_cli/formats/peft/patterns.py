@@ -1,12 +1,17 @@
 """How PEFT matches module names: the same rules, on expressions that nobody trusts.
 
 The expressions come from clients, and Python's own matcher can be made to run for ever by a short
-one. So they are matched with a time limit, by a library that has one.
+one. So they are matched with a time limit, by a library that has one. That library in turn can be
+made to run out of memory, and knows more than Python. So it is given only what Python understands,
+and what does not become long when its repetitions are written out.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +20,23 @@ import regex
 
 from fedlora_cli.errors import InputError
 
-#: Seconds for all matching of one config. An honest pattern and name need microseconds.
-TIME_LIMIT = 5.0
+#: Seconds for one match, where an honest pattern and name need microseconds; and for all matching
+#: of one config, where 4000 patterns and 4000 names need this long.
+MATCH_LIMIT = 1.0
+TIME_LIMIT = 30.0
 
 #: Characters of an expression; one that names every module of a 405B model has 60 000.
 MAX_LENGTH = 100_000
+
+#: Characters of an expression with its repetitions written out, at about 200 bytes each.
+MAX_WRITTEN_OUT = 2 * MAX_LENGTH
+
+#: The least count of a repetition, and the flag under which it could be written with blanks in it.
+_COUNT = re.compile(r"\{([0-9]{1,9})")
+_VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
+
+#: A brace that begins no count: plain text to Python, but a fuzzy match to the other library.
+_BRACE = re.compile(r"\{(?![0-9]+(,[0-9]*)?\}|,[0-9]+\})")
 
 
 @dataclass
@@ -40,14 +57,16 @@ class Matcher:
             raise InputError(self.where, found, "name the modules in a list")
         began = time.perf_counter()
         try:
+            if self.seconds_left <= 0:
+                raise TimeoutError
             if pattern not in self.compiled:
-                self.compiled[pattern] = regex.compile(pattern)
-            return self.compiled[pattern].match(text, timeout=max(self.seconds_left, 1e-3))
+                self.compiled[pattern] = _compiled(pattern)
+            return self.compiled[pattern].match(text, timeout=min(self.seconds_left, MATCH_LIMIT))
         except TimeoutError:
             found = f"its expressions take too long, {pattern[:80]!r} on {text!r} for one"
             self.stopped = InputError(self.where, found, "write them without nested repetition")
             raise self.stopped from None
-        except (regex.error, RecursionError, MemoryError, OverflowError) as error:
+        except (re.error, regex.error, RecursionError, MemoryError, OverflowError) as error:
             found = f"{pattern[:80]!r} is not a usable regular expression ({str(error)[:80]})"
             raise InputError(self.where, found, "correct it") from None
         finally:
@@ -61,6 +80,20 @@ class Matcher:
             if self.match(rf"(.*\.)?({pattern})$", module) is not None:
                 return pattern
         return None
+
+
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    """Raises re.error, regex.error, RecursionError, MemoryError and OverflowError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what a later Python will read in another way
+        re.compile(pattern)
+    if _VERBOSE.search(pattern) or _BRACE.search(pattern):
+        raise re.error("neither the flag x nor braces as text are understood")
+    # All of them, as if every one stood inside the next.
+    counts = math.prod(max(1, int(count)) for count in _COUNT.findall(pattern))
+    if len(pattern) * counts > MAX_WRITTEN_OUT:
+        raise re.error(f"its repetitions come to {len(pattern) * counts:.3g} characters")
+    return regex.compile(pattern, cache_pattern=False)
 
 
 @dataclass(frozen=True)

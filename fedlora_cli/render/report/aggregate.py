@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from fedlora_cli.clients import LeftOut, SamplesFrom
+
+#: Who vouches for the sample counts, in words.
+VOUCHED: dict[SamplesFrom, str] = {
+    "operator": "samples as --samples says",
+    "clients": "samples as the clients say",
+    "uniform": "samples not told: all clients count the same",
+}
 
 
 @dataclass(frozen=True)
@@ -12,6 +21,8 @@ class ClientRow:
     """A client. `weight` is its weight at the first rank index, which everyone holds, averaged over
     its modules; `max_weight` the largest it has at any index of any module. `energy` is that of its
     own update by singular direction, pooled over its modules: what it brought to each rank index.
+    Where updates were compared beforehand, `norm` is ‖ΔW_k‖_F, `clip` what the update was multiplied
+    by and `trust` what its samples were.
     """
 
     name: str
@@ -22,6 +33,9 @@ class ClientRow:
     max_weight: float | None
     energy: tuple[float, ...]
     sha256: str | None
+    norm: float | None = None
+    clip: float | None = None
+    trust: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,10 @@ class AggregateReport:
     """One aggregation. Values that only tensors can tell are None after a dry run.
 
     `energy_ratio` is ρ at the shared rank and `norm` ‖ΔW‖_F of the written update; those of
-    FlexLoRA on the same clients stand beside them.
+    FlexLoRA on the same clients stand beside them. `files` is the SHA-256 of every other file of
+    the folder, by name; `samples_from` says who vouches for the sample counts: a file that the
+    operator gave, the clients themselves, or nobody; `left_out` are the clients that were found at
+    fault and do not take part; `format` is that of the clients and of what was written.
     """
 
     method: str
@@ -100,10 +117,14 @@ class AggregateReport:
     norm: float | None
     flexlora_norm: float | None
     kept_energy: float | None
+    samples_from: SamplesFrom
     clients: tuple[ClientRow, ...]
+    left_out: tuple[LeftOut, ...]
     partitions: tuple[PartitionRow, ...]
     modules: tuple[ModuleRow, ...]
     tensors: tuple[str, ...]
     warnings: tuple[str, ...]
     version: str
     verification: Verification | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    format: str = "peft"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedlora_cli.adapter import Role
+
 
 @dataclass(frozen=True)
 class ModuleGroup:
@@ -26,11 +28,14 @@ class ModuleGroup:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """A tensor that is not a factor. `owner` is the module saved in full, None for base weights."""
+    """A tensor that is not a factor, and what it is instead: saved in full with the module `owner`,
+    "base" weights, a trained "bias" or "token", a DoRA "magnitude" or a "lora_bias".
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    role: Role
     owner: str | None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fedlora_cli.render.report.aggregate import (
+    VOUCHED,
     AggregateReport,
     ClientRow,
     ModuleRow,
@@ -28,7 +29,11 @@ from fedlora_cli.render.view import (
 def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
     """Clients, rank partitions and findings; with `modules`, one row for each."""
     rank = "of --energy" if report.rank is None else str(report.rank)
-    blocks: list[Block] = [_clients(report.clients, whole=modules), _partitions(report.partitions)]
+    blocks: list[Block] = [
+        _clients(report.clients, whole=modules),
+        Paragraph(VOUCHED[report.samples_from]),
+        _partitions(report.partitions),
+    ]
     if modules:
         blocks.append(_modules(report.modules))
     if findings := "\n".join(_findings(report)):
@@ -42,6 +47,7 @@ def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
 
 
 def _clients(clients: tuple[ClientRow, ...], *, whole: bool) -> Table:
+    bounded = any(row.norm is not None for row in clients)
     rows = tuple(
         (
             row.name,
@@ -49,10 +55,13 @@ def _clients(clients: tuple[ClientRow, ...], *, whole: bool) -> Table:
             f"{row.samples:g}",
             number(row.weight),
             number(row.max_weight),
+            *([number(row.norm), number(row.clip), number(row.trust)] if bounded else []),
         )
         for row in clients
     )
     heads = columns("rank", "samples", "weight", "largest weight")
+    if bounded:
+        heads += columns("norm", "clip", "trust")
     return Table((Column("client", "name"), *heads), rows, shown=None if whole else 20)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from fedlora_cli.adapter import Role
 from fedlora_cli.errors import printable
 from fedlora_cli.render.report.inspect import Difference, InspectedAdapter, InspectReport
 from fedlora_cli.render.view import (
@@ -122,13 +123,24 @@ def _modules(adapter: InspectedAdapter) -> Table:
     return Table((head, *heads, Column("dtype", "text")), tuple(rows), shown=None)
 
 
+#: What a tensor that is no factor is.
+_ROLES: dict[Role, str] = {
+    "saved": "saved in full",
+    "base": "base weights",
+    "bias": "trained bias",
+    "token": "trained token",
+    "magnitude": "magnitudes",
+    "lora_bias": "bias on lora_B",
+}
+
+
 def _tensors(adapter: InspectedAdapter) -> Table:
     rows = tuple(
         (
             tensor.name,
             _shape(tensor.shape),
             tensor.dtype,
-            "base weights" if tensor.owner is None else "saved in full",
+            _ROLES[tensor.role],
         )
         for tensor in adapter.tensors
     )

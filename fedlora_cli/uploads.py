@@ -1,0 +1,153 @@
+"""The adapters in what the person named on the command line, whatever else lies there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from fedlora_cli import formats
+from fedlora_cli.counts import COUNT_FILES
+from fedlora_cli.errors import InputError, Report, UsageError, keeping, refuse, reporting
+from fedlora_cli.files.documents import exists
+from fedlora_cli.files.links import check_linked_folder, check_links
+from fedlora_cli.files.untrusted import unreadable
+from fedlora_cli.natural import natural
+
+#: Far more clients than take part in any round.
+MAX_ENTRIES = 100_000
+
+#: Of folders without an adapter: how many remarks there are, and how many places are looked at for
+#: one that may have been meant.
+_TOLD = 20
+_GLANCE = 1000
+
+
+class Elsewhere(InputError):
+    """A folder has adapters, but not where they are looked for."""
+
+
+def find_folders(
+    paths: Sequence[Path], report: Report = refuse, adapter: str | None = None
+) -> tuple[list[Path], tuple[str, ...]]:
+    """The adapters in `paths`, folders or files, and a remark about every child folder without one.
+
+    With `adapter`, they are the folders that each hold an adapter in a folder of that name. Hidden
+    ones are not looked at: unfinished output has a hidden name. Faults go to `report`, `Elsewhere`
+    for a child whose adapters are deeper. Raises UsageError for an `adapter` that is no name.
+    """
+    if adapter is not None and (adapter in ("", ".", "..") or set(adapter) & {"/", "\\", "\0"}):
+        found = f"{adapter!r} is no name of a folder"
+        raise UsageError("--adapter", found, "give the name that it has in every client's folder")
+    folders: list[Path] = []
+    remarks: list[str] = []
+    for path in paths:
+        with reporting(report):
+            if formats.is_adapter(path / (adapter or "")):
+                _check_links(path, path, adapter)
+                folders.append(path)
+                continue
+            inside, left_out = _children(path, report, adapter)
+            for child in inside:
+                with reporting(report):
+                    check_linked_folder(child, path)
+                    _check_links(child, path, adapter)
+                    folders.append(child)
+            remarks += [f"{child.name} left out: no adapter in it" for child in left_out[:_TOLD]]
+            if left_out[_TOLD:]:
+                remarks.append(f"{len(left_out) - _TOLD} more folders left out: no adapter in them")
+    return folders, tuple(sorted(remarks))
+
+
+def _check_links(folder: Path, home: Path, adapter: str | None) -> None:
+    check_links(folder, home)
+    if adapter is not None:
+        check_linked_folder(folder / adapter, home)
+        check_links(folder / adapter, home)
+
+
+def _held(folder: Path) -> list[str]:
+    """The names of the adapters in a folder, as far as it can be looked at; 9 before 10."""
+    try:
+        inside = islice(_visible(folder), _GLANCE)
+        return sorted((one.name for one in inside if formats.is_adapter(one)), key=natural)
+    except (OSError, InputError):
+        return []
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """What is in a folder under a name that is not hidden. Raises OSError."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                yield Path(entry.path)
+
+
+def _elsewhere(folder: Path, adapter: str | None) -> Elsewhere | None:
+    """The error of a folder with other adapters than the one that is looked for."""
+    if formats.is_adapter(folder):
+        found = f"no adapter named {adapter} in it, but it is one itself"
+        return Elsewhere(folder, found, "leave it out, or give --adapter only where all have it")
+    held = _held(folder)
+    if not held:
+        return None
+    found = f"no adapter {'itself' if adapter is None else f'named {adapter} in it'}, but in "
+    found += f"folders of it: {', '.join(held[:3])}{f' and {len(held) - 3} more' * (len(held) > 3)}"
+    cure = f"give --adapter {held[-1]} if they are one client's, name it if they are clients, or "
+    return Elsewhere(folder, found, f"{cure}move it away")
+
+
+def _guess(folders: Sequence[Path]) -> str:
+    """What may have been meant where no adapter is, but where there are some deeper."""
+    places = (place for folder in folders for place in (folder, *folder.glob("[!.]*")))
+    deeper = max(islice(places, _GLANCE), key=lambda place: len(_held(place)), default=None)
+    held = [] if deeper is None else _held(deeper)
+    if not held:
+        return ""
+    other = f"--adapter {held[-1]} if they are one client's; or " if deeper in folders else ""
+    return f"did you mean {deeper}? {other}"
+
+
+def _children(path: Path, report: Report, adapter: str | None) -> tuple[list[Path], list[Path]]:
+    """The adapters among the visible folders and files in a folder, and the rest of the folders.
+
+    A link to nothing is a client that cannot be read. Raises InputError.
+    """
+    refused: list[InputError] = []
+    told = keeping(report, refused)
+    try:
+        visible = sorted(islice(_visible(path), MAX_ENTRIES + 1))
+        if len(visible) > MAX_ENTRIES:
+            found = f"more than {MAX_ENTRIES} files and folders in it"
+            raise InputError(path, found, "name the adapter folders themselves")
+        for child in visible:
+            if child.is_symlink() and not child.exists():
+                told(InputError(child, "a link to nothing", "mend the link or remove it"))
+    except NotADirectoryError:
+        raise InputError(path, "not a folder", "name the folder that it lies in") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    adapters: list[Path] = []
+    others: list[Path] = []
+    for child in visible:
+        with reporting(told):
+            if formats.is_adapter(child / (adapter or "")):
+                adapters.append(child)
+            elif child.is_dir() or formats.is_adapter(child):
+                others.append(child)
+    if not adapters and not refused:
+        found = "no adapters in it" if adapter is None else f"no adapters named {adapter} in it"
+        cure = "name adapter folders, or a folder whose children are adapter folders"
+        raise InputError(path, found, _guess(others) + cure)
+    left_out: list[Path] = []
+    for child in others:
+        elsewhere = _elsewhere(child, adapter)
+        if elsewhere is not None:
+            report(elsewhere)
+        elif any(exists(child / file) for file, _ in COUNT_FILES):
+            found = "a client's sample count, but no adapter"
+            report(InputError(child, found, "wait until it is uploaded, or move it away"))
+        else:
+            left_out.append(child)
+    return adapters, left_out
