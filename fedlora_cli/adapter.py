@@ -13,7 +13,12 @@ from fedlora_cli.factors import Factors
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["linear", "embedding"]
+Kind = Literal["linear", "embedding", "convolution", "experts"]
+
+#: What a tensor that is no factor is: a module that was trained in full, weights of the base model,
+#: a trained bias, one token's row of an embedding, the magnitudes of DoRA (arXiv:2402.09353), or a
+#: bias on lora_B, which is an update like B A.
+Role = Literal["saved", "base", "bias", "token", "magnitude", "lora_bias"]
 
 Content = TypeVar("Content", covariant=True)
 
@@ -36,13 +41,31 @@ def widest(dtypes: Iterable[str]) -> str:
     return "float64" if "float64" in distinct else "float32"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a file holds the factors of a module: under the name `pair`, which both have in common.
+
+    `sides` are those of lora_A beyond the rank where it is a convolution: (in, *kernel). Of the
+    `experts` that share one pair, the module is number `expert`; `parameter` is the one that they
+    adapt, "" where that is not known.
+    """
+
+    kind: Kind
+    pair: str
+    sides: tuple[int, ...] = ()
+    expert: int = 0
+    experts: int = 1
+    parameter: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Module:
     """An adapted module, known from headers alone; `read` brings its factors, all values finite.
 
     `shape` is (out, in) of the update, `alpha` is PEFT's lora_alpha in this module, `scale` its
     scaling, both NaN where a config is broken and that was not refused; `dtype` is torch's name of
-    one. An embedding of n tokens and width d has shape (d, n).
+    one. An embedding of n tokens and width d has shape (d, n), a convolution (out, in · kernel); an
+    expert is a module of its own.
     """
 
     shape: tuple[int, int]
@@ -50,27 +73,33 @@ class Module:
     alpha: float
     scale: float
     dtype: str
-    kind: Kind
+    layout: Layout
     read: Read[Factors]
 
 
 @dataclass(frozen=True, eq=False)
 class FullTensor:
-    """A tensor with absolute values, not an update: a head that was trained in full, for example.
+    """A tensor that is no factor: a head that was trained in full, for example.
 
-    `owner` is the module that was saved in full, None for base weights that PEFT stores beside an
-    adapted embedding.
+    `owner` is the module that was saved in full, None in other roles. `scale` is what a bias on
+    lora_B is multiplied by, None where the values are absolute.
     """
 
     shape: tuple[int, ...]
     dtype: str
+    role: Role
     owner: str | None
     read: Read[Tensor]
+    scale: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Facts:
-    """What an adapter says of its base model and training. Empty or None: it does not say."""
+    """What an adapter says of its base model and training. Empty or None: it does not say.
+
+    `bias`, `lora_bias`, `target_parameters`, `layer_replication` and `dora` are the fields of
+    PEFT's config, `invocation_tokens` those of an activated LoRA.
+    """
 
     base_model: str | None = None
     revision: str | None = None
@@ -78,12 +107,18 @@ class Facts:
     dropout: float = 0.0
     fan_in_fan_out: bool = False
     rslora: bool = False
+    bias: str = "none"
+    lora_bias: bool = False
+    dora: bool = False
+    target_parameters: tuple[str, ...] = ()
+    layer_replication: tuple[tuple[int, int], ...] = ()
+    invocation_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LoRA adapter. `weights_file` is the file that its tensors come from; `notes` are remarks
-    about the reading that the user should see.
+    """A LoRA adapter. `weights_file` is the file that its tensors come from, `format` the name of
+    its format; `notes` are remarks about the reading that the user should see.
     """
 
     path: Path
@@ -92,8 +127,23 @@ class Adapter:
     tensors: Mapping[str, FullTensor]
     facts: Facts
     notes: tuple[str, ...] = ()
+    format: str = "peft"
 
     @property
     def rank(self) -> int:
         """The largest rank of any module."""
         return max(module.rank for module in self.modules.values())
+
+
+@dataclass(frozen=True, eq=False)
+class NewAdapter:
+    """An adapter ready to be written. `alphas` are lora_alpha by module: the scale of its factors
+    is alpha / r, or alpha / sqrt(r) where `facts.rslora` says so.
+    """
+
+    factors: Mapping[str, Factors]
+    alphas: Mapping[str, float]
+    layouts: Mapping[str, Layout]
+    tensors: Mapping[str, Tensor]
+    modules_to_save: tuple[str, ...]
+    facts: Facts

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Facts, FullTensor, Module, widest
+from fedlora_cli.adapter import Adapter, Facts, widest
 from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.fit import agreed, check_fit, usual
 from fedlora_cli.weights import FloatArray, IntArray
 
 
@@ -44,6 +45,11 @@ class Cohort:
     def samples(self) -> FloatArray:
         """n_k, shape (K,)."""
         return np.array([client.samples for client in self.clients], dtype=np.float64)
+
+    @property
+    def format(self) -> str:
+        """The name of the format that all clients share."""
+        return self.clients[0].adapter.format
 
     @property
     def rank(self) -> int:
@@ -97,14 +103,12 @@ def align(
     if not sum(client.samples for client in ordered) > 0:
         report(InputError("samples", "all counts are zero", "give at least one client samples"))
     adapters = [client.adapter for client in ordered]
-    modules = _first_holders(adapters)
+    modules = sorted({name for adapter in adapters for name in adapter.modules})
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
-    for adapter in adapters:
-        _check_modules(modules, adapter, report)
-    _check_tensors(adapters, report)
+    check_fit(adapters, report)
     return Cohort(
         clients=tuple(ordered),
-        modules=tuple(sorted(modules)),
+        modules=tuple(modules),
         tensors=tuple(tensors),
         facts=_common_facts(adapters, base_model, report),
         notes=(
@@ -115,99 +119,36 @@ def align(
     )
 
 
-def check_fit(cohort: Cohort, earlier: Sequence[Adapter], *, base_declared: bool) -> None:
+def check_earlier(cohort: Cohort, earlier: Sequence[Adapter], *, base_declared: bool) -> None:
     """Whether earlier global adapters belong to this cohort and to each other. Raises InputError.
 
     Their base model may have another name where the user has declared one.
     """
     adapters = [*(client.adapter for client in cohort.clients), *earlier]
-    modules = _first_holders(adapters)
-    for adapter in earlier:
-        _check_modules(modules, adapter, refuse)
-    _check_tensors(adapters, refuse)
+    check_fit(adapters, refuse)
     if not base_declared:
-        _agreed(adapters, "base_model", "give --base to declare it", refuse)
-
-
-def _first_holders(adapters: Sequence[Adapter]) -> dict[str, Adapter]:
-    """For every module, the first adapter that has it."""
-    first: dict[str, Adapter] = {}
-    for adapter in adapters:
-        for name in adapter.modules:
-            first.setdefault(name, adapter)
-    return first
-
-
-def _check_modules(first: Mapping[str, Adapter], adapter: Adapter, report: Report) -> None:
-    """Shape and kind of every module as in `first`, the first adapter that has it."""
-    for name, module in adapter.modules.items():
-        expected = first[name].modules[name]
-        if module.shape != expected.shape or module.kind != expected.kind:
-            found = f"{name} is {_describe(module)}, "
-            found += f"but {_describe(expected)} in {first[name].path}"
-            cure = "leave out the adapters of another base model"
-            report(InputError(adapter.weights_file, found, cure))
-
-
-def _describe(module: Module) -> str:
-    return f"{module.kind} {module.shape[0]} x {module.shape[1]}"
-
-
-def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
-    """Tensors of one shape and role everywhere, and none saved in full that has factors too."""
-    modules = _first_holders(adapters)
-    first: dict[str, Adapter] = {}
-    for adapter in adapters:
-        for name, tensor in adapter.tensors.items():
-            expected = first.setdefault(name, adapter).tensors[name]
-            if _role(tensor) != _role(expected):
-                found = f"{name} is {_role(tensor)}, but {_role(expected)} in {first[name].path}"
-                cure = "give all clients the same model and the same modules_to_save"
-                report(InputError(adapter.weights_file, found, cure))
-    owners = {t.owner: adapter for adapter in adapters for t in adapter.tensors.values()}
-    for module, holder in modules.items():
-        parts = module.split(".")
-        for end in range(1, len(parts) + 1):
-            saver = owners.get(".".join(parts[:end]))
-            if saver is not None:
-                found = f"{module} is saved in full, but {holder.path} has LoRA factors of it"
-                report(InputError(saver.weights_file, found, "train it one way everywhere"))
-
-
-def _role(tensor: FullTensor) -> str:
-    """What must be the same everywhere; floating dtypes may differ, as they can be averaged."""
-    role = "a base weight" if tensor.owner is None else f"trained as {tensor.owner}"
-    kind = "float" if "float" in tensor.dtype else tensor.dtype
-    return f"{kind} of shape {list(tensor.shape)}, {role}"
+        agreed(adapters, "base_model", "give --base to declare it", refuse)
 
 
 def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: Report) -> Facts:
     """What the adapters say of themselves, where they agree; a contradiction is an error."""
     facts = [adapter.facts for adapter in adapters]
     dropouts = {one.dropout for one in facts}
-    return Facts(
+    revision = agreed(adapters, "revision", "leave out the adapters of another revision", report)
+    task_type = agreed(adapters, "task_type", "leave out the adapters of another task", report)
+    return replace(
+        usual([(adapter.facts, adapter) for adapter in adapters])[0],
         base_model=base_model
-        or _agreed(adapters, "base_model", "give --base to declare it", report),
-        revision=_agreed(
-            adapters, "revision", "leave out the adapters of another revision", report
-        ),
-        task_type=_agreed(adapters, "task_type", "leave out the adapters of another task", report),
+        or agreed(adapters, "base_model", "give --base to declare it", report),
+        revision=revision,
+        task_type=task_type,
         # Dropout is a choice of training; where clients differ, the global adapter has none.
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         # PEFT corrects this by the type of the layer; false is its default.
         fan_in_fan_out=all(one.fan_in_fan_out for one in facts),
+        # Its scaling is written as alpha / r.
+        rslora=False,
     )
-
-
-def _agreed(adapters: Sequence[Adapter], name: str, cure: str, report: Report) -> str | None:
-    """The one value of a fact; adapters that do not say are not asked."""
-    said = [(getattr(a.facts, name), a) for a in adapters if getattr(a.facts, name) is not None]
-    for value, adapter in said:
-        if value != said[0][0]:
-            label = name.replace("_", " ")
-            found = f"its {label} is {value[:200]}, but {said[0][0][:200]} in {said[0][1].path}"
-            report(InputError(adapter.path, found, cure))
-    return said[0][0] if said else None
 
 
 def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:

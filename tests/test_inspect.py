@@ -124,7 +124,7 @@ def test_all_faults_of_an_adapter_are_found_at_once(tmp_path: Path) -> None:
 
     set_tensors(bad, damage)
     header(lambda h: h[f"{PREFIX}layers.3.q_proj.lora_A.weight"].update(dtype="F8_E4M3"))(bad)
-    set_config(bad, lora_alpha=-1, use_rslora="no", task_type="EVIL", use_dora=True)
+    set_config(bad, lora_alpha=-1, use_rslora="no", task_type="EVIL", use_qalora=True)
     (bad / "fedlora.json").write_text('{"samples": -5}')
 
     found = "\n".join(lines(bad))
@@ -138,11 +138,11 @@ def test_all_faults_of_an_adapter_are_found_at_once(tmp_path: Path) -> None:
         "lora_alpha is -1",
         "use_rslora is 'no'",
         "task_type is 'EVIL'",
-        "it uses DoRA",
+        "use_qalora: QALoRA",
         "samples: -5 samples",
     ):
         assert found.count(expected) == 1, expected
-    # The strange tensor may belong to DoRA, the missing half of layer 3 is the one of dtype F8.
+    # The strange tensor may belong to QALoRA, the missing half of layer 3 is the one of dtype F8.
     assert len(found.splitlines()) == 10
 
 

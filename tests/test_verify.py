@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_verification_sees_a_wrong_direction_though_truncation_loses_more(
     tmp_path: Path, monkeypatch, size: float
 ) -> None:
     """A change outside of what the sum spans, far smaller than what truncation leaves out."""
-    from fedlora_cli.rounds import aggregate as workflow
+    from fedlora_cli.formats import FORMATS
 
     make_round(tmp_path)
     aggregate([tmp_path / "round"], tmp_path / "good", Options(rank=2, verify=True))
@@ -41,14 +42,8 @@ def test_verification_sees_a_wrong_direction_though_truncation_loses_more(
     noise = torch.randn(B.shape, generator=torch.Generator().manual_seed(5))
     wrong = B + size * B.norm() * noise / noise.norm()
 
-    class Defect:
-        FILES, NewAdapter = workflow.peft.FILES, workflow.peft.NewAdapter
-
-        @staticmethod
-        def write(adapter, folder, provenance) -> None:
-            write_wrong(adapter, folder, provenance, module="layers.1.fc", B=wrong)
-
-    monkeypatch.setattr(workflow, "peft", Defect)
+    defect = partial(write_wrong, module="layers.1.fc", B=wrong)
+    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], write=defect))
     with pytest.raises(VerificationError, match=r"layers\.1\.fc is off by"):
         aggregate([tmp_path / "round"], tmp_path / "bad", Options(rank=2, verify=True))
     assert not (tmp_path / "bad").exists()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from fedlora_cli import formats
-from fedlora_cli.clients import find_folders
 from fedlora_cli.errors import InputError
+from fedlora_cli.natural import natural
 from fedlora_cli.provenance import read_provenance
-from fedlora_cli.render.view import natural
+from fedlora_cli.uploads import Elsewhere, find_folders
 
 #: The name of the global adapter's folder within the folder of a round.
 GLOBAL = "global"
@@ -35,10 +36,17 @@ def find_adapters(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
                 if series_of(one.name) in alike
             ]
             continue
-        listed, left_out = find_folders([path])
+        listed, left_out = find_folders([path], partial(_remark, remarks))
         folders += sorted(listed, key=_order)
         remarks += left_out
     return folders, tuple(remarks)
+
+
+def _remark(remarks: list[str], fault: InputError) -> None:
+    """Of what may well stand beside global adapters: folders of clients."""
+    if not isinstance(fault, Elsewhere):
+        raise fault
+    remarks.append(f"{fault.where} left out: {fault.found}")
 
 
 def rounds_in(folder: Path) -> list[Path]:

@@ -1,44 +1,78 @@
-"""The table of on-disk formats. A format recognises its own folders and reads them."""
+"""The table of on-disk formats. A format is one file, or one package, and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fedlora_cli.adapter import Adapter
+from fedlora_cli.adapter import Adapter, NewAdapter
 from fedlora_cli.errors import InputError, Report, refuse
-from fedlora_cli.formats import peft
+from fedlora_cli.formats import kohya, peft
 
 
 @dataclass(frozen=True)
 class Format:
-    """`recognises` looks at names only; `read` reads headers, as the function below does."""
+    """One format. `recognises` looks at names only, `read` reads headers, as the function below
+    does; `write` puts an adapter and its provenance into an existing folder. `files` are all that a
+    folder of this format can hold when fedlora wrote it, `weights` is the one with the tensors.
+    `library` is what model hubs call the library that loads it, where one does.
+    """
 
     name: str
+    summary: str
     recognises: Callable[[Path], bool]
     read: Callable[[Path, Report], Adapter]
+    write: Callable[[NewAdapter, Path, Mapping[str, Any]], None]
+    files: tuple[str, ...]
+    weights: str
+    library: str | None = None
 
 
-FORMATS: tuple[Format, ...] = (
-    Format(f"PEFT LoRA ({peft.CONFIG}, {peft.WEIGHTS})", peft.recognises, peft.read),
-)
+FORMATS: dict[str, Format] = {
+    one.name: one
+    for one in (
+        Format(
+            name="peft",
+            summary=f"PEFT LoRA ({peft.CONFIG}, {peft.WEIGHTS})",
+            recognises=peft.recognises,
+            read=peft.read,
+            write=peft.write,
+            files=peft.FILES,
+            weights=peft.WEIGHTS,
+            library="peft",
+        ),
+        Format(
+            name="kohya",
+            summary=f"kohya LoRA ({kohya.WEIGHTS}, or name its file)",
+            recognises=kohya.recognises,
+            read=kohya.read,
+            write=kohya.write,
+            files=kohya.FILES,
+            weights=kohya.WEIGHTS,
+        ),
+    )
+}
+
+#: Every file of an adapter that fedlora can have written, in whichever format.
+FILES = frozenset(name for one in FORMATS.values() for name in one.files)
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether any format takes this folder for one of its adapters, whole or damaged."""
-    return any(known.recognises(folder) for known in FORMATS)
+def is_adapter(path: Path) -> bool:
+    """Whether any format takes this folder or file for one of its adapters, whole or damaged."""
+    return any(known.recognises(path) for known in FORMATS.values())
 
 
-def read(folder: Path, report: Report = refuse) -> Adapter:
-    """The adapter in `folder`, headers only. Raises InputError.
+def read(path: Path, report: Report = refuse) -> Adapter:
+    """The adapter in a folder, or one that is a file; headers only. Raises InputError.
 
     Every fault goes to `report`; if that returns, the adapter is what is left without it.
     """
-    for known in FORMATS:
-        if known.recognises(folder):
-            return known.read(folder, report)
-    if not folder.is_dir():
-        raise InputError(folder, "no such folder", "check the path")
-    names = ", ".join(known.name for known in FORMATS)
-    raise InputError(folder, "no adapter in this folder", f"it must hold: {names}")
+    for known in FORMATS.values():
+        if known.recognises(path):
+            return known.read(path, report)
+    if not path.is_dir():
+        raise InputError(path, "no such folder", "check the path")
+    names = ", or ".join(known.summary for known in FORMATS.values())
+    raise InputError(path, "no adapter in this folder", f"it must hold: {names}")

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from fedlora_cli import engine, formats, lowrank
 from fedlora_cli.adapter import Adapter, Facts, widest
-from fedlora_cli.clients import Paths, name_folders, paths_of
-from fedlora_cli.cohort import Client, Cohort, align, check_fit, shortened
+from fedlora_cli.clients import Paths, paths_of
+from fedlora_cli.cohort import Client, Cohort, align, check_earlier, shortened
 from fedlora_cli.errors import UsageError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.lowrank import Svd
+from fedlora_cli.naming import name_folders
 from fedlora_cli.render.report.handout import DistributeReport, HandedModule
-from fedlora_cli.rounds.handout import check_folder, hand_out, handout_row, nothing
+from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.options import DistributeOptions
 from fedlora_cli.rounds.recipients import Recipient, Share, like
 from fedlora_cli.version import __version__
@@ -46,6 +47,8 @@ def distribute(
     if bool(places) == bool(options.ranks):
         found = "given with --rank" if places else "neither it nor --rank is given"
         raise UsageError("--like", found, "give one of them")
+    if options.adapter is not None and not places:
+        raise UsageError("--adapter", "given without --like", "it says where those adapters are")
     adapter = formats.read(Path(source))
     cohort, left_out = _cohort(adapter, places, options) if places else (None, ())
     read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
@@ -55,29 +58,29 @@ def distribute(
         if cohort is None
         else _like_clients(adapter, cohort, options)
     )
-    check_folder(output, force=options.force)
+    with claimed_folder(output, force=options.force):
+        check_room(recipients, output)
+        jobs = options.jobs or engine.available_cores()
+        shapes = {name: share.shape for one in recipients for name, share in one.shares.items()}
+        names = sorted(adapter.modules)
+        parts = engine.run(partial(_decomposed, adapter), names, jobs, stage("decomposing modules"))
+        svds = dict(zip(names, parts, strict=True))
 
-    jobs = options.jobs or engine.available_cores()
-    shapes = {name: share.shape for one in recipients for name, share in one.shares.items()}
-    names = sorted(adapter.modules)
-    parts = engine.run(partial(_decomposed, adapter), names, jobs, stage("decomposing modules"))
-    svds = dict(zip(names, parts, strict=True))
+        def take(name: str, rank: int, scale: float) -> Factors:
+            if name not in svds:
+                return nothing(shapes[name])
+            U, s, Vh = svds[name].U, svds[name].s, svds[name].Vh
+            return lowrank.split(Svd(U[:, :rank], s[:rank], Vh[:rank]), "balanced", scale)
 
-    def take(name: str, rank: int, scale: float) -> Factors:
-        if name not in svds:
-            return nothing(shapes[name])
-        U, s, Vh = svds[name].U, svds[name].s, svds[name].Vh
-        return lowrank.split(Svd(U[:, :rank], s[:rank], Vh[:rank]), "balanced", scale)
-
-    sizes = hand_out(
-        recipients,
-        take,
-        output,
-        {"version": __version__, "distributed": adapter.path.resolve().name},
-        force=options.force,
-        jobs=jobs,
-        progress=stage("writing adapters"),
-    )
+        sizes = hand_out(
+            recipients,
+            take,
+            output,
+            {"version": __version__, "distributed": adapter.path.resolve().name},
+            force=options.force,
+            jobs=jobs,
+            progress=stage("writing adapters"),
+        )
     spectra = {name: one.s for name, one in svds.items()}
     return DistributeReport(
         source=str(source),
@@ -127,7 +130,7 @@ def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
             found = f"{rank}, where no module has more than {largest} directions"
             raise UsageError("--rank", found, "give a smaller one")
         shares = {
-            name: Share(rank, options.alpha or one.scale * rank, one.shape, one.kind)
+            name: Share(rank, options.alpha or one.scale * rank, one.shape, one.layout)
             for name, one in adapter.modules.items()
         }
         recipients.append(
@@ -137,6 +140,7 @@ def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
                 dtype=options.dtype or widest(one.dtype for one in adapter.modules.values()),
                 tensors=adapter.tensors,
                 facts=replace(_facts(adapter, options), rslora=False),
+                format=adapter.format,
             )
         )
     return recipients
@@ -146,10 +150,11 @@ def _cohort(
     adapter: Adapter, places: Sequence[Path], options: DistributeOptions
 ) -> tuple[Cohort, tuple[str, ...]]:
     """The clients to be like, which the global adapter fits, and remarks. Raises InputError."""
-    named, left_out = name_folders(places)
-    clients = [Client(name, formats.read(folder), 1.0) for name, folder in named]
+    named, left_out = name_folders(places, adapter=options.adapter)
+    place = options.adapter or ""
+    clients = [Client(name, formats.read(folder / place), 1.0) for name, folder in named]
     cohort = align(clients, options.base)
-    check_fit(cohort, [adapter], base_declared=options.base is not None)
+    check_earlier(cohort, [adapter], base_declared=options.base is not None)
     return cohort, left_out
 
 

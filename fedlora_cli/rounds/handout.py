@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,40 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import engine, formats
+from fedlora_cli.adapter import NewAdapter
 from fedlora_cli.errors import OutputError, UsageError
 from fedlora_cli.factors import Factors
-from fedlora_cli.files.folder import check_target, new_folder, other_than, other_than_folders
-from fedlora_cli.formats import peft
+from fedlora_cli.files.folder import (
+    check_space,
+    claimed,
+    new_folder,
+    other_than,
+    other_than_folders,
+)
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
 from fedlora_cli.render.report.handout import HandoutRow
 from fedlora_cli.rounds.recipients import Recipient
-from fedlora_cli.stored import at_rank, cast
+from fedlora_cli.stored import at_rank, cast, stored_bytes
 
 #: The leading directions of a module in float64, at most that many, stored at that scale.
 Take = Callable[[str, int, float], Factors]
 
-_foreign = other_than_folders(other_than(peft.FILES))
+_foreign = other_than_folders(other_than(formats.FILES))
 
 
-def check_folder(output: Path, *, force: bool) -> None:
-    """Whether a folder of adapters can be written there. Raises OutputError."""
+@contextmanager
+def claimed_folder(output: Path, *, force: bool) -> Iterator[None]:
+    """No other process writes this folder of adapters in this block. Raises OutputError."""
     if formats.is_adapter(output):
         found = "an adapter, not a folder of adapters"
         raise OutputError(output, found, "choose another output folder")
-    check_target(output, force=force, foreign=_foreign)
+    with claimed(output, force=force, foreign=_foreign):
+        yield
+
+
+def check_room(recipients: Sequence[Recipient], output: Path) -> None:
+    """Whether there is room for all of their adapters. Raises OutputError."""
+    check_space(output, sum(_bytes(one) for one in recipients))
 
 
 def hand_out(
@@ -64,17 +78,18 @@ def hand_out(
                 cast(leading, one.dtype, f"{one.name}: {name}"), share.rank, name
             )
         owners = {tensor.owner for tensor in one.tensors.values()}
-        adapter = peft.NewAdapter(
+        adapter = NewAdapter(
             factors=factors,
             alphas={name: share.alpha for name, share in one.shares.items()},
-            kinds={name: share.kind for name, share in one.shares.items()},
+            layouts={name: share.layout for name, share in one.shares.items()},
             tensors={name: tensor.read() for name, tensor in one.tensors.items()},
             modules_to_save=tuple(sorted(owner for owner in owners if owner is not None)),
             facts=one.facts,
         )
         folder.mkdir()
-        peft.write(adapter, folder, provenance)
-        return (folder / peft.WEIGHTS).stat().st_size
+        chosen = formats.FORMATS[one.format]
+        chosen.write(adapter, folder, provenance)
+        return (folder / chosen.weights).stat().st_size
 
     with new_folder(output, force=force, foreign=_foreign) as place:
         return tuple(
@@ -122,3 +137,10 @@ def handout_row(
 def _common(values: Sequence[float]) -> float | None:
     """The value that all of them have."""
     return values[0] if len(set(values)) == 1 else None
+
+
+def _bytes(one: Recipient) -> int:
+    """What its factors and full tensors take in a file."""
+    factors = (stored_bytes((s.rank, sum(s.shape)), one.dtype) for s in one.shares.values())
+    full = (stored_bytes(tensor.shape, tensor.dtype) for tensor in one.tensors.values())
+    return sum(factors) + sum(full)

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter, Facts, FullTensor
-from fedlora_cli.clients import Paths, name_folders, paths_of
+from fedlora_cli.adapter import Adapter, Facts, FullTensor, Layout
+from fedlora_cli.clients import Paths, paths_of
 from fedlora_cli.cohort import Client, Cohort, align
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.libraries import hushed
+from fedlora_cli.naming import name_folders
 from fedlora_cli.render.report.handout import HeadRow, InitReport, TargetRow
-from fedlora_cli.rounds.handout import check_folder, hand_out, handout_row, nothing
+from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.heads import head_tensors
 from fedlora_cli.rounds.options import SCALING, InitOptions
 from fedlora_cli.rounds.recipients import Recipient, Share, like
@@ -50,30 +51,34 @@ def initialise(
     """
     output, places = Path(output), paths_of(clients)
     _check_choices(places, options)
-    cohort, remarks = _cohort(places, str(base)) if places else (None, ())
+    cohort, remarks = _cohort(places, str(base), options.adapter) if places else (None, ())
     read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
     check_apart(output, [*places, *read, *([Path(base)] if Path(base).is_dir() else [])])
-    check_folder(output, force=options.force)
-    read_base = stage("reading the base model")
-    with hushed():
-        skeleton = _skeleton(str(base), cohort, options)
-        heads, drawn = head_tensors(skeleton, str(base), options.revision, options.seed)
-    read_base(1, 1)
-    tensors = {name: _full(heads[name], owner) for name, (_, owner) in skeleton.heads.items()}
-    recipients = (
-        [_of_rank(rank, str(base), skeleton, tensors, options) for rank in sorted({*options.ranks})]
-        if cohort is None
-        else [_like(client, str(base), skeleton, tensors, options) for client in cohort.clients]
-    )
-    sizes = hand_out(
-        recipients,
-        partial(_start, skeleton, options.seed),
-        output,
-        {"version": __version__, "initial": str(base), "seed": options.seed},
-        force=options.force,
-        jobs=options.jobs or engine.available_cores(),
-        progress=stage("writing adapters"),
-    )
+    with claimed_folder(output, force=options.force):
+        read_base = stage("reading the base model")
+        with hushed():
+            skeleton = _skeleton(str(base), cohort, options)
+            heads, drawn = head_tensors(skeleton, str(base), options.revision, options.seed)
+        read_base(1, 1)
+        tensors = {name: _full(heads[name], owner) for name, (_, owner) in skeleton.heads.items()}
+        recipients = (
+            [
+                _of_rank(rank, str(base), skeleton, tensors, options)
+                for rank in sorted({*options.ranks})
+            ]
+            if cohort is None
+            else [_like(client, str(base), skeleton, tensors, options) for client in cohort.clients]
+        )
+        check_room(recipients, output)
+        sizes = hand_out(
+            recipients,
+            partial(_start, skeleton, options.seed),
+            output,
+            {"version": __version__, "initial": str(base), "seed": options.seed},
+            force=options.force,
+            jobs=options.jobs or engine.available_cores(),
+            progress=stage("writing adapters"),
+        )
     rows = zip(recipients, sizes, strict=True)
     return InitReport(
         base_model=str(base),
@@ -99,6 +104,8 @@ def _check_choices(places: Sequence[Path], options: InitOptions) -> None:
     if bool(places) == bool(options.ranks):
         found = "given with --ranks" if places else "neither it nor --ranks is given"
         raise UsageError("--like", found, "give one of them")
+    if options.adapter is not None and not places:
+        raise UsageError("--adapter", "given without --like", "it says where those adapters are")
     for flag, given in (
         ("--target-modules", options.target_modules),
         ("--modules-to-save", options.modules_to_save),
@@ -109,11 +116,29 @@ def _check_choices(places: Sequence[Path], options: InitOptions) -> None:
             )
 
 
-def _cohort(places: Sequence[Path], base: str) -> tuple[Cohort, tuple[str, ...]]:
+def _cohort(
+    places: Sequence[Path], base: str, adapter: str | None
+) -> tuple[Cohort, tuple[str, ...]]:
     """The clients to be like, whatever they call the base model, and remarks."""
-    named, left_out = name_folders(places)
-    cohort = align([Client(name, formats.read(folder), 1.0) for name, folder in named], base)
+    named, left_out = name_folders(places, adapter=adapter)
+    clients = [Client(name, formats.read(one / (adapter or "")), 1.0) for name, one in named]
+    cohort = align(clients, base)
+    for client in cohort.clients:
+        _check_plain(client.adapter)
     return cohort, (*left_out, *(note for c in cohort.clients for note in c.adapter.notes))
+
+
+def _check_plain(adapter: Adapter) -> None:
+    """Whether a start can be drawn for it: anything but factors and heads begins with values of the
+    base model. Raises InputError.
+    """
+    kinds = {module.layout.kind for module in adapter.modules.values()} - {"linear", "embedding"}
+    roles = {tensor.role for tensor in adapter.tensors.values()} - {"saved", "base"}
+    special = sorted(kinds | {role.replace("_", " ") for role in roles})
+    if special or adapter.format != "peft":
+        found = f"it has more than linear layers and heads: {', '.join(special) or adapter.format}"
+        cure = "let one client save its start, and distribute that with --like"
+        raise InputError(adapter.path, found, cure)
 
 
 def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleton:
@@ -180,7 +205,7 @@ def _of_rank(
     return Recipient(
         name=f"rank-{rank}",
         shares={
-            name: Share(rank, alpha, shape, skeleton.kinds[name])
+            name: Share(rank, alpha, shape, Layout(skeleton.kinds[name], name))
             for name, shape in skeleton.shapes.items()
         },
         dtype=options.dtype or "float32",
@@ -232,7 +257,7 @@ def _full(tensor: Tensor, owner: str) -> FullTensor:
         return tensor
 
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return FullTensor(tuple(tensor.shape), dtype, owner, read)
+    return FullTensor(tuple(tensor.shape), dtype, "saved", owner, read)
 
 
 def _targets(skeleton: Skeleton) -> tuple[TargetRow, ...]:

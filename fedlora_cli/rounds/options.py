@@ -42,7 +42,7 @@ class InitOptions:
     - `modules_to_save`: heads to train in full. `num_labels`: how many classes a new head has.
     - `seed`: of the random A and of new heads. `dropout`: lora_dropout. `dtype`: of the files.
     - `revision`: of a base model on the hub. `jobs`: threads, 0 for all cores. `force`: replace a
-      folder of adapters.
+      folder of adapters. `adapter`: the folder in every client's own that has its adapter.
 
     Raises UsageError for a value out of its range.
     """
@@ -60,6 +60,7 @@ class InitOptions:
     revision: str | None = None
     jobs: int = 0
     force: bool = False
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         for rank in self.ranks:
@@ -92,7 +93,8 @@ class DistributeOptions:
     - `alpha`: lora_alpha of all, instead of the clients' own; with `ranks`, None keeps the global
       adapter's scaling. `dtype`: None is that of the client, or of the global adapter.
     - `base`: the base model, however the adapters name it. `jobs`: threads, 0 for all cores.
-      `force`: replace a folder of adapters.
+      `force`: replace a folder of adapters. `adapter`: the folder in every client's own that has
+      its adapter.
 
     Raises UsageError for a number out of its range.
     """
@@ -103,6 +105,7 @@ class DistributeOptions:
     base: str | None = None
     jobs: int = 0
     force: bool = False
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         for rank in self.ranks:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedlora_cli.adapter import Adapter, Facts, FullTensor, Kind, widest
+from fedlora_cli.adapter import Adapter, Facts, FullTensor, Layout, widest
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,21 @@ class Share:
     rank: int
     alpha: float
     shape: tuple[int, int]
-    kind: Kind
+    layout: Layout
 
 
 @dataclass(frozen=True, eq=False)
 class Recipient:
-    """One adapter to write into a folder of its name. `tensors` are those that it gets in full."""
+    """One adapter to write into a folder of its name, in this format. `tensors` are those that it
+    gets in full.
+    """
 
     name: str
     shares: Mapping[str, Share]
     dtype: str
     tensors: Mapping[str, FullTensor]
     facts: Facts
+    format: str = "peft"
 
     @property
     def rank(self) -> int:
@@ -45,10 +48,11 @@ def like(name: str, adapter: Adapter, alpha: float | None, dtype: str | None) ->
     return Recipient(
         name=name,
         shares={
-            module: Share(one.rank, alpha or one.alpha, one.shape, one.kind)
+            module: Share(one.rank, alpha or one.alpha, one.shape, one.layout)
             for module, one in adapter.modules.items()
         },
         dtype=dtype or widest(one.dtype for one in adapter.modules.values()),
         tensors=adapter.tensors,
         facts=adapter.facts,
+        format=adapter.format,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from fedlora_cli.aggregation.influence import partitions
 from fedlora_cli.aggregation.module import ModuleResult
 from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.clients import Clients
 from fedlora_cli.render.report.aggregate import (
     AggregateReport,
     ClientRow,
@@ -27,6 +28,7 @@ def summarize(
     results: Sequence[ModuleResult],
     rank: int | None,
     digests: Mapping[str, str],
+    found: Clients,
     remarks: Sequence[str],
     output: str,
 ) -> AggregateReport:
@@ -53,7 +55,9 @@ def summarize(
         norm=_norm(written) if results else None,
         flexlora_norm=_norm(flexlora) if results else None,
         kept_energy=_ratio(sum(energy(s) for s in written), total),
+        samples_from=found.samples_from,
         clients=_clients(plan, results, weights, digests),
+        left_out=found.left_out,
         partitions=shown,
         modules=_modules(plan, results, rank),
         tensors=tensor_names(plan),
@@ -68,6 +72,7 @@ def summarize(
             *(["the global update is zero in every module"] if results and total == 0 else []),
         ),
         version=__version__,
+        format=cohort.format,
     )
 
 
@@ -90,9 +95,16 @@ def _clients(
                 max_weight=_finite(float(np.max([w.max() for w in own]))),
                 energy=_client_energy(results, k),
                 sha256=digests.get(client.name),
+                norm=_at(plan.norms, k),
+                clip=_at(plan.clip, k),
+                trust=_at(plan.trust, k),
             )
         )
     return tuple(rows)
+
+
+def _at(values: FloatArray | None, k: int) -> float | None:
+    return None if values is None else float(values[k])
 
 
 def _modules(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli.adapter import widest
+from fedlora_cli.adapter import FullTensor, widest
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.cohort import Cohort
 from fedlora_cli.errors import InputError
@@ -32,28 +32,38 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
 
     A tensor that only the previous adapter has is kept. Whole numbers, such as the counters of a
     normalisation layer, are averaged and rounded. Base weights beside an adapted embedding are not
-    trained, so they must be the same everywhere. Raises InputError.
+    trained, so they must be the same everywhere. A bias on lora_B is an update: of s_k b_k, divided
+    by the scaling of the output. Raises InputError.
     """
-    clients = [client for client in plan.cohort.clients if name in client.adapter.tensors]
-    if not clients:
+    holders = [k for k, one in enumerate(plan.cohort.clients) if name in one.adapter.tensors]
+    if not holders:
         if plan.previous is None:
             raise KeyError(name)
         return plan.previous.tensors[name].read()
-    first = clients[0].adapter.tensors[name].read()
-    if clients[0].adapter.tensors[name].owner is None:
+    tensors = [plan.cohort.clients[k].adapter.tensors[name] for k in holders]
+    first = tensors[0].read()
+    if tensors[0].role == "base":
         return _same_everywhere(plan.cohort, name, first)
-    samples = np.array([client.samples for client in clients])
-    shares = samples / samples.sum() if samples.any() else np.full(len(clients), 1 / len(clients))
-    mean = float(shares[0]) * first.double()
-    for client, share in zip(clients[1:], shares[1:], strict=True):
-        mean += float(share) * client.adapter.tensors[name].read().double()
+    samples = plan.samples[holders]
+    shares = samples / samples.sum() if samples.any() else np.full(len(holders), 1 / len(holders))
+    weights = [
+        float(share) * _scale(plan, k, tensor)
+        for k, share, tensor in zip(holders, shares, tensors, strict=True)
+    ]
+    mean = weights[0] * first.double()
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        mean += weight * tensor.read().double()
     if not first.is_floating_point():
         return mean.round().to(first.dtype)
-    dtypes = [client.adapter.tensors[name].dtype for client in clients]
-    result = mean.to(getattr(torch, widest(dtypes)))
+    result = mean.to(getattr(torch, widest(tensor.dtype for tensor in tensors)))
     if not bool(torch.isfinite(result).all()):
         raise InputError(name, f"its mean overflows {result.dtype}", "save the heads as float32")
     return result
+
+
+def _scale(plan: Plan, k: int, tensor: FullTensor) -> float:
+    """What client k's update is multiplied by under the output's scaling; 1 for absolute values."""
+    return 1.0 if tensor.scale is None else plan.clipped(k) * tensor.scale / plan.scale
 
 
 def _same_everywhere(cohort: Cohort, name: str, first: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def compare(
     Of these, `method` is not looked at, and a `quorum` adds a row of raFLoRA with it. A method that
     these clients rule out is a row that says why. Raises UsageError and InputError.
     """
-    found = read_clients(paths_of(clients), options.samples, options.base)
+    paths = paths_of(clients)
+    found = read_clients(paths, options.samples, options.base, adapter=options.adapter)
     previous = None if options.previous is None else formats.read(options.previous)
     # What ails the clients themselves is an error; what ails one method with them is a row.
     reading = make_plan(found.cohort, replace(options, method="raflora"), previous)

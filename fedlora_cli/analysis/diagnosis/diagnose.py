@@ -29,6 +29,8 @@ def diagnose(
     if it did none, unless `options.subject` says which. Raises UsageError and InputError.
     """
     given = paths_of(paths)
+    if options.adapter is not None:
+        return diagnose_clients(given, options, stage)
     folders, remarks = find_adapters(given)
     origins = [read_provenance(folder) for folder in folders]
     aggregated = sum(origin is not None for origin in origins)

@@ -25,7 +25,7 @@ def diagnose_clients(
     paths: Sequence[Path], options: DiagnoseOptions, stage: engine.Stage
 ) -> DiagnoseReport:
     """What the clients in `paths` hold, and how they stand to each other. Raises InputError."""
-    found = read_clients(paths, options.samples, options.base)
+    found = read_clients(paths, options.samples, options.base, adapter=options.adapter)
     cohort = found.cohort
     options.check_rank(cohort.rank)
     shared_rank = options.shared_rank or cohort.shared_rank
@@ -81,7 +81,8 @@ def diagnose_clients(
 def _taken(found: Clients, options: DiagnoseOptions) -> list[str]:
     """A warning where these may as well be the rounds of some other tool."""
     cohort = found.cohort
-    if options.subject is not None or not found.uniform or len(cohort.distinct_ranks) > 1:
+    counted = found.samples_from != "uniform"
+    if options.subject is not None or counted or len(cohort.distinct_ranks) > 1:
         return []
     return [
         "taken for clients, as nothing tells otherwise; if these are rounds: --as rounds "

@@ -16,7 +16,7 @@ def contents(
     """One adapter as a report has it, `remarks` among its notes."""
     groups = _groups(adapter)
     tensors = tuple(
-        TensorRow(key, tensor.shape, tensor.dtype, tensor.owner)
+        TensorRow(key, tensor.shape, tensor.dtype, tensor.role, tensor.owner)
         for key, tensor in adapter.tensors.items()
     )
     in_tensors = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -34,14 +34,25 @@ def contents(
         modules=groups,
         tensors=tensors,
         origin=origin,
-        notes=tuple(map(printable, (*adapter.notes, *remarks))),
+        notes=tuple(map(printable, (*adapter.notes, *_dora(adapter), *remarks))),
     )
+
+
+def _dora(adapter: Adapter) -> list[str]:
+    return ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.facts.dora
 
 
 def _groups(adapter: Adapter) -> tuple[ModuleGroup, ...]:
     alike: dict[tuple[object, ...], dict[str, Module]] = {}
     for name, module in adapter.modules.items():
-        looks = (module.kind, module.shape, module.rank, module.alpha, module.scale, module.dtype)
+        looks = (
+            module.layout.kind,
+            module.shape,
+            module.rank,
+            module.alpha,
+            module.scale,
+            module.dtype,
+        )
         alike.setdefault((name.split(".")[-1], *looks), {})[name] = module
     return tuple(_group(modules) for modules in alike.values())
 
@@ -50,7 +61,7 @@ def _group(modules: dict[str, Module]) -> ModuleGroup:
     name, first = next(iter(modules.items()))
     return ModuleGroup(
         target=name.split(".")[-1],
-        kind=first.kind,
+        kind=first.layout.kind,
         shape=first.shape,
         rank=first.rank,
         alpha=first.alpha,

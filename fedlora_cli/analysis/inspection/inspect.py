@@ -12,11 +12,13 @@ from fedlora_cli.adapter import Adapter
 from fedlora_cli.analysis.inspection.contents import contents, text
 from fedlora_cli.analysis.inspection.differences import differences
 from fedlora_cli.analysis.inspection.origin import is_reported, origin
-from fedlora_cli.clients import Paths, find_folders, paths_of, read_clients
-from fedlora_cli.counts import told_samples
+from fedlora_cli.clients import Paths, paths_of, read_clients
+from fedlora_cli.copies import check_copies, digests_of
+from fedlora_cli.counts import MAX_RATIO, told_samples
 from fedlora_cli.errors import InputError, Report, UsageError, printable, reporting
 from fedlora_cli.provenance import read_provenance
 from fedlora_cli.render.report.inspect import Fault, InspectReport, Origin
+from fedlora_cli.uploads import find_folders
 from fedlora_cli.version import __version__
 
 
@@ -25,13 +27,15 @@ def inspect(
     samples: Path | None = None,
     base: str | None = None,
     *,
+    adapter: str | None = None,
     values: bool = False,
     jobs: int = 0,
     stage: engine.Stage = engine.quiet,
 ) -> InspectReport:
     """What headers tell of the adapters in `paths`: adapter folders, or folders of these.
 
-    They are checked as the clients of one aggregation with these `samples` and this `base`. Global
+    They are checked as the clients of one aggregation with these `samples`, this `base` and every
+    `adapter` in the folder of that name in its client's, if that is given. Global
     adapters that fedlora wrote stand apart from that, unless `samples` counts them. With `values`,
     every tensor is read too. Bad input raises nothing here: it is a fault in the report. Raises
     UsageError for `jobs` below 0, which is all cores.
@@ -44,13 +48,16 @@ def inspect(
         faults.setdefault(Fault(error.where, error.found, error.cure))
 
     places = paths_of(paths)
-    folders, remarks = find_folders(places, report)
+    homes, remarks = find_folders(places, report, adapter)
+    home = {one / (adapter or ""): one for one in homes}
+    folders = list(home)
     origins = {folder: origin(folder) for folder in folders}
     apart = _apart(folders, origins, samples)
     clients = sorted(set(folders) - set(apart))
     found: list[_Found] = []
     if clients:
-        found += _clients(clients if apart else places, samples, base, report)
+        given = [home[folder] for folder in clients] if apart else places
+        found += _clients(given, samples, base, adapter, report)
     voting = len(found)
     for folder in apart:
         with reporting(report):
@@ -104,19 +111,19 @@ def _apart(
 
 
 def _clients(
-    paths: Sequence[Path], samples: Path | None, base: str | None, report: Report
+    paths: Sequence[Path],
+    samples: Path | None,
+    base: str | None,
+    adapter: str | None,
+    report: Report,
 ) -> list[_Found]:
     """The clients that aggregate would find there, with their faults."""
-    read = read_clients(paths, samples, base, report)
-    result = []
-    for client in read.cohort.clients:
-        told = None if read.uniform else client.samples
-        if read.uniform and samples is None:
-            # One wrong count makes all of them uniform; the others are known nevertheless.
-            with reporting(report):
-                told = told_samples(client.adapter.path)
-        result.append(_Found(text(client.name), client.adapter, told))
-    return result
+    read = read_clients(paths, samples, base, report, adapter=adapter, max_count_ratio=MAX_RATIO)
+    # One wrong count makes all of them uniform; the others are known nevertheless.
+    return [
+        _Found(text(one.name), one.adapter, read.told.get(one.adapter.path))
+        for one in read.cohort.clients
+    ]
 
 
 def _values(
@@ -135,6 +142,11 @@ def _values(
             report(fault)
     cohort = set(clients)
     check_base_weights((look for look in looks if look.item.adapter.path in cohort), report)
+    voting = [one.adapter for one in found if one.adapter.path in cohort]
+    threads = jobs or engine.available_cores()
+    # Whose file cannot be read is at fault already.
+    digests = digests_of(voting, threads, engine.quiet(""), lambda fault: None)
+    check_copies(voting, digests, report)
     zeros: Counter[Path] = Counter()
     for look in looks:
         zeros[look.item.adapter.path] += look.zeros

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import exists, parse_object, read_object
 from fedlora_cli.files.safetensors import read_metadata
-from fedlora_cli.formats import peft
+from fedlora_cli.formats import FORMATS
 from fedlora_cli.provenance import AGGREGATE, REPORT, read_provenance
 from fedlora_cli.render.report.inspect import Origin
 
@@ -31,7 +31,7 @@ def origin(folder: Path) -> Origin | None:
     """
     try:
         if not exists(folder / REPORT):
-            return _from_metadata(folder / peft.WEIGHTS)
+            return _from_metadata(_weights(folder))
         said = read_provenance(folder)
     except InputError:
         return None
@@ -41,8 +41,14 @@ def origin(folder: Path) -> Origin | None:
     return Origin(said.method[:_LONGEST], said.version[:_LONGEST], clients, said.shared_rank)
 
 
+def _weights(path: Path) -> Path:
+    """The weights of an adapter in a folder, in whichever format, or of one that is a file."""
+    places = (path / known.weights for known in FORMATS.values())
+    return path if path.is_file() else next((one for one in places if exists(one)), path)
+
+
 def _from_metadata(weights: Path) -> Origin | None:
-    """What `formats.peft.write` was given to keep. Raises InputError."""
+    """What the `write` of a format was given to keep. Raises InputError."""
     text = read_metadata(weights).get("fedlora")
     match {} if text is None else parse_object(text.encode(), where=weights):
         case {

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from fedlora_cli import engine, lowrank
 from fedlora_cli.adapter import Adapter, FullTensor, Module
-from fedlora_cli.errors import InputError, Report, reporting
+from fedlora_cli.errors import InputError, Report, reporting, without_norm
+from fedlora_cli.fit import usual
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,17 @@ def _items(adapter: Adapter) -> list[Item]:
 
 def check_base_weights(looks: Iterable[Look], report: Report) -> None:
     """Base weights are not trained, so clients that differ in them had different base models."""
-    first: dict[str, str] = {}
+    said: dict[str, list[tuple[str, Adapter]]] = {}
     for look in looks:
-        name = look.item.name
-        if look.digest is not None and first.setdefault(name, look.digest) != look.digest:
-            found = f"its base weights {name} differ from the other clients'"
-            cure = "start all clients from one base model with one vocabulary"
-            report(InputError(look.item.adapter.weights_file, found, cure))
+        if look.digest is not None:
+            said.setdefault(look.item.name, []).append((look.digest, look.item.adapter))
+    for name, digests in said.items():
+        expected, _ = usual(digests)
+        for digest, adapter in digests:
+            if digest != expected:
+                found = f"its base weights {name} differ from the other clients'"
+                cure = "start all clients from one base model with one vocabulary"
+                report(InputError(adapter.weights_file, found, cure))
 
 
 def _look(item: Item) -> Look:
@@ -65,11 +70,10 @@ def _look(item: Item) -> Look:
             # Without a scale, nobody knows how large the update is.
             known = not faults and not math.isnan(factors.scale)
             if known and not math.isfinite(lowrank.norm(factors)):
-                found = f"the update of {item.name} is larger than any number"
-                raise InputError(item.adapter.path, found, "leave this client out")
+                raise without_norm(item.adapter.path, item.name)
         else:
             tensor = item.content.read(faults.append)
-            if item.content.owner is None:
+            if item.content.role == "base":
                 # Equal numbers of any dtype, as bytes: with 0.0 added, there is no -0.0.
                 digest = hashlib.sha256((tensor.double() + 0.0).numpy().tobytes()).hexdigest()
     return Look(item, tuple(faults), zeros, digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +12,18 @@ from typing import TypeVar
 from fedlora_cli.adapter import Facts
 from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import read_object
-from fedlora_cli.formats.peft.fields import Fields
+from fedlora_cli.formats.peft.fields import BIASES, Fields
 from fedlora_cli.formats.peft.patterns import Matcher, Targets
 from fedlora_cli.formats.peft.variants import NOT_UNDERSTOOD, variants_of
 
 T = TypeVar("T")
 
+#: A config that names every module of a 405B model has 100 000.
+MAX_BYTES = 1024 * 1024
+
 #: Fields that are known and, having been looked at, change nothing in what the tensors mean.
 _HARMLESS = {
     "auto_mapping",
-    "bias",
     "eva_config",
     "inference_mode",
     "init_lora_weights",
@@ -46,6 +48,11 @@ _MEANINGS = (
     "layers_to_transform",
     "layers_pattern",
     "modules_to_save",
+    "bias",
+    "lora_bias",
+    "use_dora",
+    "target_parameters",
+    "trainable_tokens",
 )
 
 
@@ -82,6 +89,11 @@ class Config:
         if isinstance(self.source, InputError):
             raise self.source
         return self.source
+
+    @property
+    def known(self) -> bool:
+        """Whether the file itself could be read."""
+        return not isinstance(self.source, InputError)
 
     @cached_property
     def r(self) -> int:
@@ -124,6 +136,36 @@ class Config:
         return self.fields.strings("modules_to_save")
 
     @cached_property
+    def bias(self) -> str:
+        return self.fields.one_of("bias", BIASES)
+
+    @cached_property
+    def lora_bias(self) -> bool:
+        return self.fields.boolean("lora_bias", False)
+
+    @cached_property
+    def use_dora(self) -> bool:
+        return self.fields.boolean("use_dora", False)
+
+    @cached_property
+    def target_parameters(self) -> tuple[str, ...]:
+        return self.fields.strings("target_parameters")
+
+    @cached_property
+    def trainable_tokens(self) -> Mapping[str, tuple[int, ...]]:
+        """The tokens by embedding; those of "" are of the input embedding, whatever its name."""
+        return self.fields.tokens("trainable_token_indices")
+
+    @property
+    def has_tokens(self) -> bool:
+        return bool(self.trainable_tokens)
+
+    def token_indices(self, embedding: str) -> tuple[int, ...]:
+        """The tokens that were trained in this embedding, in the order of the rows."""
+        found = [own for name, own in self.trainable_tokens.items() if embedding.endswith(name)]
+        return found[0] if found else ()
+
+    @cached_property
     def targets(self) -> Targets:
         return Targets(
             matcher=self.matcher,
@@ -142,7 +184,7 @@ def read_config(path: Path, report: Report = refuse) -> tuple[Config, Facts, tup
     """
     matcher = Matcher(path)
     try:
-        raw = read_object(path)
+        raw = read_object(path, most=MAX_BYTES)
         if raw.get("peft_type") != "LORA":
             found = f"peft_type is {raw.get('peft_type')!r}"
             raise InputError(path, found, "only LORA adapters are understood")
@@ -180,4 +222,12 @@ def _facts(fields: Fields, report: Report) -> Facts:
         dropout=told(fields.dropout, "lora_dropout", 0.0),
         fan_in_fan_out=told(flag, "fan_in_fan_out", False),
         rslora=told(flag, "use_rslora", False),
+        bias=told(lambda name: fields.one_of(name, BIASES), "bias", "none"),
+        lora_bias=told(flag, "lora_bias", False),
+        dora=told(flag, "use_dora", False),
+        target_parameters=told(
+            lambda name: tuple(sorted(fields.strings(name))), "target_parameters", ()
+        ),
+        layer_replication=told(fields.ranges, "layer_replication", ()),
+        invocation_tokens=told(fields.tokens_of, "alora_invocation_tokens", ()),
     )

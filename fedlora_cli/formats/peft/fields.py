@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,12 @@ TASK_TYPES = (
     "QUESTION_ANS",
     "FEATURE_EXTRACTION",
 )
+
+#: Which biases of the base model are trained too.
+BIASES = ("none", "all", "lora_only")
+
+#: Beyond any vocabulary.
+_LAST_TOKEN = 2**24
 
 #: Characters of a path, which a base model may be.
 _LONGEST = 4096
@@ -109,8 +115,47 @@ class Fields:
             raise self._refuse(name, value, "a list of layer numbers")
         return tuple(value) or None
 
+    def one_of(self, name: str, values: Sequence[str]) -> str:
+        """One of these values, the first where it does not say."""
+        value = self._get(name)
+        if value is not None and value not in values:
+            raise self._refuse(name, value, f"one of {', '.join(values)}")
+        return values[0] if value is None else str(value)
+
+    def tokens_of(self, name: str) -> tuple[int, ...]:
+        """A list of tokens."""
+        return self._tokens(name, self._get(name) or [])
+
+    def tokens(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Lists of tokens by embedding; one list alone stands under ""."""
+        value = self._get(name) or {}
+        if isinstance(value, list):
+            return {"": self._tokens(name, value)}
+        if not isinstance(value, dict):
+            raise self._refuse(name, value, "a list of tokens, or lists by embedding")
+        return {key: self._tokens(f"{name}[{key!r}]", item) for key, item in value.items()}
+
+    def _tokens(self, name: str, value: Any) -> tuple[int, ...]:
+        whole = isinstance(value, list) and all(type(item) is int for item in value)
+        if not whole or not all(0 <= item < _LAST_TOKEN for item in value):
+            raise self._refuse(name, value, "a list of tokens")
+        if len(set(value)) < len(value) and name != "alora_invocation_tokens":
+            raise self._refuse(name, value, "a list of tokens, each of them once")
+        return tuple(value)
+
+    def ranges(self, name: str) -> tuple[tuple[int, int], ...]:
+        """A list of pairs of layer numbers."""
+        value = self._get(name) or []
+        if not isinstance(value, list) or not all(_is_range(item) for item in value):
+            raise self._refuse(name, value, "a list of pairs of layer numbers")
+        return tuple((first, last) for first, last in value)
+
     def pattern(self, name: str, check: Callable[[str, Any], T]) -> dict[str, T]:
         value = self._get(name) or {}
         if not isinstance(value, dict):
             raise self._refuse(name, value, "an object of patterns")
         return {key: check(f"{name}[{key!r}]", item) for key, item in value.items()}
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and [type(item) for item in value] == [int, int]

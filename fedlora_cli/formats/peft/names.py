@@ -1,8 +1,9 @@
-"""The names that PEFT gives to files and tensors."""
+"""The names that PEFT gives to files and tensors, and those that others make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+import re
+from collections.abc import Container, Iterable
 
 from fedlora_cli.adapter import Kind
 
@@ -17,10 +18,17 @@ FILES = (CONFIG, WEIGHTS, "README.md", "fedlora.json")
 PREFIX = "base_model.model."
 
 #: The endings of the two factors of a module, B first. Embeddings have no `.weight`.
+_LINEAR = (".lora_B.weight", ".lora_A.weight")
 ENDINGS: dict[Kind, tuple[str, str]] = {
-    "linear": (".lora_B.weight", ".lora_A.weight"),
+    "linear": _LINEAR,
     "embedding": (".lora_embedding_B", ".lora_embedding_A"),
+    "convolution": _LINEAR,
+    "experts": _LINEAR,
 }
+
+MAGNITUDE = ".lora_magnitude_vector"
+LORA_BIAS = ".lora_B.bias"
+TOKENS = ".token_adapter.trainable_tokens_delta"
 
 #: PEFT stores the base weights of these when they are adapted, or when the vocabulary was resized.
 EMBEDDINGS = ("embed_tokens", "lm_head")
@@ -28,15 +36,65 @@ EMBEDDINGS = ("embed_tokens", "lm_head")
 #: PEFT adds these for every sequence or token classifier, whether the model has them or not.
 ADDED_TO_MODULES_TO_SAVE = frozenset({"classifier", "score"})
 
+#: The wrapper that a second LoRA, or PEFT's own layer, has put around a module.
+_WRAPPED = ".base_layer"
+
+#: What frameworks put around a whole model, or around parts of it.
+_AROUND = re.compile(
+    r"(?:(?:module|model|_orig_mod|_fsdp_wrapped_module)\.)+(?=base_model\.model\.)"
+)
+_INSIDE = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module)\.")
+
+#: The name of the adapter that is left in a key of a whole model's state.
+_NAMED = re.compile(
+    r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
+)
+
+
+def normalised(key: str) -> str:
+    """The name that PEFT would have stored a tensor under.
+
+    >>> normalised("module.base_model.model.layers.0.q_proj.lora_A.default.weight")
+    'base_model.model.layers.0.q_proj.lora_A.weight'
+    """
+    name = _INSIDE.sub("", _AROUND.sub("", key, count=1))
+    name = _NAMED.sub(r".\1\2", name)
+    return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
+
 
 def factor_of(key: str) -> tuple[str, Kind, str] | None:
-    """The module, its kind, and "B" or "A", told by the key alone, never by a shape."""
+    """The name of a pair, its kind, and "B" or "A", told by the key alone, never by a shape."""
     name = key.removeprefix(PREFIX)
-    for kind, endings in ENDINGS.items():
-        for side, ending in zip("BA", endings, strict=True):
+    kinds: tuple[Kind, ...] = ("linear", "embedding")
+    for kind in kinds:
+        for side, ending in zip("BA", ENDINGS[kind], strict=True):
             if name.endswith(ending):
                 return name.removesuffix(ending), kind, side
     return None
+
+
+def target_of(pair: str) -> str:
+    """The module that PEFT's config speaks of: what is nested in it was adapted with it.
+
+    >>> target_of("attn.base_layer.out_proj"), target_of("mlp.experts.base_layer")
+    ('attn', 'mlp.experts')
+    """
+    return pair.partition(_WRAPPED)[0]
+
+
+def token_name(name: str, index: int) -> str:
+    """The name of one row of trainable tokens."""
+    return f"{name}[{index}]"
+
+
+def token_of(name: str) -> tuple[str, int] | None:
+    """The tensor and the token, where a name is that of one row of trainable tokens.
+
+    >>> token_of(token_name("embed.token_adapter.trainable_tokens_delta", 7))
+    ('embed.token_adapter.trainable_tokens_delta', 7)
+    """
+    stem, _, index = name.partition(f"{TOKENS}[")
+    return (stem + TOKENS, int(index.removesuffix("]"))) if index else None
 
 
 def owner_of(name: str, saved: tuple[str, ...]) -> str | None:
@@ -48,20 +106,33 @@ def owner_of(name: str, saved: tuple[str, ...]) -> str | None:
 
 def is_base_weight(name: str, adapted: Container[str]) -> bool:
     """Base weights that PEFT stores for adapted or resized embeddings."""
-    module = name.removesuffix(".weight").removesuffix(".base_layer")
-    if name == f"{module}.base_layer.weight":
-        return module in adapted
+    module = name.removesuffix(".weight").removesuffix(_WRAPPED)
+    if name == f"{module}{_WRAPPED}.weight":
+        return module in adapted or module.split(".")[-1] in EMBEDDINGS
     return name == f"{module}.weight" and module.split(".")[-1] in EMBEDDINGS
+
+
+def is_bias(name: str, bias: str, adapted: Container[str]) -> bool:
+    """Whether `bias`, the field of the config, makes PEFT train and store a tensor of this name."""
+    if bias == "lora_only":
+        return name.endswith(f"{_WRAPPED}.bias") and target_of(name) in adapted
+    return bias == "all" and name.split(".")[-1] == "bias"
 
 
 def meaning_of(name: str) -> str:
     """What a tensor that is none of these most likely is."""
     endings = {
-        "lora_magnitude_vector": "DoRA",
-        "lora_B.bias": "a bias on lora_B (lora_bias)",
-        "token_adapter": "trainable tokens",
+        "lora_magnitude_vector": "DoRA, which use_dora does not say",
+        "lora_B.bias": "a bias on lora_B, which lora_bias does not say",
+        "token_adapter": "trainable tokens, which trainable_token_indices does not say",
         "lora_diag": "KaSA",
-        ".bias": "a trained bias (bias='all' or 'lora_only')",
-        "lora_": "an adapter name in the key, or a LoRA variant",
+        ".bias": "a trained bias, which bias does not say",
+        "lora_": "a LoRA variant",
     }
     return next((text for part, text in endings.items() if part in name), "not part of LoRA")
+
+
+def shortened_keys(keys: Iterable[str]) -> str:
+    """One key of those that were normalised, and how many more there are."""
+    first, *rest = sorted(keys)
+    return f"{first} and {len(rest)} more" if rest else first

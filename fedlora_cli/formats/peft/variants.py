@@ -8,24 +8,22 @@ from typing import Any
 
 from fedlora_cli.errors import InputError
 
-#: Fields that change what the tensors mean in a way that is not understood yet, with their name.
-NOT_UNDERSTOOD: dict[str, str] = {
-    "use_dora": "DoRA",
-    "lora_bias": "biases on lora_B (lora_bias)",
-    "target_parameters": "LoRA on parameters, as for mixtures of experts (target_parameters)",
-    "trainable_token_indices": "trainable tokens",
-    "layer_replication": "layer replication",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "velora_config": "VeLoRA",
-    "megatron_config": "Megatron layers",
-    "corda_config": "CorDA",
-    "lora_ga_config": "LoRA-GA",
-    "ensure_weight_tying": "tied adapters (ensure_weight_tying)",
+_PLAIN = "train plain LoRA"
+_INITIAL = "convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
+
+#: Fields that change what the tensors mean in a way that cannot be averaged without the base model
+#: or the training, with the name of what they stand for and the way out.
+NOT_UNDERSTOOD: dict[str, tuple[str, str]] = {
+    "use_qalora": ("QALoRA, whose A acts on pooled input", _PLAIN),
+    "use_bdlora": ("block-diagonal LoRA", _PLAIN),
+    "arrow_config": ("Arrow, which routes between adapters", "aggregate what it routes between"),
+    "kasa_config": ("KaSA, which cuts small directions off the base model by rank", _PLAIN),
+    "monteclora_config": ("MonteCLoRA, with tensors of its own", _PLAIN),
+    "velora_config": ("VeLoRA, with tensors of its own", _PLAIN),
+    "megatron_config": ("Megatron layers, split over machines", "gather and save it as plain LoRA"),
+    "corda_config": ("CorDA, which changes the base model", _INITIAL),
+    "lora_ga_config": ("LoRA-GA, which changes the base model", _INITIAL),
+    "ensure_weight_tying": ("factors tied to those of the embeddings", "train without it"),
 }
 
 #: Initialisations that leave the base weights as they were. The others move weight from the base
@@ -35,14 +33,13 @@ _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 def variants_of(path: Path, raw: Mapping[str, Any]) -> Iterator[InputError]:
     """An error for every kind of LoRA that is not understood."""
-    for name, meaning in NOT_UNDERSTOOD.items():
+    for name, (meaning, cure) in NOT_UNDERSTOOD.items():
         if raw.get(name):
-            cure = f"not understood yet; train without {name}"
-            yield InputError(path, f"it uses {meaning}", cure)
-    if raw.get("init_lora_weights", True) not in _PLAIN_INITS:
-        found = f"init_lora_weights is {raw['init_lora_weights']!r}, which changes the base model"
-        cure = "convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
-        yield InputError(path, found, cure)
-    if raw.get("bias", "none") != "none":
-        found = f"bias is {raw['bias']!r}"
-        yield InputError(path, found, "not understood yet; train with 'none'")
+            yield InputError(path, f"{name}: {meaning}", cure)
+    init = raw.get("init_lora_weights", True)
+    if init not in _PLAIN_INITS:
+        found = f"init_lora_weights is {init!r}"
+        if isinstance(init, str) and init == "mica":
+            yield InputError(path, f"{found}, which freezes a factor of its own", _PLAIN)
+        else:
+            yield InputError(path, f"{found}, which changes the base model", _INITIAL)

@@ -6,33 +6,29 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedlora_cli.adapter import Facts, Kind
+from fedlora_cli.adapter import Layout, NewAdapter
+from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files import safetensors
-from fedlora_cli.formats.peft.names import CONFIG, EMBEDDINGS, ENDINGS, PREFIX, WEIGHTS
+from fedlora_cli.formats.peft.experts import joined
+from fedlora_cli.formats.peft.names import (
+    CONFIG,
+    EMBEDDINGS,
+    ENDINGS,
+    PREFIX,
+    TOKENS,
+    WEIGHTS,
+    target_of,
+    token_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class NewAdapter:
-    """An adapter ready to be written. `alphas` are lora_alpha by module: the scale of its factors
-    is alpha / r, or alpha / sqrt(r) where `facts.rslora` says so.
-    """
-
-    factors: Mapping[str, Factors]
-    alphas: Mapping[str, float]
-    kinds: Mapping[str, Kind]
-    tensors: Mapping[str, Tensor]
-    modules_to_save: tuple[str, ...]
-    facts: Facts
 
 
 def write(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> None:
@@ -42,17 +38,47 @@ def write(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> N
     cannot be misread. `provenance` goes into the metadata, not into the config, where PEFT would
     warn about it.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, factors in adapter.factors.items():
-        ending_B, ending_A = ENDINGS[adapter.kinds[name]]
-        tensors[f"{PREFIX}{name}{ending_B}"] = factors.B.contiguous()
-        tensors[f"{PREFIX}{name}{ending_A}"] = factors.A.contiguous()
-    for name, tensor in adapter.tensors.items():
-        tensors[f"{PREFIX}{name}"] = tensor.contiguous()
+    tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in _stored(adapter).items()}
     metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
     safetensors.write(folder / WEIGHTS, tensors, metadata)
     config = json.dumps(_config(adapter), indent=2, sort_keys=True, allow_nan=False)
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+
+
+def _stored(adapter: NewAdapter) -> dict[str, Tensor]:
+    """Every tensor of the file: what was read apart, experts and token rows, is joined again."""
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, Factors]] = {}
+    for name, factors in adapter.factors.items():
+        layout = adapter.layouts[name]
+        if layout.kind == "experts":
+            experts.setdefault(layout.pair, {})[layout.expert] = factors
+        else:
+            _add(tensors, layout, factors.B, factors.A)
+    for pair, parts in experts.items():
+        ordered = [parts[number] for number in sorted(parts)]
+        B, A = joined([one.B for one in ordered], [one.A for one in ordered])
+        _add(tensors, Layout("experts", pair), B, A)
+    rows: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in adapter.tensors.items():
+        token = token_of(name)
+        if token is None:
+            tensors[name] = tensor
+        else:
+            rows.setdefault(token[0], {})[token[1]] = tensor
+    for name, parts_ in rows.items():
+        tensors[name] = torch.stack([parts_[index] for index in sorted(parts_)])
+    return tensors
+
+
+def _add(tensors: dict[str, Tensor], layout: Layout, B: Tensor, A: Tensor) -> None:
+    """The two factors under their names, with the sides that a convolution gives them."""
+    ending_B, ending_A = ENDINGS[layout.kind]
+    kernel = layout.sides[1:]
+    tensors[f"{layout.pair}{ending_B}"] = B.reshape(*B.shape, *(1 for _ in kernel))
+    tensors[f"{layout.pair}{ending_A}"] = A.reshape(A.shape[0], *(layout.sides or A.shape[1:]))
 
 
 def _targets(names: Iterable[str]) -> list[str] | str:
@@ -70,13 +96,14 @@ def _targets(names: Iterable[str]) -> list[str] | str:
 
 def _config(adapter: NewAdapter) -> dict[str, Any]:
     """What PEFT needs to apply scale · B A, and nothing that came from a client unread."""
-    rank, ranks = _usual({name: one.rank for name, one in adapter.factors.items()})
-    alpha, alphas = _usual({name: _number(adapter.alphas[name]) for name in adapter.factors})
+    rank, ranks = _usual(_by_target(adapter, {n: one.rank for n, one in adapter.factors.items()}))
+    alpha, alphas = _usual(_by_target(adapter, {n: _number(a) for n, a in adapter.alphas.items()}))
     facts = adapter.facts
-    return {
+    layouts = adapter.layouts.values()
+    config: dict[str, Any] = {
         "alpha_pattern": alphas,
         "base_model_name_or_path": facts.base_model,
-        "bias": "none",
+        "bias": facts.bias,
         "exclude_modules": None,
         "fan_in_fan_out": facts.fan_in_fan_out,
         "inference_mode": True,
@@ -90,22 +117,54 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
         "r": rank,
         "rank_pattern": ranks,
         "revision": facts.revision,
-        "target_modules": _targets(adapter.factors),
+        "target_modules": _targets({target_of(o.pair) for o in layouts if o.kind != "experts"}),
         "task_type": facts.task_type,
-        "use_dora": False,
+        "use_dora": facts.dora,
         "use_rslora": facts.rslora,
     }
+    tokens: dict[str, list[int]] = {}
+    for name in adapter.tensors:
+        token = token_of(name)
+        if token is not None:
+            embedding = target_of(token[0].removesuffix(TOKENS))
+            tokens.setdefault(embedding, []).append(token[1])
+    # Older versions of PEFT do not know these fields, so they are written where they say something.
+    rare = {
+        "lora_bias": facts.lora_bias,
+        "target_parameters": list(facts.target_parameters),
+        "trainable_token_indices": {name: sorted(own) for name, own in tokens.items()},
+        "layer_replication": [list(one) for one in facts.layer_replication],
+        "alora_invocation_tokens": list(facts.invocation_tokens),
+    }
+    return config | {name: value for name, value in rare.items() if value}
+
+
+def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[str, T]:
+    """The value of every module that the config can give one: all in it must have the same.
+
+    Raises InputError.
+    """
+    result: dict[str, T] = {}
+    for name in sorted(adapter.factors):
+        layout = adapter.layouts[name]
+        target = f"^{re.escape(target_of(layout.pair))}"
+        if layout.kind == "experts":
+            # Whichever of its parameters, where all of them are alike.
+            target += r"\." + (re.escape(layout.parameter) or "[^.]+")
+        if result.setdefault(target, values[name]) != values[name]:
+            found = "PEFT has one rank and one alpha for it and what is nested in it"
+            raise InputError(name, found, "give all of it one rank")
+    return result
 
 
 def _usual(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
-    r"""The value that most modules have, and expressions for exactly those with another.
+    """The value that most modules have, and those with another.
 
-    >>> _usual({"a.q": 8, "a.v": 8, "a.o": 4})
-    (8, {'^a\\.o': 4})
+    >>> _usual({"^a.q": 8, "^a.v": 8, "^a.o": 4})
+    (8, {'^a.o': 4})
     """
     usual = Counter(values[name] for name in sorted(values)).most_common(1)[0][0]
-    others = {name: value for name, value in values.items() if value != usual}
-    return usual, {f"^{re.escape(name)}": others[name] for name in sorted(others)}
+    return usual, {name: values[name] for name in sorted(values) if values[name] != usual}
 
 
 def _number(value: float) -> int | float:

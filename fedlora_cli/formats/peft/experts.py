@@ -1,0 +1,97 @@
+"""Mixtures of experts: LoRA on parameters (`target_parameters`), one pair of factors for all.
+
+PEFT stores A as (experts · rank, in), expert by expert, and B as (out, rank · experts), direction
+by direction, so that B @ A means nothing; each expert is an update of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedlora_cli.errors import InputError
+from fedlora_cli.formats.peft.config import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many experts one pair of factors holds, and what each of them has. `parameter` is the one
+    that the pair adapts, "" where the file does not tell.
+    """
+
+    experts: int
+    rank: int
+    alpha: float
+    parameter: str = ""
+
+
+def parameters_of(config: Config, module: str) -> tuple[str, ...]:
+    """The parameters of this module that `target_parameters` names, as PEFT matches them."""
+    found = set()
+    for target in config.target_parameters:
+        owner, _, parameter = target.rpartition(".")
+        if not owner or f".{module}".endswith(f".{owner}"):
+            found.add(parameter)
+    return tuple(sorted(found))
+
+
+def shares_of(weights: Path, config: Config, module: str, rows: Sequence[int]) -> list[Share]:
+    """What each pair around one module holds; `rows` are those of their lora_A, experts · rank.
+
+    The file does not say which pair belongs to which parameter. Where their ranks differ, only one
+    order gives all pairs the same number of experts. Raises InputError.
+    """
+    parameters = parameters_of(config, module)
+    fitting: dict[tuple[Share, ...], list[tuple[str, ...]]] = {}
+    for order in permutations(parameters, len(rows)):
+        names = [f"{module}.{parameter}" for parameter in order]
+        ranks, alphas = (
+            [config.rank(name) for name in names],
+            [config.alpha(name) for name in names],
+        )
+        counts = {count / rank for count, rank in zip(rows, ranks, strict=True)}
+        experts = counts.pop()
+        if not counts and experts.is_integer():
+            shares = tuple(Share(int(experts), *one) for one in zip(ranks, alphas, strict=True))
+            fitting.setdefault(shares, []).append(order)
+    if not fitting:
+        found = (
+            f"lora_A of {module} has {' and '.join(map(str, rows))} rows, which are no multiple "
+        )
+        found += f"of the ranks that {config.path.name} gives {', '.join(parameters)}"
+        raise InputError(weights, found, "correct r, rank_pattern or target_parameters")
+    if len(fitting) > 1:
+        found = f"the file does not say which factors of {module} have which alpha"
+        raise InputError(weights, found, "train the parameters of one module with one alpha")
+    [(shares, orders)] = fitting.items()
+    if len(orders) > 1:
+        return list(shares)
+    return [replace(share, parameter=name) for share, name in zip(shares, orders[0], strict=True)]
+
+
+def expert_of(B: Tensor, expert: int, experts: int) -> Tensor:
+    """The columns of one expert in a B of (out, rank · experts). Shape (out, rank).
+
+    >>> import torch
+    >>> expert_of(torch.tensor([[11, 21, 12, 22]]), 1, 2)
+    tensor([[21, 22]])
+    """
+    return B.reshape(B.shape[0], -1, experts)[:, :, expert]
+
+
+def joined(B: Sequence[Tensor], A: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The pair that holds these experts: B (out, rank · experts) and A (experts · rank, in).
+
+    >>> import torch
+    >>> joined([torch.tensor([[11, 12]]), torch.tensor([[21, 22]])], [torch.ones(2, 3)] * 2)[0]
+    tensor([[11, 21, 12, 22]])
+    """
+    import torch
+
+    return torch.stack(list(B), dim=2).flatten(1), torch.cat(list(A))

@@ -1,0 +1,182 @@
+"""Pairs of factors in a file to modules: linear layers, embeddings, convolutions, experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fedlora_cli.adapter import Kind, Layout, Module, widest
+from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
+from fedlora_cli.factors import Factors
+from fedlora_cli.files.safetensors import Entry
+from fedlora_cli.formats.peft.config import Config
+from fedlora_cli.formats.peft.experts import Share, expert_of, parameters_of, shares_of
+from fedlora_cli.formats.peft.names import target_of
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What there is of the factors under one name, by side: "B" and "A"."""
+
+    kind: Kind
+    sides: dict[str, Entry]
+
+
+def modules_of(
+    weights: Path,
+    pairs: Mapping[str, Pair],
+    config: Config,
+    refused: Sequence[InputError],
+    report: Report,
+) -> dict[str, Module]:
+    """The modules that the pairs hold, in the order of their names. Every fault goes to `report`;
+    one that follows from what was `refused` before is that very error.
+    """
+    whole: dict[str, tuple[Entry, Entry]] = {}
+    for name in sorted(pairs):
+        with reporting(report):
+            whole[name] = _factors(weights, name, pairs[name], refused, report)
+    nested: dict[str, list[str]] = {}
+    for name in whole:
+        nested.setdefault(target_of(name), []).append(name)
+    modules: dict[str, Module] = {}
+    for target, names in nested.items():
+        with reporting(report):
+            if config.known and parameters_of(config, target):
+                modules |= _experts(weights, target, {name: whole[name] for name in names}, config)
+                continue
+            for name in names:
+                B, A = whole[name]
+                if name != target and (target not in whole or name.endswith(".base_layer")):
+                    found = f"{name}: factors around factors, which target_parameters does not name"
+                    raise InputError(weights, found, "save the adapter again, whole")
+                modules[name] = _module(weights, name, pairs[name].kind, B, A, config, report)
+    return dict(sorted(modules.items()))
+
+
+def _factors(
+    weights: Path, name: str, pair: Pair, refused: Sequence[InputError], report: Report
+) -> tuple[Entry, Entry]:
+    """B and A under one name, which the file alone shows to be a pair. Raises InputError."""
+    if not name:
+        raise InputError(weights, "factors of a module without a name", "save it again")
+    for side, other in (("A", "B"), ("B", "A")):
+        if side not in pair.sides:
+            found = f"{name} has lora_{other} but no lora_{side}"
+            cure = "save the adapter again, whole"
+            raise explained(InputError(weights, found, cure), refused)
+    B, A = pair.sides["B"], pair.sides["A"]
+    broken: list[InputError] = []
+    for entry in (B, A):
+        with reporting(keeping(report, broken)):
+            _check_factor(weights, entry)
+    if broken:
+        raise broken[0]
+    if B.shape[1] != A.shape[0]:
+        found = f"{name}: lora_A {list(A.shape)} and lora_B {list(B.shape)} differ in rank"
+        cure = "A is (rank, in), B is (out, rank)"
+        if len(A.shape) > 2:
+            cure += "; train convolutions with groups in full"
+        raise InputError(weights, found, cure)
+    if len(B.shape) != len(A.shape) or any(side != 1 for side in B.shape[2:]):
+        found = f"{name}: lora_A {list(A.shape)} and lora_B {list(B.shape)}"
+        raise InputError(weights, found, "lora_B of a convolution has a kernel of 1")
+    return B, A
+
+
+def explained(fault: InputError, refused: Sequence[InputError]) -> InputError:
+    """Something missing, or what was refused before and may be it."""
+    return next(iter(refused), fault)
+
+
+def _check_factor(weights: Path, entry: Entry) -> None:
+    if not entry.is_float:
+        found = f"{entry.key} has dtype {entry.dtype}"
+        raise InputError(weights, found, "save it as float32, float16 or bfloat16")
+    if len(entry.shape) < 2:
+        found = f"{entry.key} has shape {list(entry.shape)}"
+        cure = "gather the shards (ZeRO-3, FSDP) before save_pretrained"
+        raise InputError(weights, found, cure)
+
+
+def _module(
+    weights: Path, name: str, kind: Kind, B: Entry, A: Entry, config: Config, report: Report
+) -> Module:
+    """One adapted module. Where the config contradicts its factors, these are the truth."""
+    rank, target = A.shape[0], target_of(name)
+    with reporting(report):
+        if config.rank(target) != rank:
+            found = f"{name} has rank {rank}, but {config.path.name} says {config.rank(target)}"
+            cure = "correct r or rank_pattern; the tensors are the truth"
+            raise InputError(weights, found, cure)
+    with reporting(report):
+        if not config.targets.match(target):
+            found = f"{name} has LoRA tensors, but target_modules does not match it"
+            cure = "correct target_modules; PEFT would ignore the tensors"
+            raise InputError(weights, found, cure)
+    alpha = scale = math.nan
+    with reporting(report):
+        alpha = config.alpha(target)
+        scale = config.scale(alpha, rank)
+    layout = Layout(kind, name)
+    if len(A.shape) > 2:
+        layout = Layout("convolution", name, sides=A.shape[1:])
+    return Module(
+        shape=(B.shape[0], math.prod(A.shape[1:])),
+        rank=rank,
+        alpha=alpha,
+        scale=scale,
+        dtype=widest([B.dtype, A.dtype]),
+        layout=layout,
+        read=partial(_read, B, A, scale),
+    )
+
+
+def _read(B: Entry, A: Entry, scale: float, report: Report = refuse) -> Factors:
+    return Factors(B.read(report).flatten(1), A.read(report).flatten(1), scale)
+
+
+def _experts(
+    weights: Path, target: str, pairs: Mapping[str, tuple[Entry, Entry]], config: Config
+) -> dict[str, Module]:
+    """The experts of all pairs around one module, as modules of their own. Raises InputError."""
+    names = sorted(pairs)
+    if len(names) > len(parameters_of(config, target)):
+        found = f"{len(names)} pairs of factors of {target}, more than target_parameters names"
+        raise InputError(weights, found, "save the adapter again, whole")
+    for name in names:
+        if len(pairs[name][1].shape) > 2:
+            raise InputError(weights, f"{name} is no matrix", "save the adapter again, whole")
+    shares = shares_of(weights, config, target, [pairs[name][1].shape[0] for name in names])
+    return {
+        f"{name}[{number}]": module
+        for name, share in zip(names, shares, strict=True)
+        for number, module in enumerate(_each(name, *pairs[name], share, config))
+    }
+
+
+def _each(name: str, B: Entry, A: Entry, share: Share, config: Config) -> Iterator[Module]:
+    scale = config.scale(share.alpha, share.rank)
+    for number in range(share.experts):
+        yield Module(
+            shape=(B.shape[0], A.shape[1]),
+            rank=share.rank,
+            alpha=share.alpha,
+            scale=scale,
+            dtype=widest([B.dtype, A.dtype]),
+            layout=Layout("experts", name, (), number, share.experts, share.parameter),
+            read=partial(_read_expert, B, A, share, number, scale),
+        )
+
+
+def _read_expert(
+    B: Entry, A: Entry, share: Share, number: int, scale: float, report: Report = refuse
+) -> Factors:
+    return Factors(
+        expert_of(B.read(report), number, share.experts),
+        A.part(number * share.rank, share.rank).read(report),
+        scale,
+    )

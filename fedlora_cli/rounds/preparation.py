@@ -1,0 +1,133 @@
+"""What an aggregation will do, found out from headers alone: most mistakes end here, in no time.
+
+Nothing here imports torch, which takes longer than all of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from fedlora_cli import formats
+from fedlora_cli.adapter import Adapter
+from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.plan import Plan, check_ranks, make_plan
+from fedlora_cli.aggregation.target import check_target
+from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
+from fedlora_cli.cohort import Cohort
+from fedlora_cli.counts import told_samples
+from fedlora_cli.errors import InputError
+from fedlora_cli.files.folder import check_apart
+from fedlora_cli.rounds.history import forgotten, with_history
+from fedlora_cli.selection import check_number, leave_out, select_clients
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """Clients, choices and the last two global adapters, where there are any; where the result
+    goes; and remarks about the rounds.
+    """
+
+    clients: Clients
+    options: Options
+    previous: Adapter | None
+    before_previous: Adapter | None
+    output: Path
+    about_rounds: tuple[str, ...]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Raises UsageError and InputError."""
+        _check_dora(self.clients.cohort, self.options)
+        return make_plan(self.clients.cohort, self.options, self.previous, self.before_previous)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What reading the headers showed."""
+        earlier = (self.previous, self.before_previous)
+        given = [adapter for adapter in earlier if adapter is not None]
+        return (
+            *self.about_rounds,
+            *self.clients.remarks,
+            *(note for adapter in given for note in adapter.notes),
+            *(_remark(adapter.path) for adapter in given if _tells_samples(adapter.path)),
+            *forgotten(self.plan, self.output),
+        )
+
+    def without(self, faults: Sequence[InputError]) -> Preparation:
+        """The same without the clients at fault. Raises InputError as `leave_out` does."""
+        options = self.options
+        left = leave_out(self.clients, faults, options.base, options.min_clients)
+        return replace(self, clients=left)
+
+
+def prepare(clients: Paths, output: Path | str, options: Options) -> Preparation:
+    """The aggregation of these clients, as `aggregate` takes them, into this folder.
+
+    Raises UsageError, InputError and OutputError.
+    """
+    paths, output = paths_of(clients), Path(output)
+    options, first = with_history(options, output)
+    task = Preparation(
+        clients=_find(paths, options),
+        options=options,
+        previous=None if options.previous is None else formats.read(options.previous),
+        before_previous=(
+            None if options.before_previous is None else formats.read(options.before_previous)
+        ),
+        output=output,
+        about_rounds=first,
+    )
+    check_target(task.plan, task.plan.rank)
+    _check_output(output, options, paths, task.plan)
+    return task
+
+
+def _find(paths: Sequence[Path], options: Options) -> Clients:
+    """All clients, or those that headers show no fault of. Raises InputError."""
+    ratio, least = options.max_count_ratio, options.min_clients
+    asked = (paths, options.samples, options.base)
+    if options.on_bad_client == "refuse":
+        found = read_clients(*asked, adapter=options.adapter, max_count_ratio=ratio)
+        check_number(len(found.cohort.clients), (), least)
+        return found
+    found = select_clients(
+        *asked, adapter=options.adapter, max_count_ratio=ratio, min_clients=least
+    )
+    faults: list[InputError] = []
+    check_ranks(found.cohort, options.max_rank, faults.append)
+    return leave_out(found, faults, options.base, least)
+
+
+def _check_dora(cohort: Cohort, options: Options) -> None:
+    """DoRA's magnitudes multiply the base weights as well (arXiv:2402.09353): nothing exact can be
+    done without them.
+    """
+    if cohort.facts.dora and options.dora == "refuse":
+        found = "it uses DoRA, and the average of such adapters depends on the base model"
+        cure = "train without use_dora, or give --dora approximate"
+        raise InputError(cohort.clients[0].adapter.path, found, cure)
+
+
+def _remark(earlier: Path) -> str:
+    return f"{earlier} is given as a global adapter, but tells a sample count like a client"
+
+
+def _tells_samples(folder: Path) -> bool:
+    try:
+        return told_samples(folder) is not None
+    except InputError:  # a global adapter's own report, or a damaged one
+        return False
+
+
+def _check_output(output: Path, options: Options, clients: Sequence[Path], plan: Plan) -> None:
+    """The output may not stand inside anything that is read, nor hold it.
+
+    It may be an earlier global adapter, renewed in place: that is read whole before it is replaced.
+    """
+    given = (options.previous, options.before_previous)
+    earlier = [path for path in given if path is not None and path.resolve() != output.resolve()]
+    read = [client.adapter.path for client in plan.cohort.clients]
+    check_apart(output, [*clients, *read, *earlier])
