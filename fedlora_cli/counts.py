@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
-from fedlora_cli.errors import InputError, Report, keeping, reporting
+from fedlora_cli.errors import InputError, Report, reporting
 from fedlora_cli.files.documents import exists, parse_object, read_bytes, read_object
 
 #: Where a client's own folder may tell its sample count, first found wins: fedlora's own file, then
@@ -22,28 +23,40 @@ COUNT_FILES = (
 #: More samples than any client has; beyond it, sums would no longer be exact.
 MOST_SAMPLES = 1e12
 
+#: How many times the median a count may be that nobody but the client itself vouches for.
+MAX_RATIO = 100.0
+
 
 def counts_from_file(
-    path: Path, names: Sequence[str], refused: Sequence[InputError], report: Report
-) -> dict[str, float] | None:
-    """The sample count of every client, from one file that knows exactly these clients.
+    path: Path,
+    clients: Sequence[tuple[str, Path]],
+    others: Collection[str] | None,
+    report: Report,
+) -> dict[Path, float]:
+    """The sample counts by the clients' folders, from one file that knows exactly these clients.
 
-    None where it does not. A name that is no client may be one that was refused before.
+    `others` are names that it may know besides, None for any. Raises InputError for what is no
+    list of counts; other faults go to `report`.
     """
     faults: list[InputError] = []
-    told = keeping(report, faults)
     text = read_bytes(path)
     is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] == b"{"
-    raw = parse_object(text, where=path) if is_json else _parse_csv(text, path, told)
+    raw = parse_object(text, where=path) if is_json else _parse_csv(text, path, faults.append)
     counts: dict[str, float] = {}
     for name, value in raw.items():
-        with reporting(told):
+        with reporting(faults.append):
             counts[name] = _count(value, path, name)
-    for name in [] if refused else sorted(set(raw) - set(names)):
-        told(InputError(path, f"a count for {name}, which is no client", "correct the name"))
-    for name in [] if faults else sorted(set(names) - set(raw)):
-        told(InputError(path, f"no count for {name}", "add it, or leave the client out"))
-    return None if faults else counts
+    names = {name for name, _ in clients}
+    for name in [] if others is None else sorted(set(raw) - names - set(others)):
+        found = f"a count for {name}, which is no client"
+        faults.append(InputError(path, found, "correct the name"))
+    for fault in faults:
+        report(fault)
+    for name, folder in [] if faults else sorted(clients):
+        if name not in raw:
+            found = f"no count for {name} in {path}"
+            report(InputError(folder, found, "add it, or leave the client out"))
+    return {folder: counts[name] for name, folder in clients if name in counts}
 
 
 def _parse_csv(text: bytes, path: Path, report: Report) -> dict[str, Any]:
@@ -73,24 +86,49 @@ def _parse_csv(text: bytes, path: Path, report: Report) -> dict[str, Any]:
 
 
 def counts_from_folders(
-    folders: Sequence[Path], names: Sequence[str], report: Report
-) -> dict[str, float] | None:
-    """The sample count that every client's folder tells; None if not one does, or one is wrong."""
-    faults: list[InputError] = []
-    told = keeping(report, faults)
-    counts: dict[str, float] = {}
-    silent: list[tuple[Path, str]] = []
-    for folder, name in zip(folders, names, strict=True):
-        with reporting(told):
-            count = told_samples(folder)
+    clients: Sequence[tuple[str, Path]], adapter: str | None, report: Report
+) -> dict[Path, float]:
+    """The sample counts that the clients' folders tell, in the folder of the `adapter` first.
+
+    All must tell one, or nobody: those that do not as most are at fault, which goes to `report`.
+    """
+    counts: dict[Path, float] = {}
+    silent: list[tuple[str, Path]] = []
+    for name, folder in clients:
+        with reporting(report):
+            places = dict.fromkeys((folder / (adapter or ""), folder))
+            told = (told_samples(place) for place in places)
+            count = next((one for one in told if one is not None), None)
             if count is None:
-                silent.append((folder, name))
+                silent.append((name, folder))
             else:
-                counts[name] = count
-    for folder, name in silent if counts else []:
+                counts[folder] = count
+    if len(counts) < len(silent):
+        for folder in counts:
+            found = "a sample count, while most clients have none"
+            report(InputError(folder, found, "let all clients tell one, or give --samples"))
+        silent = []
+    for name, folder in silent if counts else []:
         found = f"no sample count for {name}, while other clients have one"
-        told(InputError(folder, found, 'write {"samples": n} to its fedlora.json'))
-    return None if faults or not counts else counts
+        alone = "a file cannot tell one: give all counts in --samples"
+        cure = alone if folder.is_file() else 'write {"samples": n} to its fedlora.json'
+        report(InputError(folder, found, cure))
+    return counts
+
+
+def check_ratio(counts: Mapping[Path, float], most: float, report: Report) -> None:
+    """Whether no count is more than `most` times the median of those that are not zero. Of an even
+    number, that is the lower one of the two in the middle: of two clients, the smaller count.
+
+    What is beyond goes to `report`.
+    """
+    positive = [count for count in counts.values() if count > 0]
+    middle = median_low(positive) if positive else 0.0
+    for folder, count in counts.items():
+        if count > most * middle:
+            found = f"{count:.12g} samples by its own word, more than {most:g} times the median of "
+            found += f"the clients, {middle:.12g}"
+            report(InputError(folder, found, "give --samples FILE, or a larger --max-count-ratio"))
 
 
 def told_samples(folder: Path) -> float | None:

@@ -30,7 +30,7 @@ def distinct_folders(
     """
     folders, left_out = find_folders(paths, report, adapter)
     first: dict[Path, Path] = {}
-    for folder in folders:
+    for folder in sorted(folders, key=Path.is_symlink):  # a link is at fault, not what it leads to
         same = first.setdefault(folder.resolve(), folder)
         if same is not folder:
             found = f"the same folder as {same}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 
 import torch
 
@@ -36,6 +38,16 @@ def at_rank(factors: Factors, rank: int, name: str) -> Factors:
     """
     cut = Factors(factors.B[:, :rank].cpu(), factors.A[:rank].cpu(), factors.scale)
     return lowrank.pad(cut, rank, seed=seed_of(name))
+
+
+def stored_bytes(shape: Sequence[int], dtype: str) -> int:
+    """What a tensor takes in a file.
+
+    >>> stored_bytes((16, 64), "bfloat16")
+    2048
+    """
+    size: int = getattr(torch, dtype).itemsize
+    return math.prod(shape) * size
 
 
 def seed_of(name: str, seed: int = 0) -> int:

@@ -86,7 +86,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 def _elsewhere(folder: Path, adapter: str | None) -> Elsewhere | None:
     """The error of a folder with other adapters than the one that is looked for."""
-    if formats.is_adapter(folder):
+    if adapter is not None and formats.is_adapter(folder):
         found = f"no adapter named {adapter} in it, but it is one itself"
         return Elsewhere(folder, found, "leave it out, or give --adapter only where all have it")
     held = _held(folder)

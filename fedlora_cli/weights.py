@@ -112,6 +112,41 @@ def by_holders(holdings: Holdings, quorum: float) -> Weights:
     )
 
 
+def capped(weights: Weights, limit: float, previous_rank: int = 0) -> Weights:
+    """No client's weight at any rank index above `limit`, in (0, 1].
+
+    What is cut off goes to the other holders of the index in proportion to their weights, until
+    all of them are at the limit; the rest to the previous global adapter, whose rank is
+    `previous_rank`, where it holds the index. Only where it does not is weight lost.
+
+    >>> rule = Weights(np.array([[0.5, 0.0], [0.3, 0.6], [0.2, 0.4]]), np.zeros(2))
+    >>> capped(rule, 0.4).clients
+    array([[0.4 , 0.  ],
+           [0.36, 0.4 ],
+           [0.24, 0.4 ]])
+    >>> capped(rule, 0.4, previous_rank=2).previous
+    array([0. , 0.2])
+    """
+    clients = weights.clients
+    # Sorted by weight, so that no sum depends on the order of the clients.
+    none_left = np.zeros((1, clients.shape[1]))
+    descending = np.concatenate([np.sort(clients, axis=0)[::-1], none_left])
+    # With the j heaviest at the limit, `spare` is for the others, who have `rest` now.
+    rest = np.cumsum(descending[::-1], axis=0)[::-1]
+    spare = rest[0] - limit * np.arange(len(descending))[:, None]
+    # The first j that leaves the next one, lifted like all others, within the limit.
+    j = (spare * descending <= limit * rest).argmax(axis=0, keepdims=True)
+    lightest, spare, rest = (np.take_along_axis(one, j, 0)[0] for one in (descending, spare, rest))
+    lifted = np.minimum(clients * _fraction(spare, rest), limit)
+    left = np.where(rest > 0, 0.0, np.maximum(spare, 0.0))
+    kept = np.arange(clients.shape[1]) < previous_rank
+    return Weights(
+        # Equal weights are never parted: if one of them does not fit, neither does the next.
+        clients=np.where(clients > lightest, limit, lifted),
+        previous=weights.previous + np.where(kept, left, 0.0),
+    )
+
+
 def _scalar(holdings: Holdings, share: FloatArray) -> Weights:
     """One number per client, at every index it holds."""
     return Weights(holdings.held * share[:, None], np.zeros(holdings.rank))

@@ -195,18 +195,14 @@ def test_a_failed_verification_is_exit_code_5_and_nothing_is_written(
     """A wrong weight anywhere is seen: here one factor is changed on its way to the disk."""
     from dataclasses import replace
 
-    from fedlora_cli.formats import peft
-    from fedlora_cli.rounds import aggregate as workflow
+    from fedlora_cli.formats import FORMATS, peft
 
     def careless(adapter: Any, folder: Path, provenance: Any) -> None:
         name, factors = next(iter(adapter.factors.items()))
         wrong = replace(factors, B=factors.B * 1.00001)
         peft.write(replace(adapter, factors={**adapter.factors, name: wrong}), folder, provenance)
 
-    class Careless:
-        FILES, NewAdapter, write = peft.FILES, peft.NewAdapter, staticmethod(careless)
-
-    monkeypatch.setattr(workflow, "peft", Careless)
+    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], write=careless))
     result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "--verify")
 
     assert result.exit_code == 5

@@ -29,7 +29,7 @@ def untrained_rounds(root: Path, ranks: dict[int, int], method: str, rounds: int
     for t in range(1, rounds + 1):
         folder = root / f"round-{t}" / "global"
         folder.parent.mkdir()
-        aggregate([clients], folder, Options(method=method))
+        aggregate([clients], folder, Options(method=method, allow_copies=True))
         folders.append(folder)
         tensors = load_file(folder / "adapter_model.safetensors")
         clients = root / f"clients-{t + 1}"
@@ -107,7 +107,8 @@ def test_clients_that_concentrate_by_themselves_are_no_collapse(tmp_path: Path) 
             concentrated(clients, name, rank, tail=0.5**t, samples=samples)
         for method, folders in rounds.items():
             folders.append(tmp_path / f"{method}-{t}")
-            aggregate([clients], folders[-1], Options(method=method, dtype="float64"))
+            options = Options(method=method, dtype="float64", allow_copies=True)
+            aggregate([clients], folders[-1], options)
 
     kept = diagnose(rounds["raflora"])
     lost = diagnose(rounds["flexlora"])
@@ -240,7 +241,8 @@ def test_a_residual_federation_that_recovers_is_never_called_collapsed(tmp_path:
         make(clients, Spec("high", 6, samples=100 * 4**t))
         make(clients, Spec("low", 2, samples=97))
         folders.append(tmp_path / f"global-{t}")
-        aggregate(clients, folders[-1], Options(method="residual", previous=folders[-2]))
+        options = Options(method="residual", previous=folders[-2], max_count_ratio=1000)
+        aggregate(clients, folders[-1], options)
 
     assert {diagnose(folders[:t]).verdict for t in range(1, 5)} <= {"healthy", "at risk"}
 

@@ -112,8 +112,7 @@ def test_output_at_the_place_of_a_linked_client_is_refused(tmp_path: Path) -> No
 
 
 def test_nothing_is_left_behind_when_the_third_adapter_fails(tmp_path: Path, monkeypatch) -> None:
-    from fedlora_cli.formats import peft
-    from fedlora_cli.rounds import handout
+    from fedlora_cli.formats import FORMATS, peft
 
     written = []
 
@@ -123,15 +122,10 @@ def test_nothing_is_left_behind_when_the_third_adapter_fails(tmp_path: Path, mon
         written.append(folder.name)
         peft.write(adapter, folder, provenance)
 
-    class Full:
-        FILES, WEIGHTS, NewAdapter, write = (
-            peft.FILES, peft.WEIGHTS, peft.NewAdapter, staticmethod(full)
-        )  # fmt: skip
-
     whole = make(tmp_path, GLOBAL)
     options = DistributeOptions(ranks=(2, 3, 4, 5), jobs=1)
     distribute(whole.folder, tmp_path / "old", options=DistributeOptions(ranks=(6,)))
-    monkeypatch.setattr(handout, "peft", Full)
+    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], write=full))
 
     for out in ("new", "old"):
         written.clear()

@@ -12,23 +12,24 @@ from typing import Any
 
 import pytest
 import torch
+from damage import CONFIG, WEIGHTS, Q, header, set_config, set_tensors, with_value
 from makers import PREFIX, Spec, make
 from safetensors.torch import load_file, save_file
-from test_bad_input import CONFIG, CORPUS, WEIGHTS, Q, header, set_config, set_tensors, with_value
+from test_bad_input import CORPUS
 from test_cli import on_a_terminal, run
 
 ROOT = Path(__file__).parents[1]
 V = f"{PREFIX}layers.0.v_proj"
 
 #: Faults that only the values show, not the headers.
-IN_VALUES = {"NaN", "infinity", "an update beyond all numbers"}
+IN_VALUES = {fault for fault in CORPUS if fault.startswith("values: ")}
 
 
 #: Cases that are wrong in both modules, or in two ways.
 MORE_FAULTS = {
-    "rank not as in the config": 2,
-    "an expression that takes Python's matcher for ever": 2,
-    "no LoRA at all": 2,
+    "config: rank not as in the config": 2,
+    "config: an expression that takes Python's matcher for ever": 2,
+    "factors: no LoRA at all": 2,
 }
 
 
@@ -321,7 +322,8 @@ def test_an_adapter_is_described(tmp_path: Path) -> None:
     assert [g["scale"] for g in adapter["modules"]] == pytest.approx([3, 6 / 2**0.5, 3])
     assert {g["dtype"] for g in adapter["modules"]} == {"bfloat16"}
     assert [g["names"] for g in adapter["modules"]][1] == ["layers.1.q_proj"]
-    tensor = {"name": "score.weight", "shape": [3, 4], "dtype": "float32", "owner": "score"}
+    tensor = {"name": "score.weight", "shape": [3, 4], "dtype": "float32"}
+    tensor |= {"role": "saved", "owner": "score"}
     assert adapter["tensors"] == [tensor]
     shown = run("inspect", str(folder)).stdout
     for text in ("v1", "SEQ_CLS", "rsLoRA", "4.24264", "bfloat16", "score.weight", "saved in full"):

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import itertools
+import json
 import os
-import signal
+import shutil
 import subprocess
-import sys
-import time
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from makers import Spec
 from rounds import make_round
-from safetensors.torch import load_file
 
 from fedlora_cli import (
+    DistributeOptions,
+    InitOptions,
     InputError,
     Options,
     OutputError,
     aggregate,
+    distribute,
+    engine,
+    initialise,
 )
+from fedlora_cli.files import alone, folder
+from fedlora_cli.rounds import aggregate as workflow
+from fedlora_cli.rounds import handout
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+#: A name that `tempfile` could have made for the output `out`.
+LEFT = ".out.tmp-ab3d_f9h"
 
 
 def test_same_bytes_for_any_order_of_clients_and_any_number_of_jobs(tmp_path: Path) -> None:
@@ -81,34 +100,13 @@ def test_an_existing_target_needs_force_and_only_adapters_are_replaced(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "where", ["round/out", "round", "round/ann", "round/ann/out", "."], ids=lambda where: where
+    "where", ["round/out", "round", "round/ann", "round/ann/out", ".", "/"], ids=lambda where: where
 )
 def test_an_output_inside_an_input_is_refused(tmp_path: Path, where: str) -> None:
     make_round(tmp_path)
 
     with pytest.raises(InputError, match="inside the input"):
         aggregate([tmp_path / "round"], tmp_path / where, Options(force=True))
-
-
-def test_a_killed_run_leaves_nothing_that_looks_like_an_adapter(tmp_path: Path) -> None:
-    """SIGTERM at any moment: the folder is whole or absent, and no temporary folder stays."""
-    shapes = {f"layers.{i}.fc": (160, 200) for i in range(12)}
-    make_round(tmp_path, [Spec(f"c{i}", rank=8, shapes=shapes, seed=i) for i in range(4)])
-    outcomes = set()
-    for delay in (0.0, 1.5, 2.0, 2.5, 3.0):
-        command = [sys.executable, "-m", "fedlora_cli", "aggregate", "round", "-o", "out", "-f"]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(delay)
-        os.kill(process.pid, signal.SIGTERM)
-        outcomes.add(process.wait(timeout=60))
-        names = {path.name for path in tmp_path.iterdir()}
-        assert names <= {"round", "out"}
-        if "out" in names:
-            assert len(list((tmp_path / "out").iterdir())) == 4
-            load_file(tmp_path / "out/adapter_model.safetensors")
-    assert outcomes <= {0, 143, -signal.SIGTERM}
 
 
 def test_a_global_adapter_can_be_renewed_in_place(tmp_path: Path) -> None:
@@ -171,3 +169,467 @@ def test_top_level_names_are_targets_that_match_nothing_else(tmp_path: Path) -> 
         model = PeftModel.from_pretrained(Model(), str(tmp_path / "out"))
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     assert adapted == {"base_model.model.fc"}
+
+
+def whole(out: Path) -> bytes:
+    """The weights of an adapter whose manifest is true of it."""
+    names = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in out.iterdir()} == names | {"fedlora.json"}
+    found = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
+    assert json.loads((out / "fedlora.json").read_text())["files"] == found
+    return (out / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """An adapter that is there already, beside the round that it is of."""
+    make_round(tmp_path)
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flexlora"))
+    return tmp_path / "out"
+
+
+def renew(out: Path, stage: engine.Stage = engine.quiet) -> None:
+    aggregate([out.with_name("round")], out, Options(force=True), stage)
+
+
+def beside(out: Path) -> set[str]:
+    return {path.name for path in out.parent.iterdir()} - {"round", out.name}
+
+
+def never(stage: str) -> engine.Progress:
+    """Every work says that it begins."""
+    raise AssertionError(f"{stage} has begun")
+
+
+def test_the_report_comes_last_and_knows_the_other_files(tmp_path: Path, monkeypatch) -> None:
+    make_round(tmp_path)
+    synced: list[str] = []
+    really = folder._sync
+    monkeypatch.setattr(folder, "_sync", lambda path: (synced.append(path.name), really(path)))
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+
+    whole(tmp_path / "out")
+    assert report.files == json.loads((tmp_path / "out/fedlora.json").read_text())["files"]
+    assert {*synced[:3]} == set(report.files)
+    assert synced[3] == "fedlora.json"
+    assert synced[4].startswith(".out.tmp-")
+    assert synced[5:] == [tmp_path.name]
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert times["fedlora.json"] == max(times.values())
+
+
+def test_a_second_writer_is_refused_before_it_begins(old: Path) -> None:
+    before = whole(old)
+
+    with alone.alone_at(old):
+        for spelled in (old, old / "../round/../out"):
+            with pytest.raises(OutputError, match="another process is at work in it; wait for it"):
+                aggregate([old.with_name("round")], spelled, Options(force=True), never)
+        assert beside(old) == {".out.lock"}
+    assert whole(old) == before
+    assert beside(old) == set()
+
+
+def test_adapters_handed_out_have_one_writer_as_well(tmp_path: Path) -> None:
+    client, start = SAMPLES / "round-01/clinic-b", tmp_path / "start"
+
+    with alone.alone_at(start):
+        with pytest.raises(OutputError, match="another process"):
+            distribute(client, start, (), DistributeOptions(ranks=(2,)), never)
+        with pytest.raises(OutputError, match="another process"):
+            initialise(SAMPLES / "base", start, (), InitOptions(ranks=(2,)), never)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_outputs_in_the_same_folder_are_nobody_elses(old: Path) -> None:
+    """Even where one name begins like another's temporary folder."""
+    theirs = old.with_name(".out.tmp-x.tmp-ab3d_f9h")
+    theirs.mkdir()
+
+    with alone.alone_at(old.with_name("other")), alone.alone_at(old.with_name("out.tmp-x")):
+        renew(old)
+    assert beside(old) == {theirs.name}
+
+
+def test_a_lock_that_nobody_holds_is_in_nobodys_way(old: Path) -> None:
+    old.with_name(".out.lock").touch()
+
+    renew(old)
+    assert beside(old) == set()
+
+
+def test_what_is_no_lock_is_left_as_it_is(old: Path) -> None:
+    path = old.with_name(".out.lock")
+    path.write_text("notes")
+    with pytest.raises(OutputError, match="no lock of this program; move it away"):
+        renew(old)
+    assert path.read_text() == "notes"
+
+    path.unlink()
+    path.symlink_to(old.with_name("nowhere"))
+    with pytest.raises(OutputError, match="cannot be written"):
+        renew(old)
+    assert beside(old) == {".out.lock"}
+
+
+def test_a_lock_that_was_removed_before_it_was_taken_is_none(tmp_path: Path, monkeypatch) -> None:
+    """Its holder ended just then: whoever comes next makes a new one, which must be the same."""
+    really = alone._take
+    removed = False
+
+    def take(lock: int, place: Path) -> bool:
+        nonlocal removed
+        if not removed:
+            removed = True
+            (tmp_path / ".out.lock").unlink()
+        return really(lock, place)
+
+    monkeypatch.setattr(alone, "_take", take)
+    with alone.alone_at(tmp_path / "out"):
+        assert removed
+        with pytest.raises(OutputError, match="another process"), alone.alone_at(tmp_path / "out"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_has_one_holder_whatever_others_remove(tmp_path: Path) -> None:
+    """Many take and remove it at once; none holds one that has no name any more."""
+    inside, most, taken = 0, 0, 0
+    guard = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most, taken
+        for _ in range(300):
+            with suppress(OutputError), alone.alone_at(tmp_path / "out"):
+                with guard:
+                    inside, taken = inside + 1, taken + 1
+                    most = max(most, inside)
+                with guard:
+                    inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert most == 1
+    assert taken > 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_the_work_goes_on_and_nothing_is_swept(
+    old: Path, monkeypatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    import fcntl
+
+    before = whole(old)
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    old.with_name(LEFT).mkdir()
+
+    renew(old)
+    assert whole(old) != before
+    assert beside(old) == {LEFT}
+
+
+def test_what_killed_runs_left_is_swept(old: Path) -> None:
+    for name, files in (
+        (LEFT, ["adapter_model.safetensors", ".tmpA1b2C3"]),
+        (".out.tmp-00000000", ["adapter_config.json", "fedlora.json"]),
+        (".out.tmp-00000000.old", ["adapter_config.json"]),
+        (".out.tmp-________", []),
+    ):
+        old.with_name(name).mkdir()
+        for file in files:
+            (old.with_name(name) / file).touch()
+    old.with_name(".out.tmp-0000").touch()
+    old.with_name(".out.tmp-0000_txt").touch()
+
+    renew(old)
+    whole(old)
+    assert beside(old) == {".out.tmp-0000", ".out.tmp-0000_txt"}
+
+
+def test_what_killed_runs_left_of_a_folder_of_adapters_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".start.tmp-ab3d_f9h/rank-2").mkdir(parents=True)
+    (tmp_path / ".start.tmp-ab3d_f9h/rank-2/.tmpA1b2C3").touch()
+
+    distribute(SAMPLES / "round-01/clinic-b", tmp_path / "start", (), DistributeOptions(ranks=(2,)))
+    assert [path.name for path in tmp_path.iterdir()] == ["start"]
+
+
+def test_nothing_foreign_is_swept(old: Path) -> None:
+    theirs = old.with_name("theirs")
+    (theirs / "deep").mkdir(parents=True)
+    (theirs / "adapter_config.json").touch()
+    (theirs / "deep/.tmpA1b2C3").touch()
+    old.with_name(LEFT).symlink_to(theirs)
+    held = old.with_name(".out.tmp-00000000")
+    held.mkdir()
+    (held / "thesis.tex").touch()
+    linked = old.with_name(".out.tmp-11111111")
+    linked.mkdir()
+    (linked / "deep").symlink_to(theirs / "deep")
+    for name in (".out.tmp-22222222.bak", ".out.tmp-2222222", "out.tmp-22222222", ".outtmp"):
+        old.with_name(name).mkdir()
+    old.with_name(".out.tmp-zzzzzzzz").touch()
+    before = sorted(old.parent.rglob("*"))
+
+    renew(old)
+    assert sorted(old.parent.rglob("*")) == before
+
+
+def test_an_adapter_that_was_being_replaced_gets_its_place_back(old: Path) -> None:
+    """Killed between two steps, where names cannot be exchanged: it is the only whole one."""
+    content = whole(old)
+    old.rename(old.with_name(LEFT + ".old"))
+    old.with_name(LEFT).mkdir()
+    (old.with_name(LEFT) / "adapter_config.json").touch()
+
+    with pytest.raises(OutputError, match="it exists already"):
+        aggregate([old.with_name("round")], old)
+    assert whole(old) == content
+    assert beside(old) == set()
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_replacement_in_two_steps_can_be_stopped_anywhere(
+    old: Path, monkeypatch, step: int
+) -> None:
+    """By a signal, which is an exception, after each of its renamings."""
+    before = whole(old)
+    count = 0
+    really = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += 1
+        result = really(self, target)
+        if count == step:
+            raise SystemExit(143)
+        return result
+
+    monkeypatch.setattr(folder, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(SystemExit):
+        renew(old)
+    monkeypatch.undo()
+
+    assert (whole(old) == before) == (step == 1)
+    renew(old)
+    whole(old)
+    assert beside(old) == set()
+
+
+def test_who_is_asked_to_stop_while_the_old_folder_is_removed_removes_it_before(
+    old: Path, monkeypatch
+) -> None:
+    really = os.unlink
+    asked = False
+
+    def unlink(*args: Any, **kwargs: Any) -> None:
+        nonlocal asked
+        really(*args, **kwargs)
+        if not asked and str(args[0]).startswith("adapter"):
+            asked = True
+            raise SystemExit(143)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(SystemExit):
+        renew(old)
+
+    assert asked
+    whole(old)
+    assert beside(old) == set()
+
+
+def test_too_little_space_is_known_before_the_work(old: Path, monkeypatch) -> None:
+    before = whole(old)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
+
+    with pytest.raises(OutputError, match=r"out: [0-9,]+ bytes are needed, and 1,000 are free"):
+        renew(old, never)
+    assert whole(old) == before
+    assert beside(old) == set()
+
+    # What tells nothing refuses nothing.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 0))
+    with pytest.raises(AssertionError, match="reading clients has begun"):
+        renew(old, never)
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_the_space_that_is_asked_for_is_what_the_weights_take(tmp_path: Path, monkeypatch) -> None:
+    head = {"head.weight": torch.zeros(30, 40)}
+    make_round(
+        tmp_path,
+        [Spec(name, rank, tensors=head, config=SAVED) for name, rank in (("ann", 2), ("bob", 5))],
+    )
+    asked: list[int] = []
+    for module in (workflow, handout):
+        monkeypatch.setattr(module, "check_space", lambda target, needed: asked.append(needed))
+
+    for options in (Options(), Options(rank=3, dtype="bfloat16"), Options(energy=0.9)):
+        aggregate([tmp_path / "round"], tmp_path / "out", replace(options, force=True))
+        if options.energy is not None:
+            assert asked.pop() == 0
+        else:
+            assert asked.pop() == tensor_bytes(tmp_path / "out")
+    distribute(tmp_path / "out", tmp_path / "start", (), DistributeOptions(ranks=(2, 4)))
+    start = InitOptions(ranks=(2, 4), target_modules=("fc1", "q_proj"))
+    initialise(SAMPLES / "base", tmp_path / "init", (), start)
+
+    assert asked == [
+        sum(map(tensor_bytes, (tmp_path / "start").iterdir())),
+        sum(map(tensor_bytes, (tmp_path / "init").iterdir())),
+    ]
+
+
+SAVED = {"modules_to_save": ["head"]}
+
+
+def tensor_bytes(adapter: Path) -> int:
+    """What stands behind the header of its weights."""
+    content = (adapter / "adapter_model.safetensors").read_bytes()
+    return len(content) - 8 - int.from_bytes(content[:8], "little")
+
+
+def failing(number: int, really: Any = None) -> Callable[..., Any]:
+    """A refusal; of `really`, if that is given, only where a lock is concerned."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if really is None or str(args[0]).endswith(".lock"):
+            raise OSError(number, os.strerror(number))
+        return really(*args, **kwargs)
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    "place",
+    [(os, "fsync"), (tempfile, "mkdtemp"), (Path, "chmod"), (Path, "write_text"), (os, "open")],
+    ids=lambda place: place[1],
+)
+def test_what_the_system_refuses_leaves_the_old_adapter(
+    old: Path, monkeypatch, place: tuple[object, str], number: int
+) -> None:
+    before = whole(old)
+    monkeypatch.setattr(*place, failing(number, os.open if place[1] == "open" else None))
+
+    with pytest.raises(OutputError) as caught:
+        renew(old)
+    monkeypatch.undo()
+    assert caught.value.found == f"cannot be written ({os.strerror(number).lower()})"
+    assert whole(old) == before
+    assert beside(old) == set()
+
+
+def test_a_rename_that_is_refused_leaves_the_old_adapter(old: Path, monkeypatch) -> None:
+    before = whole(old)
+    monkeypatch.setattr(folder, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", failing(errno.EBUSY))
+
+    with pytest.raises(OutputError, match="device or resource busy"):
+        renew(old)
+    assert whole(old) == before
+    assert beside(old) == set()
+
+
+def test_a_limit_on_the_size_of_files_is_an_error_and_no_signal(old: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = whole(old)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot be written \(.*file too large"):
+            renew(old)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert whole(old) == before
+    assert beside(old) == set()
+
+
+@pytest.fixture
+def small_disk(old: Path) -> Iterator[Path]:
+    """The adapter `out` on a disk of its own, with 4 KiB left."""
+    disk = old.with_name("disk")
+    disk.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("no disk can be mounted here")
+    try:
+        shutil.copytree(old, disk / "out")
+        (disk / "round").symlink_to(old.with_name("round"))
+        free = shutil.disk_usage(disk).free
+        (disk / "full").write_bytes(bytes(free - 4096))
+        yield disk / "out"
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_leaves_the_old_adapter(small_disk: Path, monkeypatch) -> None:
+    before = whole(small_disk)
+
+    with pytest.raises(OutputError, match="bytes are needed, and 4,096 are free"):
+        renew(small_disk)
+    monkeypatch.setattr(workflow, "check_space", lambda target, needed: None)
+    with pytest.raises(OutputError, match="no space left on device"):
+        renew(small_disk)
+    assert whole(small_disk) == before
+    assert beside(small_disk) == {"full"}
+
+    (small_disk.with_name("full")).unlink()
+    renew(small_disk)
+    assert whole(small_disk) != before
+
+
+def test_a_disk_that_may_only_be_read_is_refused_before_the_work(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk.parent)], check=True)
+
+    with pytest.raises(OutputError, match="it may not be changed; check its permissions"):
+        renew(small_disk, never)
+    with pytest.raises(OutputError, match="read-only file system"):
+        renew(small_disk.with_name("new"), never)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (".", "no name of a folder"),
+        ("..", "no name of a folder"),
+        ("link", "a symbolic link"),
+        ("thesis", "it holds chapter-1.tex, which is not part of an adapter"),
+        ("file", "a file of that name exists"),
+        ("file/out", "is not a folder"),
+        ("none/out", "its parent folder does not exist"),
+    ],
+)
+def test_what_is_no_place_for_an_output_is_refused_before_the_work(
+    old: Path, monkeypatch, name: str, message: str
+) -> None:
+    empty = old.with_name("empty")
+    (empty / "in").mkdir(parents=True)
+    (empty / "in/link").symlink_to(old)
+    (empty / "in/thesis").mkdir()
+    (empty / "in/thesis/chapter-1.tex").touch()
+    (empty / "in/file").touch()
+    before = sorted(old.parent.rglob("*"))
+    monkeypatch.chdir(empty / "in")
+
+    with pytest.raises(OutputError, match=message):
+        aggregate([old.with_name("round")], name, Options(force=True), never)
+    assert sorted(old.parent.rglob("*")) == before

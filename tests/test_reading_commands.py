@@ -12,7 +12,7 @@ import pytest
 from makers import Spec, make
 from typer.testing import CliRunner, Result
 
-from fedlora_cli import aggregate
+from fedlora_cli import Options, aggregate
 from fedlora_cli.cli import app
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -61,7 +61,8 @@ def wide(tmp_path: Path) -> Path:
         samples = 10 ** (k % 12)
         make(tmp_path / "round", Spec(name, rank=1 + k % 7, samples=samples, shapes={deep: (9, 8)}))
     for t in range(1, 31):
-        aggregate([tmp_path / "round"], tmp_path / f"a-rather-long-name-of-a-round-{t}")
+        place = tmp_path / f"a-rather-long-name-of-a-round-{t}"
+        aggregate([tmp_path / "round"], place, Options(max_count_ratio=1e12))
     return tmp_path
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import readme_attacks
 import readme_simulations
 from typer.main import get_command
 
@@ -97,7 +98,12 @@ def collapse_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-GENERATED = {"methods": methods_table, "collapse": collapse_table, **readme_simulations.TABLES}
+GENERATED = {
+    "methods": methods_table,
+    "collapse": collapse_table,
+    **readme_attacks.TABLES,
+    **readme_simulations.TABLES,
+}
 
 
 def generated(name: str) -> re.Pattern[str]:

@@ -110,7 +110,7 @@ def test_a_rank_index_that_one_client_owns_in_one_module_is_told(tmp_path: Path)
     make_round(
         tmp_path,
         [
-            Spec("big", rank=4, samples=300, shapes=SHAPES, ranks={"layers.0.q_proj": 2}),
+            Spec("big", rank=4, samples=200, shapes=SHAPES, ranks={"layers.0.q_proj": 2}),
             Spec("small", rank=4, samples=2, shapes=SHAPES),
         ],
     )

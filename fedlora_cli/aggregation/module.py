@@ -85,7 +85,7 @@ def read_module(plan: Plan, name: str) -> Read:
     """The factors of one module, each tensor read once. Raises InputError."""
     clients = plan.cohort.clients
     holders = tuple(k for k, client in enumerate(clients) if name in client.adapter.modules)
-    factors = tuple(_factors(plan, clients[k].adapter, name) for k in holders)
+    factors = tuple(client_factors(plan, k, name) for k in holders)
     if plan.options.basis == "svd":
         factors = tuple(lowrank.canonical(one) for one in factors)
     norms = np.zeros(len(clients))
@@ -148,6 +148,12 @@ def _flexlora_spectrum(
     # Terms of earlier adapters stand behind the clients' and count nothing here.
     reference = torch.nn.functional.pad(reference, (0, stack.rank - reference.numel()))
     return s if torch.equal(reference, weights) else lowrank.singular_values(stack, reference)
+
+
+def client_factors(plan: Plan, k: int, name: str) -> Factors:
+    """One module of client k, clipped. Raises InputError."""
+    factors = _factors(plan, plan.cohort.clients[k].adapter, name)
+    return Factors(factors.B, factors.A, factors.scale * plan.clipped(k))
 
 
 def _factors(plan: Plan, adapter: Adapter, name: str) -> Factors:

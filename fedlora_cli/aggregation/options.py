@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedlora_cli.counts import MAX_RATIO
 from fedlora_cli.errors import UsageError, require
 
 Basis = Literal["stored", "svd"]
+Robust = Literal["multi-krum", "geometric-median"]
 Missing = Literal["renormalize", "zero"]
+Dora = Literal["refuse", "approximate"]
 Split = Literal["balanced", "left", "right"]
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
+Target = Literal["peft", "vllm", "sglang", "llama.cpp"]
+BadClient = Literal["refuse", "skip"]
+
+
+_KRUM = "Multi-Krum leaves out a number of clients that you name: give both"
 
 
 @dataclass(frozen=True)
@@ -21,12 +30,22 @@ class Options:
     - `rank`: of the output; None is the largest that occurs. `energy`: instead of a rank, the
       smallest that keeps this share of the energy in every module.
     - `samples`: a file with sample counts. `base`: the base model, however the clients name it.
+    - `adapter`: the folder in every client's own that has its adapter.
+    - `on_bad_client`: "skip" leaves out clients that are at fault, instead of refusing all of them.
+      `min_clients`: how many must take part. `max_count_ratio`: how many times the median of all a
+      sample count may be that the client tells itself. `allow_copies`: count clients with the
+      same weights, each for itself.
     - `previous`, `before_previous`: the last two global adapters; `momentum`: β of the heavy ball
       term β (ΔW_g - ΔW_g'). `rounds`: instead, a folder of rounds to find both in.
     - `quorum`: q of raFLoRA's denominator max(N(i), q N). `max_rank`: refuse clients above it.
+    - `max_weight`: the largest weight of one client at any rank index. `clip_norm`: the largest
+      ‖ΔW_k‖_F over all modules, "auto" twice the median. `robust`: a rule that tells whom to trust
+      how far, from what clients have in common; `attackers`: how many Multi-Krum leaves out.
     - `basis`: "svd" brings every client into SVD order first. `missing`: whether a client that does
       not adapt a module leaves its weight to the others, or counts as a zero update.
+    - `dora`: "approximate" averages the directions and the magnitudes of DoRA apart.
     - `split`: where the singular values go. `dtype`: of the output; None is that of the clients.
+    - `target`: the server that is to load the output; what it cannot load is refused.
     - `jobs`: threads, 0 for all cores. `device`: where to compute.
     - `verify`: read the result back and compare. `force`: replace an existing adapter.
       `dry_run`: read headers only and write nothing.
@@ -39,16 +58,27 @@ class Options:
     energy: float | None = None
     samples: Path | None = None
     base: str | None = None
+    adapter: str | None = None
+    on_bad_client: BadClient = "refuse"
+    min_clients: int = 1
+    max_count_ratio: float = MAX_RATIO
+    allow_copies: bool = False
     rounds: Path | None = None
     previous: Path | None = None
     before_previous: Path | None = None
     momentum: float = 0.0
     quorum: float | None = None
     max_rank: int | None = None
+    max_weight: float | None = None
+    clip_norm: float | Literal["auto"] | None = None
+    robust: Robust | None = None
+    attackers: int | None = None
     basis: Basis = "stored"
     missing: Missing = "renormalize"
+    dora: Dora = "refuse"
     split: Split = "balanced"
     dtype: Dtype | None = None
+    target: Target | None = None
     device: str = "cpu"
     jobs: int = 0
     verify: bool = False
@@ -63,6 +93,17 @@ class Options:
         require(
             self.max_rank is None or self.max_rank >= 1, "--max-rank", self.max_rank, "1 or more"
         )
+        require(self.min_clients >= 1, "--min-clients", self.min_clients, "1 or more")
+        ratio = self.max_count_ratio
+        require(ratio >= 1, "--max-count-ratio", ratio, "1 or more")
+        limit, clip, f = self.max_weight, self.clip_norm, self.attackers
+        require(limit is None or 0 < limit <= 1, "--max-weight", limit, "in (0, 1]")
+        positive = clip is None or clip == "auto" or 0 < clip < math.inf
+        require(positive, "--clip-norm", clip, "a positive number, or auto")
+        require(f is None or f >= 1, "--attackers", f, "1 or more")
+        if (f is None) == (self.robust == "multi-krum"):
+            found = "without --attackers" if f is None else "without --robust multi-krum"
+            raise UsageError("--robust" if f is None else "--attackers", found, _KRUM)
         require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
         if self.rank is not None and self.energy is not None:
             raise UsageError("--energy", "given together with --rank", "give one of them")
@@ -74,7 +115,21 @@ class Options:
         the sample counts were is told with the clients.
         """
         default = Options()
-        names = ("rank", "energy", "momentum", "quorum", "max_rank", "basis", "missing", "split")
+        names = (
+            "rank",
+            "energy",
+            "momentum",
+            "quorum",
+            "max_rank",
+            "max_weight",
+            "clip_norm",
+            "robust",
+            "attackers",
+            "basis",
+            "missing",
+            "dora",
+            "split",
+        )
         chosen = {
             f"--{name.replace('_', '-')}": getattr(self, name)
             for name in (*names, "dtype", "base")

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Kind, Module
+from fedlora_cli.adapter import Adapter, Layout, Module
 from fedlora_cli.aggregation.options import Options
-from fedlora_cli.cohort import Cohort, check_fit
-from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.cohort import Cohort, check_earlier
+from fedlora_cli.errors import InputError, Report, UsageError, refuse
 from fedlora_cli.method import Method
 from fedlora_cli.methods import find
-from fedlora_cli.weights import FloatArray, Holdings, Rule
+from fedlora_cli.weights import FloatArray, Holdings, Rule, Weights, capped
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One aggregation, ready to run. `rank` is None while `--energy` has still to decide it."""
+    """One aggregation, ready to run. `rank` is None while `--energy` has still to decide it.
+
+    Where updates were looked at beforehand, `norms` (K,) are the clients' ‖ΔW_k‖_F over all
+    modules, `clip` (K,) what each is multiplied by, `trust` (K,) what its samples are.
+    """
 
     cohort: Cohort
     options: Options
@@ -31,13 +35,25 @@ class Plan:
     scale: float
     dtype: str
     warnings: tuple[str, ...]
+    norms: FloatArray | None = None
+    clip: FloatArray | None = None
+    trust: FloatArray | None = None
+
+    @property
+    def samples(self) -> FloatArray:
+        """n_k as they count, shape (K,)."""
+        return self.cohort.samples * (1.0 if self.trust is None else self.trust)
+
+    def clipped(self, k: int) -> float:
+        """What client k's update is multiplied by."""
+        return 1.0 if self.clip is None else float(self.clip[k])
 
     def holdings(self, module: str, norms: FloatArray) -> Holdings:
         """Who holds what in one module. A client that does not adapt it takes its samples with it,
         unless `--missing zero` lets it count as a zero update.
         """
         ranks = self.cohort.ranks(module)
-        samples = self.cohort.samples
+        samples = self.samples
         if self.options.missing == "renormalize":
             samples = np.where(ranks > 0, samples, 0.0)
         return Holdings(ranks, samples, norms, self.previous_rank(module))
@@ -46,8 +62,9 @@ class Plan:
         """(out, in) of a module."""
         return self._first(module).shape
 
-    def kind(self, module: str) -> Kind:
-        return self._first(module).kind
+    def layout(self, module: str) -> Layout:
+        """How files hold the factors of a module."""
+        return self._first(module).layout
 
     def _first(self, module: str) -> Module:
         earlier = (self.previous, self.before_previous)
@@ -56,10 +73,13 @@ class Plan:
 
     def weights(self) -> dict[str, FloatArray]:
         """The clients' weights (K, R) by module as far as headers tell: not a number where the rule
-        needs the norms of the updates.
+        needs the norms of the updates, or a robust rule has still to look at them.
         """
         unknown = np.full(len(self.cohort.clients), np.nan)
-        return {name: self.rule(self.holdings(name, unknown)).clients for name in self.modules}
+        known = 1.0 if self.options.robust is None or self.trust is not None else np.nan
+        return {
+            name: known * self.rule(self.holdings(name, unknown)).clients for name in self.modules
+        }
 
     def previous_rank(self, module: str) -> int:
         """The previous adapter's rank in a module, for methods that use it."""
@@ -78,9 +98,10 @@ def make_plan(
     """The plan for these clients and choices. Raises UsageError and InputError."""
     method = find(options.method)
     _check_choices(method, options, previous, before_previous)
-    _check_ranks(cohort, options)
+    check_ranks(cohort, options.max_rank, refuse)
+    _check_robust(cohort, options, method)
     given = [adapter for adapter in (previous, before_previous) if adapter is not None]
-    check_fit(cohort, given, base_declared=options.base is not None)
+    check_earlier(cohort, given, base_declared=options.base is not None)
     uses_previous = method.uses_previous or options.momentum > 0
     earlier = given if uses_previous else []
     unused = previous is not None and options.rounds is None and not uses_previous
@@ -88,7 +109,7 @@ def make_plan(
         cohort=cohort,
         options=options,
         method=method,
-        rule=method.rule if options.quorum is None else _quorum_rule(method, options.quorum),
+        rule=_rule(method, options),
         previous=previous if uses_previous else None,
         before_previous=before_previous,
         modules=tuple(sorted({*cohort.modules, *(m for a in earlier for m in a.modules)})),
@@ -96,8 +117,17 @@ def make_plan(
         # One scaling for all clients is kept, so that training goes on as before.
         scale=cohort.common_scale or 1.0,
         dtype=options.dtype or cohort.dtype,
-        warnings=(f"{method.name} does not use the previous adapter",) if unused else (),
+        warnings=(
+            *([f"{method.name} does not use the previous adapter"] if unused else []),
+            *([_DORA] if cohort.facts.dora else []),
+        ),
     )
+
+
+_DORA = (
+    "DoRA: directions and magnitudes are averaged apart, which is not the average of the weights "
+    "that the clients trained"
+)
 
 
 def _check_choices(
@@ -121,6 +151,36 @@ def _check_choices(
                 raise UsageError(flag, found, "choose raflora, residual or flexlora")
 
 
+def _check_robust(cohort: Cohort, options: Options, method: Method) -> None:
+    """Whether the robust rule can judge these clients."""
+    robust, f = options.robust, options.attackers or 0
+    if robust is None:
+        return
+    if method.merge != "stack":
+        found = f"{method.name} averages factors, not updates"
+        raise UsageError("--robust", found, "choose raflora, residual, flexlora or flora")
+    clients = len(cohort.clients)
+    if robust == "multi-krum" and clients < 2 * f + 3:
+        found = f"{f} of {clients} clients; Multi-Krum needs 2 f + 3 for f attackers"
+        raise UsageError("--attackers", found, f"give at most {max(0, (clients - 3) // 2)}")
+
+
+def _rule(method: Method, options: Options) -> Rule:
+    """The method's rule, with the quorum asked for, and under the largest weight allowed."""
+    rule = method.rule if options.quorum is None else _quorum_rule(method, options.quorum)
+    limit = options.max_weight
+    if limit is None:
+        return rule
+
+    def limited(holdings: Holdings) -> Weights:
+        weights = rule(holdings)
+        # Headers alone do not tell what depends on norms.
+        known = not np.isnan(weights.clients).any()
+        return capped(weights, limit, holdings.previous_rank) if known else weights
+
+    return limited
+
+
 def _quorum_rule(method: Method, quorum: float) -> Rule:
     if method.with_quorum is None:
         found = f"the rule of {method.name} has no quorum"
@@ -128,12 +188,14 @@ def _quorum_rule(method: Method, quorum: float) -> Rule:
     return method.with_quorum(quorum)
 
 
-def _check_ranks(cohort: Cohort, options: Options) -> None:
+def check_ranks(cohort: Cohort, most: int | None, report: Report) -> None:
+    """Whether no client has a higher rank than that, if there is a limit. Faults go to `report`."""
     for client in cohort.clients:
         rank = client.adapter.rank
-        if options.max_rank is not None and rank > options.max_rank:
-            found = f"rank {rank}, above --max-rank {options.max_rank}"
-            raise InputError(client.adapter.path, found, "leave the client out or raise the limit")
+        if most is not None and rank > most:
+            found = f"rank {rank}, above --max-rank {most}"
+            cure = "leave the client out or raise the limit"
+            report(InputError(client.adapter.path, found, cure))
 
 
 def _output_rank(

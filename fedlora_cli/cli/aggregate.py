@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from fedlora_cli.aggregation.options import Basis, Dtype, Missing, Options, Split
+from fedlora_cli.aggregation.options import (
+    BadClient,
+    Basis,
+    Dora,
+    Dtype,
+    Missing,
+    Options,
+    Robust,
+    Split,
+    Target,
+)
 from fedlora_cli.cli.shared import (
+    AdapterName,
     Clients,
     Counts,
     Debug,
@@ -21,17 +32,21 @@ from fedlora_cli.cli.shared import (
     guarded,
     heavy_imports,
     listed,
+    number,
     option,
     quoted,
     say,
     show,
     warn,
 )
+from fedlora_cli.counts import MAX_RATIO
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.aggregate import aggregate_view
+from fedlora_cli.rounds.preparation import prepare
 
+_WHO = "Who takes part"
 _EARLIER = "Previous rounds"
 _INFLUENCE = "Influence"
 _OUTPUT = "Output"
@@ -54,8 +69,37 @@ def aggregate(
         option("--energy", help="Instead: the smallest rank that keeps this share, as 0.99."),
     ] = None,
     samples: Counts = None,
+    adapter: AdapterName = None,
     verify: Annotated[
         bool, option("--verify", help="Read the files back and compare every module.")
+    ] = False,
+    on_bad_client: Annotated[
+        BadClient,
+        option(
+            "--on-bad-client",
+            panel=_WHO,
+            show_default=True,
+            help="Refuse everything, or leave the client out; skip reads all tensors once more.",
+        ),
+    ] = "refuse",
+    min_clients: Annotated[
+        int,
+        option(
+            "--min-clients", panel=_WHO, show_default=True, help="How many must be left, or none."
+        ),
+    ] = 1,
+    max_count_ratio: Annotated[
+        float,
+        option(
+            "--max-count-ratio",
+            panel=_WHO,
+            show_default=True,
+            help="A client's own sample count, at most so many times the median of all.",
+        ),
+    ] = MAX_RATIO,
+    allow_copies: Annotated[
+        bool,
+        option("--allow-copies", panel=_WHO, help="Count clients with the same weights, each."),
     ] = False,
     previous: Annotated[
         Path | None,
@@ -92,6 +136,35 @@ def aggregate(
         int | None,
         option("--max-rank", panel=_INFLUENCE, help="Refuse clients of a higher rank."),
     ] = None,
+    max_weight: Annotated[
+        float | None,
+        option(
+            "--max-weight",
+            panel=_INFLUENCE,
+            help="Largest weight of one client at any rank index; the others share what is cut.",
+        ),
+    ] = None,
+    clip_norm: Annotated[
+        str | None,
+        option(
+            "--clip-norm",
+            panel=_INFLUENCE,
+            metavar="C|auto",
+            help="Scale larger updates down to this norm; auto: twice the median.",
+        ),
+    ] = None,
+    robust: Annotated[
+        Robust | None,
+        option(
+            "--robust",
+            panel=_INFLUENCE,
+            help="Trust clients by how far they are from the others.",
+        ),
+    ] = None,
+    attackers: Annotated[
+        int | None,
+        option("--attackers", panel=_INFLUENCE, help="How many clients Multi-Krum leaves out."),
+    ] = None,
     basis: Annotated[
         Basis,
         option(
@@ -110,6 +183,15 @@ def aggregate(
             help="A module that a client lacks: the others share its weight, or it counts as zero.",
         ),
     ] = "renormalize",
+    dora: Annotated[
+        Dora,
+        option(
+            "--dora",
+            panel=_INFLUENCE,
+            show_default=True,
+            help="Clients that use DoRA: refused, or directions and magnitudes averaged apart.",
+        ),
+    ] = "refuse",
     base: Annotated[
         str | None,
         option("--base", panel=_OUTPUT, help="The base model, however the clients name it."),
@@ -125,6 +207,10 @@ def aggregate(
     ] = "balanced",
     dtype: Annotated[
         Dtype | None, option("--dtype", panel=_OUTPUT, help="Default: that of the clients.")
+    ] = None,
+    target: Annotated[
+        Target | None,
+        option("--target", panel=_OUTPUT, help="Refuse what this server could not load."),
     ] = None,
     device: Annotated[
         str, option("--device", panel=_OUTPUT, show_default=True, help="Where to compute.")
@@ -160,16 +246,27 @@ def aggregate(
         energy=energy,
         samples=samples,
         base=base,
+        adapter=adapter,
+        on_bad_client=on_bad_client,
+        min_clients=min_clients,
+        max_count_ratio=max_count_ratio,
+        allow_copies=allow_copies,
         previous=previous,
         before_previous=before_previous,
         rounds=rounds,
         momentum=momentum,
         quorum=quorum,
         max_rank=max_rank,
+        max_weight=max_weight,
+        clip_norm=_clip(clip_norm),
+        robust=robust,
+        attackers=attackers,
         basis=basis,
         missing=missing,
+        dora=dora,
         split=split,
         dtype=dtype,
+        target=target,
         device=device,
         jobs=jobs,
         verify=verify,
@@ -177,13 +274,16 @@ def aggregate(
         dry_run=dry_run,
     )
     paths = listed(clients, null=null)
-    # Not before the options are known to be good.
+    task = prepare(paths, output, options)
+    # Not before the options and all headers are known to be good.
     with heavy_imports():
-        from fedlora_cli.rounds.aggregate import aggregate as run
+        from fedlora_cli.rounds.aggregate import carry_out
 
     console = errors()
     with progress_on(console, shown=not quiet) as stage:
-        report = run(paths, output, options, stage)
+        report = carry_out(task, stage)
+    # Even with --quiet: nobody is left out in silence.
+    warn([f"{one.name} left out: {one.reason}" for one in report.left_out])
     if not quiet:
         warn(report.warnings)
     if json:
@@ -192,6 +292,12 @@ def aggregate(
         show(aggregate_view(report, modules=verbose))
     if not quiet:
         _say_what_next(errors(), output, options)
+
+
+def _clip(text: str | None) -> float | Literal["auto"] | None:
+    if text is None:
+        return None
+    return "auto" if text == "auto" else number("--clip-norm", text)
 
 
 def _say_what_next(console: Console, output: Path, options: Options) -> None:
@@ -205,6 +311,9 @@ def _say_what_next(console: Console, output: Path, options: Options) -> None:
     for flag, value in options.changed().items():
         if flag not in ("--previous", "--before-previous"):
             chosen += f" {flag} {quoted(value)}"
+    chosen += _who(options)
+    if options.target is not None:
+        chosen += f" --target {options.target}"
     if options.rounds is not None:
         chosen += f" --rounds {quoted(options.rounds)}"
     elif method.uses_previous or options.momentum:
@@ -212,3 +321,14 @@ def _say_what_next(console: Console, output: Path, options: Options) -> None:
     if options.momentum and options.rounds is None:
         chosen += f" --before-previous {quoted(options.previous)}"
     say(console, "next round", f"fedlora aggregate CLIENTS -o DIR{chosen}", "bold")
+
+
+def _who(options: Options) -> str:
+    """The options that say who takes part, where they are not the default."""
+    names = ("adapter", "on_bad_client", "min_clients", "max_count_ratio")
+    values = {name: getattr(options, name) for name in names}
+    return "".join(
+        f" --{name.replace('_', '-')} {quoted(value)}"
+        for name, value in values.items()
+        if value != getattr(Options(), name)
+    ) + (" --allow-copies" if options.allow_copies else "")

@@ -10,6 +10,7 @@ import typer
 from fedlora_cli.aggregation.options import Basis, Missing, Options
 from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
 from fedlora_cli.cli.shared import (
+    AdapterName,
     Base,
     Clients,
     Counts,
@@ -57,6 +58,7 @@ def compare(
         option("--missing", show_default=True, help="What a module that a client lacks counts."),
     ] = "renormalize",
     base: Base = None,
+    adapter: AdapterName = None,
     plot: Plot = None,
     html: Html = None,
     jobs: Jobs = 0,
@@ -81,6 +83,7 @@ def compare(
         basis=basis,
         missing=missing,
         base=base,
+        adapter=adapter,
         jobs=jobs,
     )
     check_pictures(plot, html)

@@ -12,6 +12,7 @@ from fedlora_cli.analysis.diagnosis.verdict import VERDICTS
 from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
 from fedlora_cli.cli.shared import (
     FINDING,
+    AdapterName,
     Base,
     Counts,
     Debug,
@@ -64,6 +65,7 @@ def diagnose(
     ] = None,
     samples: Counts = None,
     base: Base = None,
+    adapter: AdapterName = None,
     similarity: Annotated[
         bool | None,
         option(
@@ -103,7 +105,7 @@ def diagnose(
 
     fedlora diagnose globals/round-* --fail-on collapsing --plot rounds.png
     """
-    options = DiagnoseOptions(subject, shared_rank, samples, base, similarity, jobs)
+    options = DiagnoseOptions(subject, shared_rank, samples, base, similarity, jobs, adapter)
     worst = _check_limits(fail_above, fail_on)
     check_pictures(plot, html)
     folders = listed(paths, null=null)

@@ -16,6 +16,7 @@ from fedlora_cli.cli.handouts import (
     HandoutForce,
     HandoutJobs,
     Like,
+    LikeAdapter,
     folders_like,
     ranks_of,
     tell,
@@ -50,6 +51,7 @@ def distribute(
         Path, option("--output", "-o", metavar="DIR", help="Write a folder for each client here.")
     ],
     like: Like = None,
+    adapter: LikeAdapter = None,
     rank: Annotated[
         list[str] | None,
         option(
@@ -87,6 +89,7 @@ def distribute(
         base=base,
         jobs=jobs,
         force=force,
+        adapter=adapter,
     )
     clients = folders_like(like, null=null)
     with heavy_imports():

@@ -39,6 +39,10 @@ Like = Annotated[
         help="As these adapters: a folder, or a folder of folders; again for more, - for stdin.",
     ),
 ]
+LikeAdapter = Annotated[
+    str | None,
+    option("--adapter", metavar="NAME", help="Those are in the folder NAME of each one's own."),
+]
 HandoutJobs = Annotated[
     int, option("--jobs", "-j", panel=OUTPUT, help="Adapters at a time; default: all cores.")
 ]

@@ -15,6 +15,7 @@ from fedlora_cli.cli.handouts import (
     HandoutForce,
     HandoutJobs,
     Like,
+    LikeAdapter,
     folders_like,
     names_of,
     ranks_of,
@@ -52,6 +53,7 @@ def initialise(
         option("--ranks", "--rank", "-r", metavar="R,R,...", help="One adapter at each rank."),
     ] = None,
     like: Like = None,
+    adapter: LikeAdapter = None,
     alpha: Alpha = None,
     scaling: Annotated[
         float | None, option("--scaling", help="Instead: alpha / r of all; default: 2.")
@@ -136,6 +138,7 @@ def initialise(
         revision=revision,
         jobs=jobs,
         force=force,
+        adapter=adapter,
     )
     clients = folders_like(like, null=null)
     with heavy_imports():

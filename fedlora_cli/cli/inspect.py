@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from fedlora_cli.cli.shared import (
+    AdapterName,
     Base,
     Counts,
     Debug,
@@ -44,6 +45,7 @@ def inspect(
     ],
     samples: Counts = None,
     base: Base = None,
+    adapter: AdapterName = None,
     values: Annotated[
         bool, option("--values", help="Read every tensor: are all values finite?")
     ] = False,
@@ -73,7 +75,7 @@ def inspect(
 
     console = errors()
     with progress_on(console, shown=not quiet) as stage:
-        report = run(places, samples, base, values=values, jobs=jobs, stage=stage)
+        report = run(places, samples, base, adapter=adapter, values=values, jobs=jobs, stage=stage)
     if json:
         typer.echo(to_json(inspect_document(report)), nl=False)
     elif not quiet:

@@ -53,6 +53,14 @@ Counts = Annotated[
         help="Sample counts: JSON object or CSV `client,samples`; default: from the folders.",
     ),
 ]
+AdapterName = Annotated[
+    str | None,
+    option(
+        "--adapter",
+        metavar="NAME",
+        help="Every client's adapter is in the folder NAME of its own, checkpoint-20 for example.",
+    ),
+]
 Base = Annotated[str | None, option("--base", help="The base model, however the adapters name it.")]
 Jobs = Annotated[int, option("--jobs", "-j", help="Modules at a time; default: all cores.")]
 

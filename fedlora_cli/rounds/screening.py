@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fedlora_cli import engine
+from fedlora_cli.adapter import Adapter
 from fedlora_cli.analysis.inspection.values import check_base_weights, look_at
 from fedlora_cli.copies import check_copies, digests_of
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.rounds.preparation import Preparation
+from fedlora_cli.selection import check_majority
 
 
 def screened(
@@ -20,19 +22,29 @@ def screened(
     faults: list[InputError] = []
     report: Report = refuse
     if task.options.on_bad_client == "skip":
+        task = _with_whole_values(task, jobs, stage("reading values"))
         report = faults.append
-        adapters = [client.adapter for client in task.clients.cohort.clients]
-        looks = look_at(adapters, jobs, stage("reading values"))
-        for look in looks:
-            faults += look.faults
-        check_base_weights(looks, report)
-        task = task.without(faults)
-        faults.clear()
-    clients = task.clients.cohort.clients
-    adapters = [client.adapter for client in clients]
+    adapters = _adapters(task)
     digests = digests_of(adapters, jobs, stage("reading clients"), report)
     if not task.options.allow_copies:
         check_copies(adapters, digests, report)
     task = task.without(faults)
-    left = task.clients.cohort.clients
-    return task, {client.name: digests[client.adapter.path] for client in left}
+    names = task.clients.cohort.names
+    return task, {name: digests[one.path] for name, one in zip(names, _adapters(task), strict=True)}
+
+
+def _with_whole_values(task: Preparation, jobs: int, progress: engine.Progress) -> Preparation:
+    """The task with those clients whose values are all finite, and who have one base model."""
+    looks = look_at(_adapters(task), jobs, progress)
+    task = task.without([fault for look in looks for fault in look.faults])
+    left = {adapter.path for adapter in _adapters(task)}
+    misfits: list[InputError] = []
+    check_base_weights((one for one in looks if one.item.adapter.path in left), misfits.append)
+    rest = task.without(misfits)
+    if misfits:
+        check_majority(len(_adapters(rest)), len(left), misfits)
+    return rest
+
+
+def _adapters(task: Preparation) -> list[Adapter]:
+    return [client.adapter for client in task.clients.cohort.clients]

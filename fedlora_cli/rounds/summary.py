@@ -16,7 +16,7 @@ from fedlora_cli.render.report.aggregate import (
     ModuleRow,
     PartitionRow,
 )
-from fedlora_cli.rounds.tensors import tensor_names
+from fedlora_cli.rounds.tensors import left_out, tensor_names
 from fedlora_cli.rounds.warnings import copies, fading, lone, missing_unused
 from fedlora_cli.spectrum import energy, energy_ratio, pooled_energy
 from fedlora_cli.version import __version__
@@ -69,6 +69,7 @@ def summarize(
             *lone(plan, weights, [row.last for row in shown]),
             *fading(plan, weights),
             *missing_unused(plan),
+            *left_out(plan),
             *(["the global update is zero in every module"] if results and total == 0 else []),
         ),
         version=__version__,

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedlora_cli.adapter import FullTensor, widest
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.cohort import Cohort
+from fedlora_cli.cohort import Cohort, shortened
 from fedlora_cli.errors import InputError
+from fedlora_cli.weights import FloatArray, Weights, capped
 
 
 def tensor_names(plan: Plan) -> tuple[str, ...]:
-    """The tensors of the output: those of the clients, and the previous adapter's own."""
+    """The tensors of the output: those of the trusted clients, and the previous adapter's own."""
     previous = plan.previous.tensors if plan.previous is not None else {}
-    return tuple(sorted({*plan.cohort.tensors, *previous}))
+    held = (name for name in plan.cohort.tensors if _holders(plan, name))
+    return tuple(sorted({*held, *previous}))
+
+
+def left_out(plan: Plan) -> tuple[str, ...]:
+    """A warning where tensors are not written because nobody who has them is trusted."""
+    missing = sorted(set(plan.cohort.tensors) - set(tensor_names(plan)))
+    who = "only clients that --robust leaves out have them"
+    return (f"not written, as {who}: {shortened(missing)}",) if missing else ()
 
 
 def modules_to_save(plan: Plan) -> tuple[str, ...]:
@@ -23,19 +34,25 @@ def modules_to_save(plan: Plan) -> tuple[str, ...]:
     adapters = [client.adapter for client in plan.cohort.clients]
     if plan.previous is not None:
         adapters.append(plan.previous)
-    owners = {tensor.owner for adapter in adapters for tensor in adapter.tensors.values()}
+    written = set(tensor_names(plan))
+    owners = {
+        tensor.owner
+        for adapter in adapters
+        for name, tensor in adapter.tensors.items()
+        if name in written
+    }
     return tuple(sorted(owner for owner in owners if owner is not None))
 
 
 def average_tensor(plan: Plan, name: str) -> Tensor:
-    """sum_k n_k T_k / sum n_k over the clients that have it, in their dtype.
+    """sum_k n_k T_k / sum n_k over the trusted clients that have it, in their dtype.
 
     A tensor that only the previous adapter has is kept. Whole numbers, such as the counters of a
     normalisation layer, are averaged and rounded. Base weights beside an adapted embedding are not
     trained, so they must be the same everywhere. A bias on lora_B is an update: of s_k b_k, divided
     by the scaling of the output. Raises InputError.
     """
-    holders = [k for k, one in enumerate(plan.cohort.clients) if name in one.adapter.tensors]
+    holders = _holders(plan, name)
     if not holders:
         if plan.previous is None:
             raise KeyError(name)
@@ -44,11 +61,9 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
     first = tensors[0].read()
     if tensors[0].role == "base":
         return _same_everywhere(plan.cohort, name, first)
-    samples = plan.samples[holders]
-    shares = samples / samples.sum() if samples.any() else np.full(len(holders), 1 / len(holders))
     weights = [
         float(share) * _scale(plan, k, tensor)
-        for k, share, tensor in zip(holders, shares, tensors, strict=True)
+        for k, share, tensor in zip(holders, _shares(plan, holders), tensors, strict=True)
     ]
     mean = weights[0] * first.double()
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
@@ -59,6 +74,24 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
     if not bool(torch.isfinite(result).all()):
         raise InputError(name, f"its mean overflows {result.dtype}", "save the heads as float32")
     return result
+
+
+def _holders(plan: Plan, name: str) -> list[int]:
+    """The clients that have the tensor, but for those that are not trusted at all."""
+    clients = enumerate(plan.cohort.clients)
+    trusted = np.ones(len(plan.cohort.clients)) if plan.trust is None else plan.trust
+    return [k for k, one in clients if name in one.adapter.tensors and trusted[k] > 0]
+
+
+def _shares(plan: Plan, holders: Sequence[int]) -> FloatArray:
+    """The weights of these clients, which add up to 1: what is absolute cannot be left to nobody.
+
+    So `--max-weight` holds as far as there are enough of them.
+    """
+    samples = plan.samples[holders]
+    shares = samples / samples.sum() if samples.any() else np.full(len(holders), 1 / len(holders))
+    limit = max(plan.options.max_weight or 1.0, 1 / np.count_nonzero(shares))
+    return capped(Weights(shares[:, None], np.zeros(1)), limit).clients[:, 0]
 
 
 def _scale(plan: Plan, k: int, tensor: FullTensor) -> float:

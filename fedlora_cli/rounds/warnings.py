@@ -32,8 +32,9 @@ def fading(plan: Plan, weights: Mapping[str, FloatArray]) -> tuple[str, ...]:
     """A warning where a method that leaves room for the previous adapter was not given one."""
     if not plan.method.uses_previous or plan.previous is not None:
         return ()
-    # Weights of rules that use the previous adapter never depend on norms, so all are numbers.
-    if all(np.allclose(one.sum(axis=0), 1.0) for one in weights.values()):
+    sums = [one.sum(axis=0) for one in weights.values()]
+    # Before a robust rule has looked at the updates, nobody knows.
+    if all(np.isnan(one).any() or np.allclose(one, 1.0) for one in sums):
         return ()
     return (
         "without --previous, what the holders of a rank index leave of it is lost, as under "

@@ -1,0 +1,93 @@
+"""Bounds that depend on the updates themselves: the clip of a norm, and the trust in a client.
+
+Both need every update once before the first module can be aggregated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedlora_cli import engine, lowrank
+from fedlora_cli.aggregation.module import client_factors
+from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.distances import Comparison, compare, relative
+from fedlora_cli.errors import InputError, without_norm
+from fedlora_cli.factors import Factors
+from fedlora_cli.robust import clip_factors, clip_limit, geometric_median, multi_krum
+from fedlora_cli.weights import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """One module: squared norms ‖ΔW_k‖² (K,), and the distances between clients if wanted."""
+
+    energies: FloatArray
+    comparison: Comparison | None
+
+
+def is_bounded(plan: Plan) -> bool:
+    """Whether updates must be looked at before they are aggregated."""
+    return plan.options.clip_norm is not None or plan.options.robust is not None
+
+
+def bounded(plan: Plan, jobs: int, progress: engine.Progress) -> Plan:
+    """The plan with every client's clip and trust. Raises InputError."""
+    names = [*plan.cohort.modules, *_biases(plan)]
+    looks = list(engine.run(lambda name: _look(plan, name), names, jobs, progress))
+    norms = np.sqrt(np.sum([look.energies for look in looks], axis=0))
+    clip = np.ones_like(norms)
+    if plan.options.clip_norm is not None:
+        limit = plan.options.clip_norm
+        clip = clip_factors(norms, clip_limit(norms) if limit == "auto" else limit)
+    trust = _trust(plan, [look.comparison for look in looks if look.comparison is not None])
+    return replace(plan, clip=clip, trust=trust, norms=norms)
+
+
+def _biases(plan: Plan) -> list[str]:
+    """The biases on lora_B, which are updates too."""
+    adapters = [client.adapter for client in plan.cohort.clients]
+    return sorted({n for a in adapters for n, one in a.tensors.items() if one.role == "lora_bias"})
+
+
+def _update(plan: Plan, k: int, name: str) -> Factors | None:
+    """What client k changes in a module, or by a bias: (out, 1), of rank 1. Raises InputError."""
+    adapter = plan.cohort.clients[k].adapter
+    if name in adapter.modules:
+        return client_factors(plan, k, name)
+    if name not in adapter.tensors:
+        return None
+    tensor = adapter.tensors[name]
+    bias = tensor.read().to(plan.options.device)[:, None]
+    return Factors(bias, torch.ones(1, 1, dtype=bias.dtype, device=bias.device), tensor.scale or 1)
+
+
+def _look(plan: Plan, name: str) -> _Look:
+    clients = plan.cohort.clients
+    updates = [_update(plan, k, name) for k in range(len(clients))]
+    norms = np.array([0.0 if one is None else lowrank.norm(one) for one in updates])
+    if not np.isfinite(norms).all():
+        raise without_norm(clients[int((~np.isfinite(norms)).argmax())].adapter.path, name)
+    wanted = plan.options.robust is not None
+    return _Look(norms**2, compare(updates, plan.cohort.distinct_ranks) if wanted else None)
+
+
+def _trust(plan: Plan, comparisons: Sequence[Comparison]) -> FloatArray:
+    """Multipliers (K,) for the samples; 1 without a robust rule."""
+    samples = plan.cohort.samples
+    if not comparisons:
+        return np.ones_like(samples)
+    total = comparisons[0]
+    for one in comparisons[1:]:
+        total += one
+    distances = relative(total)
+    if plan.options.robust == "geometric-median":
+        return geometric_median(distances, samples)
+    trust = multi_krum(distances, samples, plan.options.attackers or 0)
+    if not (trust * samples).any():
+        found = "every client with samples is left out by --robust multi-krum"
+        raise InputError("samples", found, "give fewer --attackers, or other sample counts")
+    return trust

@@ -1,0 +1,156 @@
+"""How far apart clients of different rank are, compared on the ranks that both of them fill.
+
+Honest clients of rank 4 and 32 keep different parts of one update. Their plain distance is mostly
+what rank 4 cannot hold: it would tell ranks apart, not clients. And what is noise in a client's
+training is a larger part of what rank 32 holds than of what rank 4 does. So a pair is compared at
+the lower of its two ranks, and measured by what is typical at that rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedlora_cli import lowrank
+from fedlora_cli.factors import Factors
+from fedlora_cli.weights import FloatArray, IntArray
+
+#: What no relative squared distance exceeds: a trillion times as far as is typical.
+FARTHEST = 1e24
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Squared distances of K clients at L levels, ascending ranks; the sum over modules by `+`.
+
+    `distances` (L, K, K) are ‖T_m(ΔW_j) - T_m(ΔW_k)‖_F², T_m the truncated SVD and m the smallest
+    of r_j, r_k and the level: symmetric, zero on the diagonal. `ranks` (K,) are the highest r_k
+    of any module, where r_k is numerical: neither the basis (B Q, Q⁻¹ A) nor a rank that is
+    declared but not filled matters.
+    """
+
+    levels: tuple[int, ...]
+    distances: FloatArray
+    ranks: IntArray
+
+    def __add__(self, other: Comparison) -> Comparison:
+        return Comparison(
+            self.levels,
+            self.distances + other.distances,
+            np.maximum(self.ranks, other.ranks),
+        )
+
+
+def compare(updates: Sequence[Factors | None], levels: Sequence[int]) -> Comparison:
+    """One module of K clients of one shape (out, in); None for a client that does not adapt it.
+
+    `levels` are the distinct ranks of the clients, ascending; nothing beyond the last is compared.
+    Who adapts nothing shares nothing with others: distance 0. A zero update fills no rank, and is
+    compared at the rank that it declares. Where s_m = s_m+1, T_m is one of several.
+
+    >>> one = Factors(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    >>> two = Factors(torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0, 0.0]]))
+    >>> compare([one, two, None], levels=[1, 2]).distances[-1]
+    array([[0., 1., 0.],
+           [1., 0., 0.],
+           [0., 0., 0.]])
+    """
+    svds = [(k, _svd(one)) for k, one in enumerate(updates) if one is not None]
+    present = [k for k, _ in svds]
+    found = [one for _, one in svds]
+    distances = np.zeros((len(levels), len(updates), len(updates)))
+    ranks = np.zeros(len(updates), dtype=np.int64)
+    if found:
+        ranks[present] = [one.s.numel() for one in found]
+        at = np.ix_(range(len(levels)), present, present)
+        distances[at] = _distances(found, ranks[present], np.asarray(levels))
+    return Comparison(tuple(levels), distances, ranks)
+
+
+def relative(comparison: Comparison) -> FloatArray:
+    """Squared distances in units of what is typical at the level of each pair. Shape (K, K).
+
+    The level of a pair is the first that reaches the lower of its two ranks. Typical there is the
+    median over the clients that reach the level too, all truncated to it, of their median squared
+    distance to each other. So 0 means the same and 1 as far apart as two clients usually are, at
+    any rank. Clients at distance 0, the same or with nothing shared, are in no median. Attackers
+    make a level's unit larger only where they are half of those that reach it.
+
+    >>> apart = np.array([[[0.0, 2.0, 8.0], [2.0, 0.0, 8.0], [8.0, 8.0, 0.0]]])
+    >>> relative(Comparison((4,), apart, np.array([4, 4, 4])))
+    array([[0., 1., 4.],
+           [1., 0., 4.],
+           [4., 4., 0.]])
+    """
+    reached = np.searchsorted(comparison.levels[:-1], comparison.ranks)
+    typical = np.array(
+        [
+            _median([_median(row) for row in distances[np.ix_(reached >= level, reached >= level)]])
+            for level, distances in enumerate(comparison.distances)
+        ]
+    )
+    unit = typical[np.minimum.outer(reached, reached)]
+    distances = comparison.distances[-1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        units = np.divide(distances, unit, out=np.zeros_like(distances), where=unit > 0)
+    bounded: FloatArray = np.fmin(units, FARTHEST)
+    return bounded
+
+
+def _median(values: Sequence[float] | FloatArray) -> float:
+    """The lower median of those above 0; 0 without any. A mean of the middle two would do as the
+    larger of them says, which may be an attacker's.
+    """
+    positive = np.sort([value for value in values if value > 0])
+    return float(positive[(positive.size - 1) // 2]) if positive.size else 0.0
+
+
+def _svd(factors: Factors) -> lowrank.Svd:
+    ones = torch.ones(factors.rank, dtype=torch.float64, device=factors.B.device)
+    found = lowrank.svd(lowrank.stack([factors]), ones)[0]
+    if found.s.numel():
+        return found
+    out_features, in_features = factors.shape
+    return lowrank.Svd(
+        ones.new_zeros(out_features, factors.rank),
+        ones.new_zeros(factors.rank),
+        ones.new_zeros(factors.rank, in_features),
+    )
+
+
+def _distances(found: Sequence[lowrank.Svd], ranks: IntArray, levels: IntArray) -> FloatArray:
+    """Squared distances (L, K, K) of K clients that all have an update.
+
+    ‖T_m(ΔW_k)‖² = sum s_a² and ‹T_m(ΔW_j), T_m(ΔW_k)› = sum s_a s_b (u_aᵀ u_b) (v_aᵀ v_b) over
+    directions a, b < m of j and of k: one strip of Gram matrices for each client.
+    """
+    starts = np.cumsum([0, *ranks])
+    index = np.concatenate([np.arange(r) for r in ranks])
+    owners = np.repeat(np.arange(len(ranks)), ranks)
+    U, V = torch.cat([one.U for one in found], dim=1), torch.cat([one.Vh for one in found])
+    s = torch.cat([one.s for one in found])
+    inner = np.zeros((len(levels), len(ranks), len(ranks)))
+    for j, first in enumerate(starts[:-1]):
+        own, later = slice(first, starts[j + 1]), slice(first, None)
+        gram = (U[:, own].T @ U[:, later]) * (V[own] @ V[later].T) * torch.outer(s[own], s[later])
+        products = gram.cpu().numpy()
+        # The largest index of a pair of directions, and whether each is within the other's rank.
+        depth = np.maximum.outer(index[own], index[later])
+        within = depth < np.minimum(ranks[j], ranks[owners[later]])
+        for level, m in enumerate(levels):
+            columns = np.where(within & (depth < m), products, 0.0).sum(axis=0)
+            inner[level, j, j:] = np.add.reduceat(columns, starts[j:-1] - first)
+    inner += np.triu(inner, 1).transpose(0, 2, 1)
+    cumulative = np.zeros((len(ranks), ranks.max() + 1))
+    for k, one in enumerate(found):
+        cumulative[k, 1 : ranks[k] + 1] = one.s.square().cumsum(0).cpu().numpy()
+    m = np.minimum(np.minimum.outer(ranks, ranks), levels[:, None, None])
+    energies = cumulative[np.arange(len(ranks))[:, None], m]
+    both = energies + energies.transpose(0, 2, 1)
+    distances = both - 2 * inner
+    # What rounding leaves of the difference of equal updates is no distance.
+    rounding = np.finfo(np.float64).eps * max(U.shape[0], V.shape[1]) * both
+    return np.where(distances > rounding, distances, 0.0)

@@ -1,0 +1,184 @@
+"""The clients without those at fault: what `--on-bad-client skip` leaves.
+
+A client is at fault for what its own folder holds, and for not being as most of the others are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from fedlora_cli import formats
+from fedlora_cli.clients import (
+    Clients,
+    LeftOut,
+    check_files,
+    read_adapter,
+    sample_counts,
+    uniform,
+    vouching,
+)
+from fedlora_cli.cohort import Client, Cohort, align
+from fedlora_cli.errors import InputError, printable
+from fedlora_cli.naming import distinct_folders, name_of, named
+
+T = TypeVar("T")
+
+
+def select_clients(
+    paths: Sequence[Path],
+    samples: Path | None = None,
+    base_model: str | None = None,
+    *,
+    adapter: str | None = None,
+    max_count_ratio: float | None = None,
+    min_clients: int = 1,
+) -> Clients:
+    """The clients in `paths`, as `read_clients` finds them, but for those that headers show to be
+    at fault: they are `left_out`.
+
+    Raises InputError for what is no single client's fault, such as a damaged file of counts, where
+    fewer than `min_clients` are left, and where most of them would have to be left out because they
+    do not fit the others.
+    """
+    faults: list[InputError] = []
+    folders, remarks = distinct_folders(paths, faults.append, adapter)
+    places = {_place(fault, paths): fault for fault in reversed(faults)}
+    left_out = [_left_out(name_of(place), place, fault) for place, fault in places.items()]
+
+    faults = []
+    clients = named(folders, faults.append)
+    adapters = {one: read_adapter(one / (adapter or ""), faults.append) for one in folders}
+    check_files(adapters.values(), faults.append)
+    clients, faulty = _parted(clients, lambda one: one[1], faults)
+    left_out += [_left_out(*one, fault) for one, fault in faulty]
+
+    faults = []
+    counts, odd = sample_counts(
+        clients,
+        samples,
+        faults.append,
+        others=[one.name for one in left_out],
+        adapter=adapter,
+        max_count_ratio=max_count_ratio,
+    )
+    clients, faulty = _parted(clients, lambda one: one[1], faults)
+    left_out += [_left_out(*one, fault) for one, fault in faulty]
+
+    counts = {folder: counts[folder] for _, folder in clients if folder in counts}
+    cohort, misfits = _fitting(
+        [Client(name, adapters[folder], counts.get(folder, 1.0)) for name, folder in clients],
+        base_model,
+        left_out,
+        min_clients,
+    )
+    return Clients(
+        cohort=cohort,
+        told={folder / (adapter or ""): count for folder, count in counts.items()},
+        samples_from=vouching(samples, counts),
+        remarks=(*uniform(counts), *odd, *remarks),
+        left_out=misfits,
+    )
+
+
+def leave_out(
+    found: Clients,
+    faults: Sequence[InputError],
+    base_model: str | None = None,
+    min_clients: int = 1,
+) -> Clients:
+    """The clients without those at fault. Raises InputError as `select_clients` does."""
+    if not faults:
+        return found
+    clients, faulty = _parted(found.cohort.clients, _home, faults)
+    left_out = [*found.left_out, *(_of_client(one, fault) for one, fault in faulty)]
+    cohort, everyone = _fitting(clients, base_model, left_out, min_clients)
+    return replace(found, cohort=cohort, left_out=everyone)
+
+
+def check_number(clients: int, left_out: Sequence[LeftOut], least: int) -> None:
+    """Whether so many clients are enough. Raises InputError."""
+    if clients >= least:
+        return
+    found = f"only {clients} of {clients + len(left_out)} clients"
+    if left_out:
+        found += f"; {left_out[0].name} is left out: {left_out[0].reason}"
+    raise InputError(f"--min-clients {least}", found, "mend or add clients, or ask for fewer")
+
+
+def check_majority(fit: int, clients: int, faults: Sequence[InputError]) -> None:
+    """Whether those that fit each other are most of all clients: otherwise nobody knows who is at
+    fault. Raises InputError.
+    """
+    if 2 * fit <= clients:
+        cure = f"{faults[0].cure}; nobody is left out, as the others are no majority"
+        raise InputError(faults[0].path, faults[0].found, cure)
+
+
+def _fitting(
+    clients: Sequence[Client], base_model: str | None, left_out: Sequence[LeftOut], least: int
+) -> tuple[Cohort, tuple[LeftOut, ...]]:
+    """The cohort of those that fit each other. With some gone, most may say something else."""
+    everyone = list(left_out)
+    while True:
+        check_number(len(clients), everyone, least)
+        faults: list[InputError] = []
+        cohort = align(clients, base_model, faults.append)
+        fit, faulty = _parted(clients, _home, faults)
+        if not faulty:
+            return cohort, tuple(sorted(everyone, key=lambda one: (one.name, one.path)))
+        check_majority(len(fit), len(clients), faults)
+        everyone += [_of_client(one, fault) for one, fault in faulty]
+        clients = fit
+
+
+def _parted(
+    items: Sequence[T], home: Callable[[T], Path], faults: Sequence[InputError]
+) -> tuple[list[T], list[tuple[T, InputError]]]:
+    """Those without a fault in their home, and the others with the first one.
+
+    Raises the first fault that is in nobody's home.
+    """
+    homes = {home(item) for item in items}
+    first: dict[Path, InputError] = {}
+    for fault in faults:
+        places = () if fault.path is None else (fault.path, *fault.path.parents)
+        owner = next((place for place in places if place in homes), None)
+        if owner is None:
+            raise fault
+        first.setdefault(owner, fault)
+    return (
+        [item for item in items if home(item) not in first],
+        [(item, first[home(item)]) for item in items if home(item) in first],
+    )
+
+
+def _place(fault: InputError, paths: Sequence[Path]) -> Path:
+    """The folder of the client that a fault is about, which was found in looking for clients: what
+    was named, or what lies in it. Raises the fault if there is none.
+    """
+    if fault.path is None:
+        raise fault
+    for path in paths:
+        if path in fault.path.parents and not formats.is_adapter(path):
+            return path / fault.path.relative_to(path).parts[0]
+        if path == fault.path or path in fault.path.parents:
+            return path
+    raise fault
+
+
+def _home(client: Client) -> Path:
+    return client.adapter.path
+
+
+def _of_client(client: Client, fault: InputError) -> LeftOut:
+    return _left_out(client.name, _home(client), fault)
+
+
+def _left_out(name: str, place: Path, fault: InputError) -> LeftOut:
+    """What a report says of it: in which file of the folder, and what was found."""
+    inside = None if fault.path in (None, place) else fault.path.relative_to(place)
+    reason = fault.found if inside is None else f"{inside.as_posix()}: {fault.found}"
+    return LeftOut(printable(name), printable(place), printable(reason))

@@ -1,0 +1,71 @@
+"""Runs that are killed, stopped, or race: the adapter is the old one or the new one, whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+#: How often a run is killed, stopped and raced.
+FEW = (10, 5, 3)
+MANY = (200, 60, 20)
+
+SEED = 20
+
+
+@pytest.fixture(
+    scope="module", params=[FEW, pytest.param(MANY, marks=pytest.mark.long)], ids=["few", "many"]
+)
+def results(request, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("torture")
+    script = Path(__file__).with_name("torture.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(root), *map(str, (SEED, *request.param))],
+        # Threads do not live through a fork.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    print(json.dumps(found, indent=2))  # noqa: T201
+    assert [path.name for path in root.iterdir()] == ["out"]
+    return found
+
+
+def test_a_killed_run_leaves_the_old_adapter_or_the_new_one(results: dict[str, Any]) -> None:
+    """And what else it leaves is gone after the next run."""
+    killed = results["killed"]
+
+    assert killed["torn"] == []
+    assert set(killed["codes"]) <= {"-9", "0"}
+    assert killed["codes"]["-9"] > 0
+    assert killed["unswept"] == []
+    if killed["codes"]["-9"] == MANY[0]:
+        assert killed["outcomes"]["before publication"] > 20
+        assert killed["outcomes"]["after publication"] > 5
+        assert killed["temporaries"] > 20
+
+
+def test_a_run_that_is_asked_to_stop_leaves_nothing_else(results: dict[str, Any]) -> None:
+    stopped = results["stopped"]
+
+    assert stopped["torn"] == []
+    assert set(stopped["codes"]) <= {"143", "0"}
+    assert stopped["temporaries"] == stopped["locks"] == 0
+
+
+def test_of_two_runs_at_once_one_wins_and_the_other_waits_or_is_refused(
+    results: dict[str, Any],
+) -> None:
+    raced = results["raced"]
+
+    assert raced["wrong"] == []
+    assert set(raced["codes"]) <= {"0 4", "0 0"}
