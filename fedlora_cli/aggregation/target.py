@@ -7,7 +7,7 @@ from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.formats.peft.serving import TARGETS, Output, obstacles
 
 
-def check_target(plan: Plan, rank: int | None) -> None:
+def check_server(plan: Plan, rank: int | None) -> None:
     """Whether `--target` can load what the plan makes, at that rank once it is known.
 
     All that stands in the way is in one error: a UsageError where options alone are the cause, else

@@ -16,7 +16,7 @@ from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.module import ModuleResult, aggregate_module
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.target import check_target
+from fedlora_cli.aggregation.target import check_server
 from fedlora_cli.clients import Paths
 from fedlora_cli.errors import UsageError, first_line
 from fedlora_cli.files.digests import sha256_of_all
@@ -69,7 +69,7 @@ def carry_out(task: Preparation, stage: engine.Stage = engine.quiet) -> Aggregat
         tasks = engine.run(lambda name: aggregate_module(plan, name), plan.modules, jobs, progress)
         results = list(tasks)
         rank = plan.rank or _rank_for_energy(results, options.energy)
-        check_target(plan, rank)
+        check_server(plan, rank)
         remarks = task.remarks
         report = summarize(plan, results, rank, digests, task.clients, remarks, str(output))
         with new_folder(output, force=options.force, foreign=other_than(formats.FILES)) as folder:

@@ -14,12 +14,12 @@ from fedlora_cli import formats
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan, check_ranks, make_plan
-from fedlora_cli.aggregation.target import check_target
+from fedlora_cli.aggregation.target import check_server
 from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
 from fedlora_cli.cohort import Cohort
 from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError
-from fedlora_cli.files.folder import check_apart
+from fedlora_cli.files.folder import check_apart, check_target, other_than
 from fedlora_cli.rounds.history import forgotten, with_history
 from fedlora_cli.selection import check_number, leave_out, select_clients
 
@@ -80,7 +80,7 @@ def prepare(clients: Paths, output: Path | str, options: Options) -> Preparation
         output=output,
         about_rounds=first,
     )
-    check_target(task.plan, task.plan.rank)
+    check_server(task.plan, task.plan.rank)
     _check_output(output, options, paths, task.plan)
     return task
 
@@ -131,3 +131,5 @@ def _check_output(output: Path, options: Options, clients: Sequence[Path], plan:
     earlier = [path for path in given if path is not None and path.resolve() != output.resolve()]
     read = [client.adapter.path for client in plan.cohort.clients]
     check_apart(output, [*clients, *read, *earlier])
+    if not options.dry_run:
+        check_target(output, force=options.force, foreign=other_than(formats.FILES))
