@@ -31,6 +31,12 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs for ever is stopped sooner; what the real limit costs is measured apart."""
+    monkeypatch.setattr("fedlora_cli.formats.peft.patterns.MATCH_LIMIT", 0.1)
+
+
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     """A tiny model and a few examples of every family of tasks."""

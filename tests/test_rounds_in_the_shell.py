@@ -67,6 +67,7 @@ def accuracy(data: Path, adapter: Path | None) -> float:
         return float((model.eval()(images).logits.argmax(1) == labels).float().mean())
 
 
+@pytest.mark.long
 def test_the_script_runs_two_rounds_from_any_folder(tmp_path: Path) -> None:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
