@@ -80,7 +80,7 @@ def read_clients(
     named, left_out = name_folders(paths, keeping(report, refused), adapter)
     if not named:
         raise refused[0]
-    adapters = [read_adapter(folder / (adapter or ""), report) for _, folder in named]
+    adapters = [read_adapter(formats.inside(folder, adapter), report) for _, folder in named]
     check_files(adapters, report)
     faults: list[InputError] = []
     told, remarks = sample_counts(
@@ -98,7 +98,7 @@ def read_clients(
     ]
     return Clients(
         cohort=align(clients, base_model, report),
-        told={folder / (adapter or ""): count for folder, count in told.items()},
+        told={formats.inside(folder, adapter): count for folder, count in told.items()},
         samples_from=vouching(samples, counts),
         remarks=(*uniform(counts), *remarks, *left_out),
     )

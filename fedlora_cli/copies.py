@@ -36,7 +36,7 @@ def digests_of(
 
 
 def check_copies(adapters: Sequence[Adapter], digests: Mapping[Path, str], report: Report) -> None:
-    """Whether all weights differ; those that came before by name are the original.
+    """Whether all weights differ; of equal ones, the first stays.
 
     One file under two names, by a link, is no copy. Copies go to `report`.
     """

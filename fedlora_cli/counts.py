@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
+from fedlora_cli import formats
 from fedlora_cli.errors import InputError, Report, reporting
 from fedlora_cli.files.documents import exists, parse_object, read_bytes, read_object
 
@@ -96,7 +97,7 @@ def counts_from_folders(
     silent: list[tuple[str, Path]] = []
     for name, folder in clients:
         with reporting(report):
-            places = dict.fromkeys((folder / (adapter or ""), folder))
+            places = dict.fromkeys((formats.inside(folder, adapter), folder))
             told = (told_samples(place) for place in places)
             count = next((one for one in told if one is not None), None)
             if count is None:

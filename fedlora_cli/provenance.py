@@ -8,7 +8,9 @@ from typing import Any
 
 from fedlora_cli.counts import MOST_SAMPLES
 from fedlora_cli.errors import InputError
+from fedlora_cli.files.digests import sha256_of
 from fedlora_cli.files.documents import exists, read_object
+from fedlora_cli.formats import FILES
 
 REPORT = "fedlora.json"
 
@@ -84,6 +86,26 @@ def read_provenance(folder: Path) -> Provenance | None:
         uniform=all(one == [client.rank for client in contributors] for one in ranks),
         clients=contributors,
     )
+
+
+def check_manifest(folder: Path) -> None:
+    """Whether the files that fedlora wrote beside its report are as it wrote them.
+
+    Raises InputError where one is missing, or its SHA-256 is not the one in the report.
+    """
+    path = folder / REPORT
+    if not exists(path):
+        return
+    document = read_object(path, finite=False)
+    written = document.get("files")
+    if not str(document.get("schema", "")).startswith(AGGREGATE) or not isinstance(written, dict):
+        return
+    for name, digest in written.items():
+        # Reports are not to be trusted either: names never become paths.
+        if name in FILES and sha256_of(folder / name) != digest:
+            found = f"not as fedlora wrote it: its SHA-256 is not the one in {REPORT}"
+            cure = f"restore it, or move {REPORT} away if the change is meant"
+            raise InputError(folder / name, found, cure)
 
 
 def _contributor(path: Path, client: Any) -> Contributor:

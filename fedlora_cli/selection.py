@@ -50,7 +50,7 @@ def select_clients(
 
     faults = []
     clients = named(folders, faults.append)
-    adapters = {one: read_adapter(one / (adapter or ""), faults.append) for one in folders}
+    adapters = {one: read_adapter(formats.inside(one, adapter), faults.append) for one in folders}
     check_files(adapters.values(), faults.append)
     clients, faulty = _parted(clients, lambda one: one[1], faults)
     left_out += [_left_out(*one, fault) for one, fault in faulty]
@@ -76,7 +76,7 @@ def select_clients(
     )
     return Clients(
         cohort=cohort,
-        told={folder / (adapter or ""): count for folder, count in counts.items()},
+        told={formats.inside(folder, adapter): count for folder, count in counts.items()},
         samples_from=vouching(samples, counts),
         remarks=(*uniform(counts), *odd, *remarks),
         left_out=misfits,

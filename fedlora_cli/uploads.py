@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from fedlora_cli import formats
+from fedlora_cli.cohort import shortened
 from fedlora_cli.counts import COUNT_FILES
 from fedlora_cli.errors import InputError, Report, UsageError, keeping, refuse, reporting
 from fedlora_cli.files.documents import exists
@@ -39,12 +40,13 @@ def find_folders(
     """
     if adapter is not None and (adapter in ("", ".", "..") or set(adapter) & {"/", "\\", "\0"}):
         found = f"{adapter!r} is no name of a folder"
-        raise UsageError("--adapter", found, "give the name that it has in every client's folder")
+        cure = "give the name in every client's folder, or 'checkpoint-*' for the last of them"
+        raise UsageError("--adapter", found, cure)
     folders: list[Path] = []
     remarks: list[str] = []
     for path in paths:
         with reporting(report):
-            if formats.is_adapter(path / (adapter or "")):
+            if formats.is_adapter(formats.inside(path, adapter)):
                 _check_links(path, path, adapter)
                 folders.append(path)
                 continue
@@ -63,8 +65,8 @@ def find_folders(
 def _check_links(folder: Path, home: Path, adapter: str | None) -> None:
     check_links(folder, home)
     if adapter is not None:
-        check_linked_folder(folder / adapter, home)
-        check_links(folder / adapter, home)
+        check_linked_folder(formats.inside(folder, adapter), home)
+        check_links(formats.inside(folder, adapter), home)
 
 
 def _held(folder: Path) -> list[str]:
@@ -93,9 +95,19 @@ def _elsewhere(folder: Path, adapter: str | None) -> Elsewhere | None:
     if not held:
         return None
     found = f"no adapter {'itself' if adapter is None else f'named {adapter} in it'}, but in "
-    found += f"folders of it: {', '.join(held[:3])}{f' and {len(held) - 3} more' * (len(held) > 3)}"
-    cure = f"give --adapter {held[-1]} if they are one client's, name it if they are clients, or "
-    return Elsewhere(folder, found, f"{cure}move it away")
+    found += f"folders of it: {shortened(held)}"
+    cure = f"give --adapter {_named(held)} if these are of one client, name this folder if each is "
+    return Elsewhere(folder, found, f"{cure}a client, or move it away")
+
+
+def _named(held: Sequence[str]) -> str:
+    """What to give as --adapter for the last of these.
+
+    >>> _named(["checkpoint-9", "checkpoint-10"]), _named(["mine"])
+    ("'checkpoint-*'", 'mine')
+    """
+    stem = held[-1].rstrip("0123456789")
+    return f"'{stem}*'" if stem.endswith("-") and stem != held[-1] else held[-1]
 
 
 def _guess(folders: Sequence[Path]) -> str:
@@ -105,8 +117,9 @@ def _guess(folders: Sequence[Path]) -> str:
     held = [] if deeper is None else _held(deeper)
     if not held:
         return ""
-    other = f"--adapter {held[-1]} if they are one client's; or " if deeper in folders else ""
-    return f"did you mean {deeper}? {other}"
+    if deeper is not None and deeper in folders and _named(held) != held[-1]:
+        return f"{deeper.name} has {shortened(held)}: give --adapter {_named(held)}, or "
+    return f"did you mean {deeper}? "
 
 
 def _children(path: Path, report: Report, adapter: str | None) -> tuple[list[Path], list[Path]]:
@@ -132,7 +145,7 @@ def _children(path: Path, report: Report, adapter: str | None) -> tuple[list[Pat
     others: list[Path] = []
     for child in visible:
         with reporting(told):
-            if formats.is_adapter(child / (adapter or "")):
+            if formats.is_adapter(formats.inside(child, adapter)):
                 adapters.append(child)
             elif child.is_dir() or formats.is_adapter(child):
                 others.append(child)

@@ -10,6 +10,9 @@ import numpy as np
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.weights import FloatArray
 
+#: The share of all weights at a rank index from which on a client decides it by itself.
+OWNED = 0.9
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -53,10 +56,10 @@ def partitions(
 def lone_holders(
     plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]
 ) -> dict[tuple[int, int, int], tuple[float, int]]:
-    """Partitions that one client owns beyond its share of the samples.
+    """Partitions that one client owns, all of them but for OWNED, beyond its share of the samples.
 
     Keys are (first, last, client), first and last counted from 1; values the client's largest
-    weight there and in how many modules it stands alone. Empty where one client has all samples.
+    weight there and in how many modules it owns it. Empty where one client has all samples.
     """
     shares = plan.cohort.samples / plan.cohort.samples.sum()
     if (shares > 0).sum() < 2:
@@ -64,9 +67,9 @@ def lone_holders(
     found = {}
     for first, last in zip([0, *bounds], bounds, strict=False):
         parts = [one[:, first:last] for one in weights.values()]
-        # By module, the weight that each client has where nobody else has any: (modules, K).
+        # By module, the weight that each client has where others have next to none: (modules, K).
         alone = np.array(
-            [(part * ((part > 0).sum(axis=0) == 1)).max(axis=1, initial=0.0) for part in parts]
+            [(part * (part >= OWNED * part.sum(axis=0))).max(axis=1, initial=0.0) for part in parts]
         )
         for k in np.flatnonzero((alone > shares).any(axis=0)):
             modules = int((alone[:, k] > shares[k]).sum())

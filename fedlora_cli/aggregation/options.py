@@ -95,7 +95,7 @@ class Options:
         )
         require(self.min_clients >= 1, "--min-clients", self.min_clients, "1 or more")
         ratio = self.max_count_ratio
-        require(ratio >= 1, "--max-count-ratio", ratio, "1 or more")
+        require(1 <= ratio < math.inf, "--max-count-ratio", ratio, "a number of 1 or more")
         limit, clip, f = self.max_weight, self.clip_norm, self.attackers
         require(limit is None or 0 < limit <= 1, "--max-weight", limit, "in (0, 1]")
         positive = clip is None or clip == "auto" or 0 < clip < math.inf
@@ -116,6 +116,12 @@ class Options:
         """
         default = Options()
         names = (
+            "adapter",
+            "on_bad_client",
+            "min_clients",
+            "max_count_ratio",
+            "allow_copies",
+            "target",
             "rank",
             "energy",
             "momentum",

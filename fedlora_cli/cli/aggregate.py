@@ -32,7 +32,6 @@ from fedlora_cli.cli.shared import (
     guarded,
     heavy_imports,
     listed,
-    number,
     option,
     quoted,
     say,
@@ -40,6 +39,8 @@ from fedlora_cli.cli.shared import (
     warn,
 )
 from fedlora_cli.counts import MAX_RATIO
+from fedlora_cli.errors import UsageError
+from fedlora_cli.formats.peft.serving import VLLM_RANKS
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.progress import progress_on
@@ -292,28 +293,34 @@ def aggregate(
         show(aggregate_view(report, modules=verbose))
     if not quiet:
         _say_what_next(errors(), output, options)
+        if options.target == "vllm" and report.rank is not None:
+            least = next(rank for rank in VLLM_RANKS if rank >= report.rank)
+            say(errors(), "vllm", f"serve with --enable-lora --max-lora-rank {least}", "bold")
 
 
 def _clip(text: str | None) -> float | Literal["auto"] | None:
     if text is None:
         return None
-    return "auto" if text == "auto" else number("--clip-norm", text)
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise UsageError(
+            "--clip-norm", f"{text[:40]!r} is no number", "give one, or auto"
+        ) from None
 
 
 def _say_what_next(console: Console, output: Path, options: Options) -> None:
     folder = quoted(output)
     if options.dry_run:
-        say(console, "dry run", f"{folder} was not written", "bold")
+        unseen = "values and copies were not looked at"
+        say(console, "dry run", f"{folder} was not written; {unseen}", "bold")
         return
     say(console, "wrote", folder, "bold green")
     method = METHODS[options.method]
     chosen = f" --method {method.name}" if method.name != Options().method else ""
     for flag, value in options.changed().items():
         if flag not in ("--previous", "--before-previous"):
-            chosen += f" {flag} {quoted(value)}"
-    chosen += _who(options)
-    if options.target is not None:
-        chosen += f" --target {options.target}"
+            chosen += f" {flag}" if value is True else f" {flag} {quoted(value)}"
     if options.rounds is not None:
         chosen += f" --rounds {quoted(options.rounds)}"
     elif method.uses_previous or options.momentum:
@@ -321,14 +328,3 @@ def _say_what_next(console: Console, output: Path, options: Options) -> None:
     if options.momentum and options.rounds is None:
         chosen += f" --before-previous {quoted(options.previous)}"
     say(console, "next round", f"fedlora aggregate CLIENTS -o DIR{chosen}", "bold")
-
-
-def _who(options: Options) -> str:
-    """The options that say who takes part, where they are not the default."""
-    names = ("adapter", "on_bad_client", "min_clients", "max_count_ratio")
-    values = {name: getattr(options, name) for name in names}
-    return "".join(
-        f" --{name.replace('_', '-')} {quoted(value)}"
-        for name, value in values.items()
-        if value != getattr(Options(), name)
-    ) + (" --allow-copies" if options.allow_copies else "")

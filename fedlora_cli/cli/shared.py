@@ -58,7 +58,7 @@ AdapterName = Annotated[
     option(
         "--adapter",
         metavar="NAME",
-        help="Every client's adapter is in the folder NAME of its own, checkpoint-20 for example.",
+        help="Folder in every client's that holds its adapter; 'checkpoint-*': the last of them.",
     ),
 ]
 Base = Annotated[str | None, option("--base", help="The base model, however the adapters name it.")]

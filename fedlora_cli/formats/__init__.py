@@ -10,6 +10,7 @@ from typing import Any
 from fedlora_cli.adapter import Adapter, NewAdapter
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.formats import kohya, peft
+from fedlora_cli.natural import natural
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,22 @@ FORMATS: dict[str, Format] = {
 
 #: Every file of an adapter that fedlora can have written, in whichever format.
 FILES = frozenset(name for one in FORMATS.values() for name in one.files)
+
+
+def inside(folder: Path, adapter: str | None) -> Path:
+    """Where the adapter of that name is in a client's folder; None is the folder itself.
+
+    Of all that a name with `*` fits, it is the last one, 9 before 10. Nothing is read.
+    """
+    if adapter is None:
+        return folder
+    if "*" not in adapter:
+        return folder / adapter
+    try:
+        fitting = [one for one in folder.glob(adapter) if is_adapter(one)]
+    except (OSError, InputError):
+        fitting = []
+    return max(fitting, key=lambda one: natural(one.name), default=folder / adapter)
 
 
 def is_adapter(path: Path) -> bool:

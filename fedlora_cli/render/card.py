@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 from fedlora_cli.errors import printable
 from fedlora_cli.formats import FORMATS
@@ -55,7 +56,10 @@ def _summary(report: AggregateReport) -> list[str]:
 
 def _command(report: AggregateReport) -> str:
     """The command in one canonical form: the order of the clients never shows."""
-    options = "".join(f" {flag} {value}" for flag, value in report.options.items())
+    options = "".join(
+        f" {flag}" if value is True else f" {flag} {shlex.quote(str(value))}"
+        for flag, value in report.options.items()
+    )
     return printable(f"fedlora aggregate CLIENTS -o OUTPUT --method {report.method}{options}")
 
 

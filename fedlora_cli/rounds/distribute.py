@@ -19,6 +19,7 @@ from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.lowrank import Svd
 from fedlora_cli.naming import name_folders
+from fedlora_cli.provenance import check_manifest
 from fedlora_cli.render.report.handout import DistributeReport, HandedModule
 from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.options import DistributeOptions
@@ -49,6 +50,7 @@ def distribute(
         raise UsageError("--like", found, "give one of them")
     if options.adapter is not None and not places:
         raise UsageError("--adapter", "given without --like", "it says where those adapters are")
+    check_manifest(Path(source))
     adapter = formats.read(Path(source))
     cohort, left_out = _cohort(adapter, places, options) if places else (None, ())
     read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
@@ -151,8 +153,8 @@ def _cohort(
 ) -> tuple[Cohort, tuple[str, ...]]:
     """The clients to be like, which the global adapter fits, and remarks. Raises InputError."""
     named, left_out = name_folders(places, adapter=options.adapter)
-    place = options.adapter or ""
-    clients = [Client(name, formats.read(folder / place), 1.0) for name, folder in named]
+    homes = [(name, formats.inside(folder, options.adapter)) for name, folder in named]
+    clients = [Client(name, formats.read(home), 1.0) for name, home in homes]
     cohort = align(clients, options.base)
     check_earlier(cohort, [adapter], base_declared=options.base is not None)
     return cohort, left_out

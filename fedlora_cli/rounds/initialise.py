@@ -121,7 +121,7 @@ def _cohort(
 ) -> tuple[Cohort, tuple[str, ...]]:
     """The clients to be like, whatever they call the base model, and remarks."""
     named, left_out = name_folders(places, adapter=adapter)
-    clients = [Client(name, formats.read(one / (adapter or "")), 1.0) for name, one in named]
+    clients = [Client(name, formats.read(formats.inside(one, adapter)), 1.0) for name, one in named]
     cohort = align(clients, base)
     for client in cohort.clients:
         _check_plain(client.adapter)

@@ -20,6 +20,7 @@ from fedlora_cli.cohort import Cohort
 from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.folder import check_apart, check_target, other_than
+from fedlora_cli.provenance import check_manifest
 from fedlora_cli.rounds.history import forgotten, with_history
 from fedlora_cli.selection import check_number, leave_out, select_clients
 
@@ -70,6 +71,9 @@ def prepare(clients: Paths, output: Path | str, options: Options) -> Preparation
     """
     paths, output = paths_of(clients), Path(output)
     options, first = with_history(options, output)
+    for earlier in (options.previous, options.before_previous):
+        if earlier is not None:
+            check_manifest(earlier)
     task = Preparation(
         clients=_find(paths, options),
         options=options,

@@ -17,7 +17,14 @@ from fedlora_cli.render.report.aggregate import (
     PartitionRow,
 )
 from fedlora_cli.rounds.tensors import left_out, tensor_names
-from fedlora_cli.rounds.warnings import copies, fading, lone, missing_unused
+from fedlora_cli.rounds.warnings import (
+    copies,
+    fading,
+    held_back,
+    lone,
+    missing_unused,
+    outstanding,
+)
 from fedlora_cli.spectrum import energy, energy_ratio, pooled_energy
 from fedlora_cli.version import __version__
 from fedlora_cli.weights import FloatArray
@@ -40,6 +47,7 @@ def summarize(
     total = sum(energy(result.s) for result in results)
     weights = {result.name: result.weights for result in results} or plan.weights()
     shown = _partitions(plan, weights, written, rank)
+    clients = _clients(plan, results, weights, digests)
     return AggregateReport(
         method=plan.method.name,
         source=plan.method.source,
@@ -56,7 +64,7 @@ def summarize(
         flexlora_norm=_norm(flexlora) if results else None,
         kept_energy=_ratio(sum(energy(s) for s in written), total),
         samples_from=found.samples_from,
-        clients=_clients(plan, results, weights, digests),
+        clients=clients,
         left_out=found.left_out,
         partitions=shown,
         modules=_modules(plan, results, rank),
@@ -66,6 +74,8 @@ def summarize(
             *plan.warnings,
             *cohort.notes,
             *copies(digests),
+            *outstanding(clients, plan.options),
+            *held_back(clients),
             *lone(plan, weights, [row.last for row in shown]),
             *fading(plan, weights),
             *missing_unused(plan),
@@ -96,12 +106,17 @@ def _clients(
                 max_weight=_finite(float(np.max([w.max() for w in own]))),
                 energy=_client_energy(results, k),
                 sha256=digests.get(client.name),
-                norm=_at(plan.norms, k),
+                norm=_at(plan.norms, k) if plan.norms is not None else _own_norm(results, k),
                 clip=_at(plan.clip, k),
                 trust=_at(plan.trust, k),
             )
         )
     return tuple(rows)
+
+
+def _own_norm(results: Sequence[ModuleResult], k: int) -> float | None:
+    """‖ΔW_k‖_F, from the singular values of all modules."""
+    return float(np.sqrt(sum(_client_energy(results, k)))) if results else None
 
 
 def _at(values: FloatArray | None, k: int) -> float | None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import median_low
 
 import numpy as np
 
 from fedlora_cli.aggregation.influence import lone_holders
+from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.render.report.aggregate import rank_range
+from fedlora_cli.cohort import shortened
+from fedlora_cli.render.report.aggregate import ClientRow, rank_range
 from fedlora_cli.weights import FloatArray
+
+#: An update so many times as large as the median is no matter of more data or of more steps.
+OUTSTANDING = 5.0
 
 
 def lone(plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]) -> tuple[str, ...]:
@@ -22,10 +28,38 @@ def lone(plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]) -
         where = "" if owned == len(weights) else f" in {owned} of {len(weights)} modules"
         warnings.append(
             f"rank index {rank_range(first, last)} comes from {plan.cohort.names[k]} "
-            f"alone{where}, with weight {weight:.2f} for {shares[k]:.2f} of the "
-            "samples" + ("; --quorum bounds that" if adjustable else "")
+            f"{'alone' if weight >= 1 else 'nearly alone'}{where}, with weight {weight:.2f} for {shares[k]:.2f} of the "
+            "samples" + ("; --quorum or --max-rank bounds that" if adjustable else "")
         )
     return tuple(warnings)
+
+
+def outstanding(clients: Sequence[ClientRow], options: Options) -> tuple[str, ...]:
+    """A warning for every update that is far larger than the others', unless it is clipped, and for
+    every client that has no vote.
+    """
+    norms = [row.norm for row in clients if row.norm]
+    middle = median_low(norms) if norms else 0.0
+    found = [
+        f"the update of {row.name} is {row.norm / middle:.3g} times as large as the median; "
+        "--clip-norm auto bounds that"
+        for row in clients
+        if options.clip_norm is None and row.norm and row.norm > OUTSTANDING * middle
+    ]
+    found += [f"{row.name} has 0 samples: no vote" for row in clients if row.samples == 0]
+    return tuple(found)
+
+
+def held_back(clients: Sequence[ClientRow]) -> tuple[str, ...]:
+    """Who was clipped, and who is left out by a robust rule."""
+    clipped = [
+        f"{row.name} to {row.clip:.3g}" for row in clients if row.clip is not None and row.clip < 1
+    ]
+    distrusted = [row.name for row in clients if row.trust == 0]
+    return (
+        *([f"--clip-norm scales updates down: {shortened(clipped)}"] if clipped else []),
+        *([f"--robust leaves out {shortened(distrusted)}"] if distrusted else []),
+    )
 
 
 def fading(plan: Plan, weights: Mapping[str, FloatArray]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import numpy as np
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
+from fedlora_cli.counts import MOST_SAMPLES
 from fedlora_cli.errors import NotFinite
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
@@ -205,7 +205,7 @@ def _aggregate(federation: Federation, run: Run, clients: Path, result: Path) ->
         rank=max(federation.setting.ranks),
         rounds=run.folder(federation.root),
         # The split deals out the examples, few or many; all clients are our own.
-        max_count_ratio=math.inf,
+        max_count_ratio=MOST_SAMPLES,
         allow_copies=True,
         jobs=1,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from fedlora_cli.adapter import Adapter, Module
@@ -53,14 +54,14 @@ def _groups(adapter: Adapter) -> tuple[ModuleGroup, ...]:
             module.scale,
             module.dtype,
         )
-        alike.setdefault((name.split(".")[-1], *looks), {})[name] = module
+        alike.setdefault((_target(name), *looks), {})[name] = module
     return tuple(_group(modules) for modules in alike.values())
 
 
 def _group(modules: dict[str, Module]) -> ModuleGroup:
     name, first = next(iter(modules.items()))
     return ModuleGroup(
-        target=name.split(".")[-1],
+        target=_target(name),
         kind=first.layout.kind,
         shape=first.shape,
         rank=first.rank,
@@ -70,6 +71,15 @@ def _group(modules: dict[str, Module]) -> ModuleGroup:
         parameters=len(modules) * first.rank * sum(first.shape),
         names=tuple(modules),
     )
+
+
+def _target(name: str) -> str:
+    """What modules of all layers are called: the name after the last layer or block.
+
+    >>> _target("model.layers.0.q_proj"), _target("lora_unet_blocks_1_transformer_0_attn1_to_q")
+    ('q_proj', 'attn1_to_q')
+    """
+    return re.split(r"_\d+_", name.split(".")[-1])[-1]
 
 
 def _size(path: Path) -> int | None:

@@ -16,7 +16,7 @@ from fedlora_cli.clients import Paths, paths_of, read_clients
 from fedlora_cli.copies import check_copies, digests_of
 from fedlora_cli.counts import MAX_RATIO, told_samples
 from fedlora_cli.errors import InputError, Report, UsageError, printable, reporting
-from fedlora_cli.provenance import read_provenance
+from fedlora_cli.provenance import check_manifest, read_provenance
 from fedlora_cli.render.report.inspect import Fault, InspectReport, Origin
 from fedlora_cli.uploads import find_folders
 from fedlora_cli.version import __version__
@@ -49,7 +49,7 @@ def inspect(
 
     places = paths_of(paths)
     homes, remarks = find_folders(places, report, adapter)
-    home = {one / (adapter or ""): one for one in homes}
+    home = {formats.inside(one, adapter): one for one in homes}
     folders = list(home)
     origins = {folder: origin(folder) for folder in folders}
     apart = _apart(folders, origins, samples)
@@ -64,6 +64,7 @@ def inspect(
             if clients:
                 told_samples(folder)  # refuses a global adapter, as aggregate does
             read_provenance(folder)
+            check_manifest(folder)
         with reporting(report):
             # Global adapters of several rounds may well have one name.
             name = folder.resolve().name if len(apart) == 1 else str(folder)

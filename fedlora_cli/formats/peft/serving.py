@@ -36,6 +36,9 @@ class Obstacle:
 
 Check = Callable[[Output], Obstacle | None]
 
+#: vllm/config/lora.py: MaxLoRARanks, what --max-lora-rank can be. Its default is 16.
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def obstacles(target: str, output: Output) -> tuple[Obstacle, ...]:
     """All that keeps this server from loading the output. Raises KeyError for one not in TARGETS.
@@ -142,8 +145,7 @@ def _is_norm(name: str) -> bool:
 TARGETS: dict[str, tuple[Check, ...]] = {
     "peft": (),
     "vllm": (
-        # vllm/config/lora.py: MaxLoRARanks is 1, 8, 16, 32, 64, 128, 256, 320 or 512.
-        _rank_at_most(512, "--max-lora-rank"),
+        _rank_at_most(VLLM_RANKS[-1], "--max-lora-rank"),
         # vllm/lora/peft_helper.py: modules_to_save and DoRA are refused, bias is "none" only.
         _without_role("saved"),
         _DORA,

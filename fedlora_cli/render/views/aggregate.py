@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from fedlora_cli.render.report.aggregate import (
     VOUCHED,
@@ -30,7 +31,7 @@ def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
     """Clients, rank partitions and findings; with `modules`, one row for each."""
     rank = "of --energy" if report.rank is None else str(report.rank)
     blocks: list[Block] = [
-        _clients(report.clients, whole=modules),
+        _clients(report, whole=modules),
         Paragraph(VOUCHED[report.samples_from]),
         _partitions(report.partitions),
     ]
@@ -46,23 +47,34 @@ def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
     )
 
 
-def _clients(clients: tuple[ClientRow, ...], *, whole: bool) -> Table:
-    bounded = any(row.norm is not None for row in clients)
+def _clients(report: AggregateReport, *, whole: bool) -> Table:
+    """With the columns that the options have filled: `clip` is what an update was multiplied by,
+    `trust` what its samples were.
+    """
+    more: dict[str, Callable[[ClientRow], float | None]] = {}
+    if any(row.norm is not None for row in report.clients):
+        more["norm"] = lambda row: row.norm
+    if "--clip-norm" in report.options:
+        more["clip"] = lambda row: row.clip
+    if "--robust" in report.options:
+        more["trust"] = lambda row: row.trust
     rows = tuple(
         (
             row.name,
             str(row.rank),
-            f"{row.samples:g}",
+            f"{row.samples:.12g}",
             number(row.weight),
             number(row.max_weight),
-            *([number(row.norm), number(row.clip), number(row.trust)] if bounded else []),
+            *(_short(value(row)) for value in more.values()),
         )
-        for row in clients
+        for row in report.clients
     )
-    heads = columns("rank", "samples", "weight", "largest weight")
-    if bounded:
-        heads += columns("norm", "clip", "trust")
+    heads = columns("rank", "samples", "weight", "largest weight", *more)
     return Table((Column("client", "name"), *heads), rows, shown=None if whole else 20)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _partitions(partitions: tuple[PartitionRow, ...]) -> Table:
