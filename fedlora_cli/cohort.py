@@ -99,7 +99,8 @@ def align(
         if one.name == other.name:
             found = f"a client named {one.name}, like {one.adapter.path}"
             cure = "give every client its own folder name"
-            report(InputError(other.adapter.path, found, cure))
+            # Nobody's fault, so not told as of a path: either may be the one that took the name.
+            report(InputError(str(other.adapter.path), found, cure))
     if not sum(client.samples for client in ordered) > 0:
         report(InputError("samples", "all counts are zero", "give at least one client samples"))
     adapters = [client.adapter for client in ordered]
@@ -115,6 +116,7 @@ def align(
             *(note for adapter in adapters for note in adapter.notes),
             *_gaps(ordered),
             *_differences(adapters),
+            *_told_by_few(ordered, base_model),
         ),
     )
 
@@ -137,7 +139,7 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: R
     revision = agreed(adapters, "revision", "leave out the adapters of another revision", report)
     task_type = agreed(adapters, "task_type", "leave out the adapters of another task", report)
     return replace(
-        usual([(adapter.facts, adapter) for adapter in adapters])[0],
+        usual([(adapter.facts, adapter) for adapter in adapters]).value,
         base_model=base_model
         or agreed(adapters, "base_model", "give --base to declare it", report),
         revision=revision,
@@ -175,6 +177,23 @@ def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
         notes.append("the clients differ in lora_dropout; the global adapter has none")
     if len(orientations) > 1:
         notes.append("the clients differ in fan_in_fan_out; the global adapter says false")
+    return tuple(notes)
+
+
+def _told_by_few(clients: Sequence[Client], base_model: str | None) -> tuple[str, ...]:
+    """A remark about every fact that at most half of the clients tell and the others leave open,
+    for then these decide it for all.
+    """
+    notes = []
+    for fact in ("base_model", "revision", "task_type"):
+        if fact == "base_model" and base_model is not None:
+            continue
+        told = {one.name: getattr(one.adapter.facts, fact) for one in clients}
+        names = [name for name, value in told.items() if value is not None]
+        if names and 2 * len(names) <= len(clients):
+            says = "says its" if len(names) == 1 else "say their"
+            value = str(told[names[0]])[:200]
+            notes.append(f"only {shortened(names)} {says} {fact.replace('_', ' ')} is {value}")
     return tuple(notes)
 
 

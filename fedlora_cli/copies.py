@@ -35,10 +35,17 @@ def digests_of(
     return found
 
 
-def check_copies(adapters: Sequence[Adapter], digests: Mapping[Path, str], report: Report) -> None:
+def check_copies(
+    adapters: Sequence[Adapter],
+    digests: Mapping[Path, str],
+    report: Report,
+    samples: Mapping[Path, float] | None = None,
+) -> None:
     """Whether all weights differ; of equal ones, the first stays.
 
-    One file under two names, by a link, is no copy. Copies go to `report`.
+    One file under two names, by a link, is no copy. Copies go to `report`. If the `samples` are
+    given by the adapter's path, copies that would not count the same are nobody's fault, and told
+    with a text for the place: whose upload it was is not known, so neither may displace the other.
     """
     first: dict[str, Adapter] = {}
     for adapter in adapters:
@@ -48,4 +55,28 @@ def check_copies(adapters: Sequence[Adapter], digests: Mapping[Path, str], repor
         if original is not adapter and not original.weights_file.samefile(adapter.weights_file):
             found = f"the same weights as {original.path}, to the last byte"
             cure = "count every upload once, or give --allow-copies"
-            report(InputError(adapter.weights_file, found, cure))
+            differ = None if samples is None else _difference(original, adapter, samples)
+            if differ is None:
+                report(InputError(adapter.weights_file, found, cure))
+            else:
+                cure = "take one of them away, or give --allow-copies"
+                if differ != _MEANING:
+                    cure = f"give both one count in --samples FILE, {cure}"
+                report(InputError(str(adapter.weights_file), f"{found}, but {differ}", cure))
+
+
+_MEANING = "its config gives them another meaning"
+
+
+def _difference(one: Adapter, other: Adapter, samples: Mapping[Path, float]) -> str | None:
+    """In what copies differ although their weights are equal."""
+    counts = samples[one.path], samples[other.path]
+    if counts[0] != counts[1]:
+        return f"{counts[1]:.12g} samples instead of {counts[0]:.12g}"
+    return None if _meaning(one) == _meaning(other) else _MEANING
+
+
+def _meaning(adapter: Adapter) -> object:
+    """What the config makes of the weights."""
+    scales = {name: module.scale for name, module in adapter.modules.items()}
+    return scales, {name: (one.role, one.scale) for name, one in adapter.tensors.items()}

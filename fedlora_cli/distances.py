@@ -23,37 +23,48 @@ FARTHEST = 1e24
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """Squared distances of K clients at L levels, ascending ranks; the sum over modules by `+`.
+class ByLevel:
+    """Squared distances of K clients in one module, at L levels, ascending ranks.
 
     `distances` (L, K, K) are ‖T_m(ΔW_j) - T_m(ΔW_k)‖_F², T_m the truncated SVD and m the smallest
-    of r_j, r_k and the level: symmetric, zero on the diagonal. `ranks` (K,) are the highest r_k
-    of any module, where r_k is numerical: neither the basis (B Q, Q⁻¹ A) nor a rank that is
-    declared but not filled matters.
+    of r_j, r_k and the level: symmetric, zero on the diagonal. `ranks` (K,) are numerical, 0 where
+    a client does not adapt the module: neither the basis (B Q, Q⁻¹ A) nor a rank that is declared
+    but not filled matters.
     """
 
     levels: tuple[int, ...]
     distances: FloatArray
     ranks: IntArray
 
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Squared distances of K clients, what is typical for each pair, and how many modules both of
+    a pair adapt, all (K, K); sums over modules by `+`.
+    """
+
+    distances: FloatArray
+    typical: FloatArray
+    shared: FloatArray
+
     def __add__(self, other: Comparison) -> Comparison:
         return Comparison(
-            self.levels,
             self.distances + other.distances,
-            np.maximum(self.ranks, other.ranks),
+            self.typical + other.typical,
+            self.shared + other.shared,
         )
 
 
-def compare(updates: Sequence[Factors | None], levels: Sequence[int]) -> Comparison:
+def by_level(updates: Sequence[Factors | None], levels: Sequence[int]) -> ByLevel:
     """One module of K clients of one shape (out, in); None for a client that does not adapt it.
 
     `levels` are the distinct ranks of the clients, ascending; nothing beyond the last is compared.
-    Who adapts nothing shares nothing with others: distance 0. A zero update fills no rank, and is
-    compared at the rank that it declares. Where s_m = s_m+1, T_m is one of several.
+    A zero update fills no rank, and is compared at the rank that it declares. Where s_m = s_m+1,
+    T_m is one of several.
 
     >>> one = Factors(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     >>> two = Factors(torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0, 0.0]]))
-    >>> compare([one, two, None], levels=[1, 2]).distances[-1]
+    >>> by_level([one, two, None], levels=[1, 2]).distances[-1]
     array([[0., 1., 0.],
            [1., 0., 0.],
            [0., 0., 0.]])
@@ -67,35 +78,51 @@ def compare(updates: Sequence[Factors | None], levels: Sequence[int]) -> Compari
         ranks[present] = [one.s.numel() for one in found]
         at = np.ix_(range(len(levels)), present, present)
         distances[at] = _distances(found, ranks[present], np.asarray(levels))
-    return Comparison(tuple(levels), distances, ranks)
+    return ByLevel(tuple(levels), distances, ranks)
 
 
-def relative(comparison: Comparison) -> FloatArray:
-    """Squared distances in units of what is typical at the level of each pair. Shape (K, K).
+def in_units(module: ByLevel) -> Comparison:
+    """The distances of one module beside what is typical at the level of each pair.
 
     The level of a pair is the first that reaches the lower of its two ranks. Typical there is the
     median over the clients that reach the level too, all truncated to it, of their median squared
-    distance to each other. So 0 means the same and 1 as far apart as two clients usually are, at
-    any rank. Clients at distance 0, the same or with nothing shared, are in no median. Attackers
-    make a level's unit larger only where they are half of those that reach it.
+    distance to each other. Clients at distance 0, the same or with nothing shared, are in no
+    median. Attackers make a level's unit larger only where they are half of those that reach it.
+    """
+    reached = np.searchsorted(module.levels[:-1], module.ranks)
+    adapts = module.ranks > 0
+    typical = np.zeros(len(module.levels))
+    for level, distances in enumerate(module.distances):
+        at = adapts & (reached >= level)
+        typical[level] = _median([_median(row) for row in distances[np.ix_(at, at)]])
+    shared = np.outer(adapts, adapts).astype(np.float64)
+    return Comparison(
+        module.distances[-1], shared * typical[np.minimum.outer(reached, reached)], shared
+    )
+
+
+def compare(updates: Sequence[Factors | None], levels: Sequence[int]) -> Comparison:
+    """One module of K clients, as `by_level` takes them."""
+    return in_units(by_level(updates, levels))
+
+
+def relative(comparison: Comparison) -> FloatArray:
+    """Squared distances in units of what is typical in the modules that a pair shares: (K, K).
+
+    So 0 means the same and 1 as far apart as two clients usually are, at any rank and in however
+    few modules. Of a pair that shares none, nothing is known, and 1 is taken.
 
     >>> apart = np.array([[[0.0, 2.0, 8.0], [2.0, 0.0, 8.0], [8.0, 8.0, 0.0]]])
-    >>> relative(Comparison((4,), apart, np.array([4, 4, 4])))
+    >>> relative(in_units(ByLevel((4,), apart, np.array([4, 4, 4]))))
     array([[0., 1., 4.],
            [1., 0., 4.],
            [4., 4., 0.]])
     """
-    reached = np.searchsorted(comparison.levels[:-1], comparison.ranks)
-    typical = np.array(
-        [
-            _median([_median(row) for row in distances[np.ix_(reached >= level, reached >= level)]])
-            for level, distances in enumerate(comparison.distances)
-        ]
-    )
-    unit = typical[np.minimum.outer(reached, reached)]
-    distances = comparison.distances[-1]
+    distances, typical = comparison.distances, comparison.typical
     with np.errstate(over="ignore", invalid="ignore"):
-        units = np.divide(distances, unit, out=np.zeros_like(distances), where=unit > 0)
+        units = np.divide(distances, typical, out=np.zeros_like(distances), where=typical > 0)
+    units[comparison.shared == 0] = 1.0
+    np.fill_diagonal(units, 0.0)
     bounded: FloatArray = np.fmin(units, FARTHEST)
     return bounded
 

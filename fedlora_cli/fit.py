@@ -1,13 +1,16 @@
 """Whether adapters fit each other: what can be averaged is of one model and trained one way.
 
-Where they disagree, those that differ from what most say are at fault.
+Where they disagree, those are at fault that differ from a strict majority of the adapters that say
+something about it. Where there is none, nobody is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from fedlora_cli.adapter import Adapter, FullTensor, Module, Role
 from fedlora_cli.errors import InputError, Report
@@ -35,15 +38,47 @@ _ROLES: dict[Role, str] = {
 }
 
 
+class Undecided(InputError):
+    """Adapters disagree, and neither way is that of most: where it is told is a text, as it is not
+    known who is at fault.
+    """
+
+
+@dataclass(frozen=True)
+class Usual(Generic[T]):
+    """What most adapters say, and the first that says it. It decides who is at fault if these are
+    more than half of those that say something.
+    """
+
+    value: T
+    example: Adapter
+    decides: bool
+
+    def misfit(self, place: Path, found: str, cure: str) -> InputError:
+        """The error of one that says something else."""
+        return _accuse(place, found, cure, decided=self.decides)
+
+
+def _accuse(place: Path, found: str, cure: str, *, decided: bool) -> InputError:
+    return InputError(place, found, cure) if decided else Undecided(str(place), found, cure)
+
+
+#: What PEFT puts around an embedding of which it trains some rows.
+_ROWS = ".token_adapter."
+
+_ONE_MODEL = "give all clients the same model and the same modules_to_save"
+_ONE_WAY = "train it one way everywhere"
+
+
 def check_fit(adapters: Sequence[Adapter], report: Report) -> None:
     """Whether what these adapters hold can be one model's."""
     formats = [(adapter.format, adapter) for adapter in adapters]
-    expected, example = usual(formats)
+    most = usual(formats)
     for format_, adapter in formats:
-        if format_ != expected:
-            found = f"in the format {format_}, but {example.path} is in {expected}"
+        if format_ != most.value:
+            found = f"in the format {format_}, but {most.example.path} is in {most.value}"
             cure = "give adapters of one format: the names of their modules differ"
-            report(InputError(adapter.path, found, cure))
+            report(most.misfit(adapter.path, found, cure))
     _check_experts(adapters, report)
     for name in _MEANINGS:
         agreed(adapters, name, "train all clients with the same configuration", report)
@@ -51,10 +86,21 @@ def check_fit(adapters: Sequence[Adapter], report: Report) -> None:
     _check_tensors(adapters, report)
 
 
-def usual(values: Sequence[tuple[T, Adapter]]) -> tuple[T, Adapter]:
-    """What most adapters say, and the first that says it: the others are those that do not fit."""
-    most = Counter(value for value, _ in values).most_common(1)[0][0]
-    return next((value, adapter) for value, adapter in values if value == most)
+def usual(values: Sequence[tuple[T, Adapter]]) -> Usual[T]:
+    """What most adapters say: the others are those that do not fit."""
+    most, votes = Counter(value for value, _ in values).most_common(1)[0]
+    example = next(adapter for value, adapter in values if value == most)
+    return Usual(most, example, decides=2 * votes > len(values))
+
+
+def _check_usual(said: dict[str, list[tuple[str, Adapter]]], cure: str, report: Report) -> None:
+    """One description of everything that is described by name."""
+    for name, values in said.items():
+        most = usual(values)
+        for described, adapter in values:
+            if described != most.value:
+                found = f"{name} is {described}, but {most.value} in {most.example.path}"
+                report(most.misfit(adapter.weights_file, found, cure))
 
 
 def _check_modules(adapters: Sequence[Adapter], report: Report) -> None:
@@ -63,13 +109,7 @@ def _check_modules(adapters: Sequence[Adapter], report: Report) -> None:
     for adapter in adapters:
         for name, module in adapter.modules.items():
             said.setdefault(name, []).append((_describe(module), adapter))
-    for name, values in said.items():
-        expected, example = usual(values)
-        for described, adapter in values:
-            if described != expected:
-                found = f"{name} is {described}, but {expected} in {example.path}"
-                cure = "leave out the adapters of another base model"
-                report(InputError(adapter.weights_file, found, cure))
+    _check_usual(said, "leave out the adapters of another base model", report)
 
 
 def _describe(module: Module) -> str:
@@ -121,29 +161,31 @@ def _exclude(
     cure: str,
     report: Report,
 ) -> None:
-    """Two ways that exclude each other, with what to say to those that took each: the fewer are at
-    fault, the first ones if both are as many.
+    """Two ways that exclude each other, with what to say to those that took each: who took both is
+    at fault, and so are the fewer of the rest. If these are as many, nobody is.
     """
-    (blamed, found), (others, _) = sorted((one, other), key=lambda way: len(way[0]))
+    both = set(one[0]) & set(other[0])
+    for adapter in (adapter for adapter in one[0] if adapter in both):
+        report(InputError(adapter.weights_file, f"{one[1]} {adapter.path}", cure))
+    ways = [
+        ([adapter for adapter in way if adapter not in both], found) for way, found in (one, other)
+    ]
+    (blamed, found), (others, _) = sorted(ways, key=lambda way: len(way[0]))
+    decided = len(blamed) < len(others)
     for adapter in blamed:
-        report(InputError(adapter.weights_file, f"{found} {others[0].path}", cure))
+        text = f"{found} {others[0].path}"
+        report(_accuse(adapter.weights_file, text, cure, decided=decided))
 
 
 def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
-    """Tensors of one shape and role everywhere, none saved in full that has factors too, and biases
-    in all adapters or none.
+    """Tensors of one shape and role everywhere, no module trained in two ways, and biases in all
+    adapters or none.
     """
     said: dict[str, list[tuple[str, Adapter]]] = {}
     for adapter in adapters:
         for name, tensor in adapter.tensors.items():
             said.setdefault(name, []).append((_role(tensor), adapter))
-    for name, values in said.items():
-        expected, example = usual(values)
-        for described, adapter in values:
-            if described != expected:
-                found = f"{name} is {described}, but {expected} in {example.path}"
-                cure = "give all clients the same model and the same modules_to_save"
-                report(InputError(adapter.weights_file, found, cure))
+    _check_usual(said, _ONE_MODEL, report)
     for name, values in said.items():
         holders = [adapter for _, adapter in values]
         lacking = [adapter for adapter in adapters if name not in adapter.tensors]
@@ -155,6 +197,7 @@ def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
                 report,
             )
     _check_saved(adapters, report)
+    _check_tokens(adapters, report)
 
 
 def _check_saved(adapters: Sequence[Adapter], report: Report) -> None:
@@ -175,9 +218,39 @@ def _check_saved(adapters: Sequence[Adapter], report: Report) -> None:
         _exclude(
             (savers[owner], f"{module} is saved in full, but has LoRA factors in"),
             (list(holders), f"{module} has LoRA factors, but is saved in full in"),
-            "train it one way everywhere",
+            _ONE_WAY,
             report,
         )
+
+
+def _check_tokens(adapters: Sequence[Adapter], report: Report) -> None:
+    """Rows of one embedding that were trained as tokens have one width, whichever tokens they are,
+    and the embedding is trained in no other way: PEFT 0.21 would not load that.
+    """
+    rows: dict[str, list[tuple[str, Adapter]]] = {}
+    for adapter in adapters:
+        tokens = [name for name, tensor in adapter.tensors.items() if tensor.role == "token"]
+        # All rows of one embedding in one adapter are of one tensor.
+        for embedding, name in {name.partition(_ROWS)[0]: name for name in tokens}.items():
+            rows.setdefault(embedding, []).append((_role(adapter.tensors[name]), adapter))
+    _check_usual(rows, _ONE_MODEL, report)
+    for embedding, values in rows.items():
+        holders = [adapter for _, adapter in values]
+        # Where one client did both, PEFT has the embedding itself below the rows, by another name.
+        saved = [one for one in adapters if _is_saved(one.tensors.get(f"{embedding}.weight"))]
+        factored = [one for one in adapters if embedding in one.modules]
+        for others, way in ((factored, "has LoRA factors"), (saved, "is saved in full")):
+            if others:
+                _exclude(
+                    (others, f"{embedding} {way}, but has trained tokens in"),
+                    (holders, f"{embedding} has trained tokens, but {way} in"),
+                    _ONE_WAY,
+                    report,
+                )
+
+
+def _is_saved(tensor: FullTensor | None) -> bool:
+    return tensor is not None and tensor.role == "saved"
 
 
 def _role(tensor: FullTensor) -> str:
@@ -192,13 +265,13 @@ def agreed(adapters: Sequence[Adapter], name: str, cure: str, report: Report) ->
     said = [(getattr(a.facts, name), a) for a in adapters if getattr(a.facts, name) is not None]
     if not said:
         return None
-    expected, example = usual(said)
+    most = usual(said)
     for value, adapter in said:
-        if value != expected:
+        if value != most.value:
             label = name.replace("_", " ")
-            found = f"its {label} is {_text(value)}, but {_text(expected)} in {example.path}"
-            report(InputError(adapter.path, found, cure))
-    return expected
+            found = f"its {label} is {_text(value)}, but {_text(most.value)} in {most.example.path}"
+            report(most.misfit(adapter.path, found, cure))
+    return most.value
 
 
 def _text(value: Any) -> str:

@@ -64,14 +64,17 @@ def _name(folder: Path, report: Report) -> str:
 
 
 def _check_names(named: Sequence[tuple[str, Path]], report: Report) -> None:
-    """Names that differ in case or in how Unicode spells them are one name to other systems."""
+    """Names that differ in case or in how Unicode spells them are one name to other systems.
+
+    Either may be the one that took the name: it is nobody's fault, so not told as of a path.
+    """
     first: dict[str, tuple[str, Path]] = {}
     for name, folder in named:
         alike, other = first.setdefault(_folded(name), (name, folder))
         if alike != name:
             found = f"a client named almost like {other}"
             cure = "give every client a name of its own, also without regard to case"
-            report(InputError(folder, found, cure))
+            report(InputError(str(folder), found, cure))
 
 
 def _folded(name: str) -> str:

@@ -5,6 +5,7 @@ A client is at fault for what its own folder holds, and for not being as most of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedlora_cli.clients import (
 )
 from fedlora_cli.cohort import Client, Cohort, align
 from fedlora_cli.errors import InputError, printable
+from fedlora_cli.fit import Undecided
 from fedlora_cli.naming import distinct_folders, name_of, named
 
 T = TypeVar("T")
@@ -46,7 +48,12 @@ def select_clients(
     faults: list[InputError] = []
     folders, remarks = distinct_folders(paths, faults.append, adapter)
     places = {_place(fault, paths): fault for fault in reversed(faults)}
-    left_out = [_left_out(name_of(place), place, fault) for place, fault in places.items()]
+    taken = {_spelled(folder) for folder in folders}  # such a one was named once more
+    left_out = [
+        _left_out(name_of(place), place, fault)
+        for place, fault in places.items()
+        if _spelled(place) not in taken
+    ]
 
     faults = []
     clients = named(folders, faults.append)
@@ -64,7 +71,10 @@ def select_clients(
         adapter=adapter,
         max_count_ratio=max_count_ratio,
     )
+    everyone = len(clients)
     clients, faulty = _parted(clients, lambda one: one[1], faults)
+    if faulty:  # mostly for what others told, which moves the median
+        check_majority(len(clients), everyone, faults)
     left_out += [_left_out(*one, fault) for one, fault in faulty]
 
     counts = {folder: counts[folder] for _, folder in clients if folder in counts}
@@ -113,8 +123,12 @@ def check_majority(fit: int, clients: int, faults: Sequence[InputError]) -> None
     fault. Raises InputError.
     """
     if 2 * fit <= clients:
-        cure = f"{faults[0].cure}; nobody is left out, as the others are no majority"
-        raise InputError(faults[0].path, faults[0].found, cure)
+        raise _undecided(faults[0])
+
+
+def _undecided(fault: InputError) -> InputError:
+    cure = f"{fault.cure}; nobody is left out, as the others are no majority"
+    return InputError(fault.path or fault.where, fault.found, cure)
 
 
 def _fitting(
@@ -126,6 +140,8 @@ def _fitting(
         check_number(len(clients), everyone, least)
         faults: list[InputError] = []
         cohort = align(clients, base_model, faults.append)
+        # Without those at fault, the rest may agree.
+        faults = [one for one in faults if not isinstance(one, Undecided)] or faults
         fit, faulty = _parted(clients, _home, faults)
         if not faulty:
             return cohort, tuple(sorted(everyone, key=lambda one: (one.name, one.path)))
@@ -147,7 +163,7 @@ def _parted(
         places = () if fault.path is None else (fault.path, *fault.path.parents)
         owner = next((place for place in places if place in homes), None)
         if owner is None:
-            raise fault
+            raise _undecided(fault) if isinstance(fault, Undecided) else fault
         first.setdefault(owner, fault)
     return (
         [item for item in items if home(item) not in first],
@@ -167,6 +183,12 @@ def _place(fault: InputError, paths: Sequence[Path]) -> Path:
         if path == fault.path or path in fault.path.parents:
             return path
     raise fault
+
+
+def _spelled(place: Path) -> Path:
+    """A place whatever way it was named, but for a link in place of it."""
+    whole = Path(os.path.normpath(place.absolute()))
+    return whole.parent.resolve() / whole.name
 
 
 def _home(client: Client) -> Path:

@@ -69,13 +69,18 @@ def _check_links(folder: Path, home: Path, adapter: str | None) -> None:
         check_links(formats.inside(folder, adapter), home)
 
 
-def _held(folder: Path) -> list[str]:
-    """The names of the adapters in a folder, as far as it can be looked at; 9 before 10."""
+def _held(folder: Path) -> list[Path]:
+    """The adapters in a folder, as far as it can be looked at; 9 before 10."""
     try:
-        inside = islice(_visible(folder), _GLANCE)
-        return sorted((one.name for one in inside if formats.is_adapter(one)), key=natural)
+        held = [one for one in islice(_visible(folder), _GLANCE) if formats.is_adapter(one)]
     except (OSError, InputError):
         return []
+    return sorted(held, key=lambda one: natural(one.name))
+
+
+def _folders(held: Sequence[Path]) -> list[str]:
+    """The names of those that are folders: a file may be a base model's as well."""
+    return [one.name for one in held if one.is_dir()]
 
 
 def _visible(folder: Path) -> Iterator[Path]:
@@ -94,10 +99,14 @@ def _elsewhere(folder: Path, adapter: str | None) -> Elsewhere | None:
     held = _held(folder)
     if not held:
         return None
-    found = f"no adapter {'itself' if adapter is None else f'named {adapter} in it'}, but in "
-    found += f"folders of it: {shortened(held)}"
-    cure = f"give --adapter {_named(held)} if these are of one client, name this folder if each is "
-    return Elsewhere(folder, found, f"{cure}a client, or move it away")
+    found = f"no adapter {'itself' if adapter is None else f'named {adapter} in it'}, but "
+    inside = _folders(held)
+    if not inside:
+        found += f"files of it may be some: {shortened([one.name for one in held])}"
+        return Elsewhere(folder, found, "name this folder if each is a client, or move it away")
+    found += f"in folders of it: {shortened(inside)}"
+    cure = f"give --adapter {_named(inside)} if these are of one client, name this folder if each "
+    return Elsewhere(folder, found, f"{cure}is a client, or move it away")
 
 
 def _named(held: Sequence[str]) -> str:
@@ -115,10 +124,11 @@ def _guess(folders: Sequence[Path]) -> str:
     places = (place for folder in folders for place in (folder, *folder.glob("[!.]*")))
     deeper = max(islice(places, _GLANCE), key=lambda place: len(_held(place)), default=None)
     held = [] if deeper is None else _held(deeper)
-    if not held:
+    if deeper is None or not held:
         return ""
-    if deeper is not None and deeper in folders and _named(held) != held[-1]:
-        return f"{deeper.name} has {shortened(held)}: give --adapter {_named(held)}, or "
+    inside = _folders(held)
+    if deeper in folders and inside and _named(inside) != inside[-1]:
+        return f"{deeper.name} has {shortened(inside)}: give --adapter {_named(inside)}, or "
     return f"did you mean {deeper}? "
 
 

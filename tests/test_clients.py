@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from damage import WEIGHTS, Damage, set_config, set_tensors, with_value
+from damage import CONFIG, WEIGHTS, Damage, set_config, set_tensors, with_value
 from makers import PREFIX, Spec, make
+from safetensors.torch import load_file
 from test_bad_input import CORPUS
 from typer.testing import CliRunner, Result
 
@@ -23,6 +24,14 @@ from fedlora_cli.rounds.preparation import prepare
 GOOD = ("ann", "bob", "good")
 SKIP = Options(on_bad_client="skip")
 Q = "layers.0.q_proj"
+
+
+def assert_one_result(one: Path, other: Path) -> None:
+    """What two commands wrote, but for the metadata, which say what was asked for."""
+    tensors, expected = (load_file(place / WEIGHTS) for place in (one, other))
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert (one / CONFIG).read_text() == (other / CONFIG).read_text()
 
 
 def run(*arguments: object) -> Result:
@@ -55,7 +64,11 @@ def left_out(clients: Path, **options: Any) -> dict[str, str]:
 
 #: All faults that depend on the other clients, and some of those that are one folder's own.
 FAULTS = [
-    *(one for one in CORPUS if one.startswith(("link: ", "client: "))),
+    *(
+        one
+        for one in CORPUS
+        if one.startswith(("link: ", "client: ")) and not one.startswith("client: names that ")
+    ),
     *[one for one in CORPUS if one.startswith(("container: ", "config: ", "factors: "))][::8],
 ]
 
@@ -82,10 +95,47 @@ def test_values_are_looked_at_before_anything_is_aggregated(clients: Path, fault
 
     report = aggregate(clients, out, SKIP)
     shutil.rmtree(clients / "bad")
-    aggregate(clients, clients.parent / "without", Options())
+    without = aggregate(clients, clients.parent / "without", Options())
 
     assert [one.name for one in report.left_out] == ["bad"]
-    assert (out / WEIGHTS).read_bytes() == (clients.parent / "without" / WEIGHTS).read_bytes()
+    assert_one_result(out, clients.parent / "without")
+    first, second = (vars(one) for one in (report, without))
+    # What was asked for and who was left out are part of the report.
+    assert {part for part in first if first[part] != second[part]} <= {
+        "files",
+        "options",
+        "left_out",
+        "output",
+        "seconds",
+    }
+
+
+@pytest.mark.parametrize("fault", [one for one in CORPUS if one.startswith("client: names that ")])
+def test_of_two_that_have_one_name_neither_displaces_the_other(clients: Path, fault: str) -> None:
+    CORPUS[fault][0](clients / "bad")
+
+    with pytest.raises(InputError, match="a client named almost like"):
+        prepare(clients, clients.parent / "out", SKIP)
+
+
+def test_one_name_in_two_folders_ends_the_round(clients: Path, tmp_path: Path) -> None:
+    make(tmp_path / "other", Spec("ann", rank=2, samples=10))
+
+    with pytest.raises(InputError, match="a client named ann"):
+        prepare([clients, tmp_path / "other"], tmp_path / "out", SKIP)
+
+
+def test_a_folder_that_is_named_twice_takes_part_once(clients: Path, tmp_path: Path) -> None:
+    again = tmp_path / "round/../round/ann"
+    for given in ([clients, clients / "ann"], [again, clients], [clients / "ann"] * 2):
+        with pytest.raises(InputError, match="the same folder as"):
+            prepare(given, tmp_path / "out", Options())
+        task = prepare(given, tmp_path / "out", SKIP)
+        assert "ann" in task.plan.cohort.names
+        assert task.clients.left_out == ()
+
+    (clients / "link").symlink_to("ann")
+    assert set(left_out(clients)) == {"link"}
 
 
 def test_a_client_that_changes_after_its_header_was_read_is_left_out(clients: Path) -> None:
@@ -212,6 +262,41 @@ def test_without_a_majority_nobody_is_left_out(clients: Path, kind: str) -> None
 
     with pytest.raises(InputError, match="nobody is left out, as the others are no majority"):
         prepare(clients, clients.parent / "out", SKIP)
+
+
+def k_proj_too(folder: Path, rows: int) -> None:
+    """A module that most do not adapt, with an update of so many rows."""
+    name = f"{PREFIX}layers.0.k_proj"
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{name}.lora_A.weight"] = torch.ones(3, 20)
+        tensors[f"{name}.lora_B.weight"] = torch.ones(rows, 3)
+
+    set_tensors(folder, add)
+    set_config(folder, target_modules=["q_proj", "k_proj", "v_proj"])
+
+
+def test_one_against_one_is_nobodys_fault_however_many_say_nothing(clients: Path) -> None:
+    """The first by name is not right because of that."""
+    k_proj_too(clients / "good", 7)
+    k_proj_too(clients / "bad", 9)
+    with pytest.raises(InputError, match=r"good.*k_proj is .* the others are no majority"):
+        prepare(clients, clients.parent / "out", SKIP)
+
+    k_proj_too(clients / "bad", 7)
+    k_proj_too(clients / "ann", 9)
+    assert set(left_out(clients)) == {"ann"}
+
+
+def test_one_revision_against_one_other_is_nobodys_fault(clients: Path) -> None:
+    for name, revision in (("bad", "v2"), ("good", "v1")):
+        set_config(clients / name, revision=revision)
+    with pytest.raises(InputError, match=r"its revision is v1, .* the others are no majority"):
+        prepare(clients, clients.parent / "out", SKIP)
+
+    # Who is at fault for something else has no say in it.
+    set_config(clients / "bad", base_model_name_or_path="other")
+    assert set(left_out(clients)) == {"bad"}
 
 
 def test_who_is_at_fault_is_asked_again_once_some_are_gone(tmp_path: Path) -> None:
@@ -350,6 +435,17 @@ def test_the_ways_out_of_a_count_beyond_the_median(clients: Path, tmp_path: Path
     assert expected in run("inspect", clients).stderr
 
 
+@pytest.mark.parametrize("counts", [(150, 1), (150, 150, 1e-6, 1e-6)])
+def test_counts_that_would_put_half_of_the_clients_at_fault_end_the_round(
+    tmp_path: Path, counts: tuple[float, ...]
+) -> None:
+    for k, count in enumerate(counts):
+        make(tmp_path / "round", Spec(f"c{k}", rank=2, samples=count))
+
+    with pytest.raises(InputError, match=r"c0: 150 samples .* the others are no majority"):
+        prepare(tmp_path / "round", tmp_path / "out", SKIP)
+
+
 def test_it_is_said_who_vouches_for_the_counts(clients: Path, tmp_path: Path) -> None:
     counts = tmp_path / "counts.json"
     counts.write_text('{"ann": 1, "bob": 2, "good": 3, "bad": 4}')
@@ -374,6 +470,7 @@ def test_it_is_said_who_vouches_for_the_counts(clients: Path, tmp_path: Path) ->
 
 
 def copied(clients: Path) -> None:
+    (clients / "bad/fedlora.json").write_text('{"samples": 10}')
     shutil.copyfile(clients / "ann" / WEIGHTS, clients / "bad" / WEIGHTS)
 
 
@@ -395,6 +492,34 @@ def test_copies_are_refused_left_out_or_counted_as_it_is_asked(
     seen = run("inspect", clients, "--values")
     assert seen.exit_code == 3
     assert seen.stderr.count("the same weights as") == 1
+
+
+@pytest.mark.parametrize("name", ["aaa", "zzz"])
+@pytest.mark.parametrize("samples", [0, 5000])
+def test_a_copy_with_another_count_displaces_nobody(
+    clients: Path, name: str, samples: float
+) -> None:
+    """Whichever was there first cannot be told from the files."""
+    shutil.rmtree(clients / "bad")
+    shutil.copytree(clients / "ann", clients / name)
+    (clients / name / "fedlora.json").write_text(json.dumps({"samples": samples}))
+    options = Options(on_bad_client="skip", max_count_ratio=1000)
+
+    with pytest.raises(InputError, match=r"same weights as .* give both one count in --samples"):
+        aggregate(clients, clients.parent / "out", options)
+
+    file = clients.parent / "counts.json"
+    file.write_text(json.dumps(dict.fromkeys((*GOOD, name), 10)))
+    report = aggregate(clients, clients.parent / "out", Options(on_bad_client="skip", samples=file))
+    assert [one.name for one in report.left_out] == [max(name, "ann")]
+
+
+def test_a_copy_with_another_scaling_displaces_nobody(clients: Path) -> None:
+    copied(clients)
+    set_config(clients / "bad", lora_alpha=1e-9)
+
+    with pytest.raises(InputError, match="its config gives them another meaning; take one of them"):
+        aggregate(clients, clients.parent / "out", SKIP)
 
 
 # Adapters in folders of the clients' own
@@ -427,7 +552,38 @@ def test_an_adapter_in_a_folder_of_each_client_is_named(nested: Path, tmp_path: 
         ("bob", 70),
         ("good", 7),
     ]
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "same" / WEIGHTS).read_bytes()
+    assert_one_result(tmp_path / "out", tmp_path / "same")
+
+
+def test_the_last_checkpoint_of_each_client_is_taken(nested: Path, tmp_path: Path) -> None:
+    """9 before 10, and each has its own."""
+    shutil.rmtree(nested / "ann/checkpoint-10")
+    (nested / "good/checkpoint-10").rename(nested / "good/checkpoint-100")
+
+    read = read_clients([nested], adapter="checkpoint-*")
+    aggregate(nested, tmp_path / "out", Options(adapter="checkpoint-*"))
+    ends = {"ann": "checkpoint-9", "bob": "checkpoint-10", "good": "checkpoint-100"}
+    for name, end in ends.items():
+        shutil.copytree(nested / name / end, tmp_path / "apart" / name)
+        shutil.copy(nested / name / "all_results.json", tmp_path / "apart" / name)
+    aggregate(tmp_path / "apart", tmp_path / "same")
+
+    assert {one.name: one.adapter.path.name for one in read.cohort.clients} == ends
+    assert read.cohort.samples.tolist() == [5, 6, 7]
+    assert_one_result(tmp_path / "out", tmp_path / "same")
+
+
+def test_a_file_is_not_proposed_as_an_adapter_of_each_client(clients: Path) -> None:
+    (clients / "model").mkdir()
+    (clients / "model/model.safetensors").touch()
+
+    with pytest.raises(InputError, match="model: no adapter itself, but files of it") as refusal:
+        read_clients([clients])
+    assert "--adapter" not in str(refusal.value)
+
+    make(clients / "model", Spec("checkpoint-10", rank=2))
+    with pytest.raises(InputError, match=r"folders of it: checkpoint-10; give --adapter 'checkp"):
+        read_clients([clients])
 
 
 def test_every_command_that_takes_clients_knows_it(nested: Path, tmp_path: Path) -> None:
@@ -455,11 +611,13 @@ def test_checkpoints_beside_adapters_are_not_left_out_in_silence(
 
     assert refused.exit_code == 3
     assert "ann: no adapter itself, but in folders of it: checkpoint-9, chec" in refused.stderr
-    assert "give --adapter checkpoint-10 if they are one client's" in refused.stderr
+    assert "give --adapter 'checkpoint-*' if these are of one client" in refused.stderr
 
 
 def test_with_checkpoints_alone_the_last_one_is_proposed(nested: Path) -> None:
-    with pytest.raises(InputError, match=r"did you mean .*--adapter checkpoint-10"):
+    with pytest.raises(
+        InputError, match=r"ann has checkpoint-9, .*: give --adapter 'checkpoint-\*'"
+    ):
         read_clients([nested])
 
 

@@ -383,9 +383,12 @@ def test_a_broken_global_adapter_is_refused(home: Path) -> None:
     tensors[f"{PREFIX}layers.1.fc.lora_A.weight"][0, 0] = float("nan")
     save_file(tensors, home / "global" / WEIGHTS)
 
+    changed = run("global", "--like", "round", "-o", "start")
+    (home / "global/fedlora.json").unlink()
     result = run("global", "--like", "round", "-o", "start")
 
-    assert result.exit_code == 3
+    assert changed.exit_code == result.exit_code == 3
+    assert "its SHA-256 is not the one in fedlora.json" in changed.stderr
     assert "holds 1 NaN or infinite values" in result.stderr
     assert sorted(path.name for path in home.iterdir()) == ["global", "round"]
 

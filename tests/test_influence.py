@@ -339,8 +339,23 @@ def test_without_a_look_at_updates_there_is_nothing_to_tell(
 ) -> None:
     for options in (Options(max_weight=0.2), Options(clip_norm="auto", dry_run=True)):
         report = aggregate([one.folder for one in made], tmp_path / "out", options)
-        assert {(row.norm, row.clip, row.trust) for row in report.clients} == {(None, None, None)}
+        assert {(row.clip, row.trust) for row in report.clients} == {(None, None)}
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_the_norms_are_told_without_any_of_it(made: list[Made], tmp_path: Path) -> None:
+    """Of the factors, whose singular values are known; one that is beyond all others is said."""
+    report = aggregate([one.folder for one in made], tmp_path / "out", Options())
+
+    factors_only = [
+        np.sqrt(sum(np.square(one.update(m)).sum() for m in one.factors)) for one in made
+    ]
+    found = {row.name: row.norm for row in report.clients}
+    for one, norm in zip(made, factors_only, strict=True):
+        assert found[one.folder.name] == pytest.approx(norm)
+    far = [one.folder.name for one, n in zip(made, factors_only, strict=True) if n > 1000]
+    assert len(far) == 1
+    assert [w.split()[3] for w in report.warnings if "as large as the median" in w] == far
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.2, 0.5])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
-from damage import CONFIG
+from damage import CONFIG, set_config
 from makers import Spec, make
 from typer.testing import CliRunner, Result
 
@@ -150,3 +152,105 @@ def test_tensors_of_different_kinds_of_numbers_are_not_averaged(tmp_path: Path) 
 
     assert result.exit_code == 3
     assert "score.count is int64 of shape [2], trained as score, but int8" in result.stderr
+
+
+EMBEDDING = "model.embed_tokens"
+ROWS = f"{EMBEDDING}.token_adapter.trainable_tokens_delta"
+
+
+def tokens(folder: Path, name: str, indices: list[int], width: int = 4) -> Path:
+    """A client that trained these tokens."""
+    rows = {ROWS: torch.ones(len(indices), width)}
+    fields = {"trainable_token_indices": indices}
+    return make(folder, Spec(name, rank=2, tensors=rows, config=fields, samples=1)).folder
+
+
+def test_token_rows_of_one_embedding_have_one_width_whatever_tokens_they_are(
+    tmp_path: Path,
+) -> None:
+    for name, own in (("b", [1]), ("c", [2]), ("d", [3, 4])):
+        tokens(tmp_path / "round", name, own)
+    assert run(str(tmp_path / "round"), "-o", str(tmp_path / "out")).exit_code == 0
+    tokens(tmp_path / "round", "a", [5, 6], width=3)
+
+    result = run(str(tmp_path / "round"), "-o", str(tmp_path / "other"))
+
+    assert result.exit_code == 3
+    found = "a/adapter_model.safetensors: model.embed_tokens is float of shape [3], a trained token"
+    assert found in result.stderr
+
+
+def embedding_in_full(folder: Path, name: str) -> Path:
+    fields = {"modules_to_save": ["embed_tokens"]}
+    tensors = {f"{EMBEDDING}.weight": torch.ones(8, 4)}
+    return make(folder, Spec(name, rank=2, tensors=tensors, config=fields)).folder
+
+
+def embedding_in_factors(folder: Path, name: str) -> Path:
+    factors = {
+        f"{EMBEDDING}.lora_embedding_A": torch.ones(2, 8),
+        f"{EMBEDDING}.lora_embedding_B": torch.ones(4, 2),
+    }
+    fields = {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}
+    return make(folder, Spec(name, rank=2, tensors=factors, config=fields)).folder
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [(embedding_in_full, "is saved in full"), (embedding_in_factors, "has LoRA factors")],
+)
+def test_an_embedding_is_trained_by_tokens_or_in_another_way(
+    tmp_path: Path, other: Callable[[Path, str], Path], found: str
+) -> None:
+    """PEFT 0.21 does not load an adapter that does both."""
+    tokens(tmp_path / "round", "b", [1])
+    other(tmp_path / "round", "c")
+    make(tmp_path / "round", Spec("silent", rank=2))
+    earlier = other(tmp_path / "earlier", "d")
+
+    together = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
+    skipped = (str(tmp_path / "round"), "-o", str(tmp_path / "out"), "--on-bad-client", "skip")
+    tied = run(*skipped)
+    tokens(tmp_path / "round", "a", [2])
+    decided = run(*skipped, "--dry-run")
+    shutil.rmtree(tmp_path / "round/c")
+    after = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"), "--previous", str(earlier))
+
+    assert [one.exit_code for one in (together, tied, decided, after)] == [3, 3, 0, 3]
+    assert f"{EMBEDDING} {found}, but has trained tokens in" in together.stderr
+    assert "nobody is left out" in tied.stderr
+    assert f"c left out: adapter_model.safetensors: {EMBEDDING} {found}" in decided.stderr
+    assert f"{EMBEDDING} {found}, but has trained tokens in" in after.stderr
+
+
+def test_tokens_above_an_embedding_that_was_saved_with_them_are_one_way(tmp_path: Path) -> None:
+    """As PEFT writes modules_to_save with a list of trainable_token_indices."""
+    for name, token in (("a", 1), ("b", 2)):
+        tensors = {
+            ROWS: torch.ones(1, 4),
+            f"{EMBEDDING}.token_adapter.base_layer.weight": torch.ones(8, 4),
+        }
+        fields = {"modules_to_save": ["embed_tokens"], "trainable_token_indices": [token]}
+        make(tmp_path / "round", Spec(name, rank=2, tensors=tensors, config=fields))
+
+    result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
+
+    assert result.exit_code == 0, result.output
+
+
+def test_what_few_say_for_all_is_told(tmp_path: Path) -> None:
+    for name in "abcd":
+        make(tmp_path / "round", Spec(name, rank=2, config={"task_type": "CAUSAL_LM"}))
+    for name in "abc":
+        set_config(tmp_path / "round" / name, base_model_name_or_path=None)
+    for name in "ab":
+        set_config(tmp_path / "round" / name, revision="main")
+
+    result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
+    declared = run(str(tmp_path / "round"), "-o", str(tmp_path / "other"), "--base", "x")
+
+    assert result.exit_code == 0, result.output
+    assert "only d says its base model is tiny/base\n" in result.stderr
+    assert "only a, b say their revision is main\n" in result.stderr
+    assert "task type" not in result.stderr
+    assert "base model" not in declared.stderr

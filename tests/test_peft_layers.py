@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -47,7 +48,7 @@ class Attention(nn.Module):
 
 
 def llama() -> nn.Module:
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True))
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, tie_word_embeddings=False))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
@@ -117,6 +118,10 @@ def train(base: nn.Module, folder: Path, seed: int, **config: Any) -> PeftModel:
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     quietly(model.save_pretrained, str(folder))
+    if config.get("bias") == "lora_only":
+        saved = load_file(folder / "adapter_model.safetensors")
+        if not any(key.endswith(".bias") for key in saved):
+            pytest.skip("this version of PEFT forgets to save these biases")
     return model
 
 
@@ -127,6 +132,7 @@ def load(base: nn.Module, folder: Path) -> PeftModel:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         # PEFT 0.21 looks for parameters among the modules when it says this.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
+        warnings.filterwarnings("ignore", "Unsupported layer type .*Experts")
         return PeftModel.from_pretrained(copy.deepcopy(base), str(folder))
 
 
@@ -301,7 +307,7 @@ def factors(model: PeftModel) -> dict[str, Tensor]:
 def test_names_of_other_tools_are_read_as_peft_writes_them(
     tmp_path: Path, around: str, named: str
 ) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     from fedlora_cli.formats import read as read_adapter
 
@@ -327,7 +333,7 @@ def test_names_of_other_tools_are_read_as_peft_writes_them(
 
 
 def test_two_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     train(llama(), tmp_path / "one", 0, r=2, target_modules=["q_proj"])
     path = tmp_path / "one/adapter_model.safetensors"

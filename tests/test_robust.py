@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora_cli.distances import FARTHEST, Comparison, compare, relative
+from fedlora_cli.distances import FARTHEST, ByLevel, by_level, compare, in_units, relative
 from fedlora_cli.factors import Factors
 from fedlora_cli.robust import (
     FAR,
@@ -115,7 +115,7 @@ def test_distances_are_those_of_the_dense_truncations() -> None:
     ranks, levels = [2, 5, 3, 5, 0], [2, 3, 5]
     matrices = [truncated(rng.standard_normal((9, 7)), r) for r in ranks]
     updates = [factors(one, r, rng) if r else None for one, r in zip(matrices, ranks, strict=True)]
-    found = compare(updates, levels)
+    found = by_level(updates, levels)
 
     for at, level in enumerate(levels):
         for j, one in enumerate(matrices):
@@ -137,7 +137,7 @@ def test_neither_the_basis_nor_a_rank_that_is_not_filled_changes_a_distance() ->
     B[:, :2], A[:2] = first.B, first.A
     disguised = [Factors(B, A, first.scale), *(factors(one, 4, rng) for one in matrices[1:])]
 
-    expected, found = compare(plain, [2, 4]), compare(disguised, [2, 4])
+    expected, found = by_level(plain, [2, 4]), by_level(disguised, [2, 4])
     np.testing.assert_allclose(found.distances, expected.distances, rtol=1e-10)
     assert np.array_equal(found.ranks, expected.ranks)
 
@@ -146,21 +146,21 @@ def test_equal_updates_in_two_bases_are_at_no_distance_at_all() -> None:
     rng = np.random.default_rng(2)
     matrix = 1e6 * rng.standard_normal((9, 7))
 
-    assert not compare([factors(matrix, 3), factors(matrix, 3, rng)], [3]).distances.any()
+    assert not by_level([factors(matrix, 3), factors(matrix, 3, rng)], [3]).distances.any()
 
 
 def test_a_zero_update_is_compared_at_its_rank_and_a_module_that_one_lacks_is_not() -> None:
     rng = np.random.default_rng(3)
     one, two = (factors(rng.standard_normal((9, 7)), 3) for _ in range(2))
     zero = Factors(torch.zeros(9, 3, dtype=torch.float64), one.A)
-    found = compare([one, zero, None, two], [3])
+    found = by_level([one, zero, None, two], [3])
 
     assert found.ranks.tolist() == [3, 3, 0, 3]
     assert not found.distances[:, 2].any()
     energies = [np.square(dense(each)).sum() for each in (one, two)]
     np.testing.assert_allclose(found.distances[0, 1], [energies[0], 0.0, 0.0, energies[1]])
-    nobody = compare([zero, None, zero], [3])
-    assert not relative(nobody).any()
+    nobody = relative(compare([zero, None, zero], [3]))
+    assert nobody.tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
 
 
 def test_comparisons_add_up_over_modules() -> None:
@@ -170,7 +170,8 @@ def test_comparisons_add_up_over_modules() -> None:
     total = first + second
 
     assert np.array_equal(total.distances, first.distances + second.distances)
-    assert total.ranks.tolist() == [3, 3]
+    assert np.array_equal(total.typical, first.typical + second.typical)
+    assert (total.shared == 2).all()
 
 
 @settings(max_examples=20)
@@ -209,13 +210,13 @@ def test_fewer_than_half_of_a_level_do_not_make_its_unit_larger() -> None:
 def test_what_is_no_number_is_as_far_as_can_be() -> None:
     distances = np.array([[0.0, 1.0, np.inf], [1.0, 0.0, np.nan], [np.inf, np.nan, 0.0]])
     distances[:2, :2] *= 1e-300
-    found = relative(Comparison((4,), distances[None], np.array([4, 4, 4])))
+    found = relative(in_units(ByLevel((4,), distances[None], np.array([4, 4, 4]))))
 
     assert np.isfinite(found).all()
     assert (found[2, :2] >= 1).all()
     far = np.full((5, 5), 1e-300) * (1 - np.eye(5))
     far[4, :4] = far[:4, 4] = 1e300
-    assert relative(Comparison((4,), far[None], np.full(5, 4)))[4, 0] == FARTHEST
+    assert relative(in_units(ByLevel((4,), far[None], np.full(5, 4))))[4, 0] == FARTHEST
 
 
 # --- cohorts --------------------------------------------------------------------------------------
@@ -422,3 +423,21 @@ def test_the_limit_is_twice_the_median_of_the_nonzero_norms() -> None:
     assert clip_limit(np.array([0.0, 0.0, 1.0, 2.0, 1e9])) == 4.0
     assert clip_limit(np.zeros(3)) == 0.0
     assert clip_factors(np.zeros(3), clip_limit(np.zeros(3))).tolist() == [1.0] * 3
+
+
+def test_who_adapts_few_modules_is_judged_by_these() -> None:
+    """A flipped sign in one module of four, from a client that sends no other."""
+    rng = np.random.default_rng(11)
+    signal = [rng.standard_normal((9, 7)) for _ in range(4)]
+    honest = [
+        [factors(one + 0.5 * rng.standard_normal((9, 7)), 3) for one in signal] for _ in range(8)
+    ]
+    total = None
+    for module, one in enumerate(signal):
+        flipped = factors(-one, 3) if module == 0 else None
+        found = compare([*(client[module] for client in honest), flipped], [3])
+        total = found if total is None else total + found
+    assert total is not None
+
+    assert multi_krum(relative(total), np.ones(9), f=1).tolist() == [1.0] * 8 + [0.0]
+    assert geometric_median(relative(total), np.ones(9))[-1] < 0.6

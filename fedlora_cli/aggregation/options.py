@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fedlora_cli.counts import MAX_RATIO
 from fedlora_cli.errors import UsageError, require
@@ -19,6 +19,17 @@ Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 Target = Literal["peft", "vllm", "sglang", "llama.cpp"]
 BadClient = Literal["refuse", "skip"]
 
+
+#: The words of the choices that are words; what is not given is None.
+_WORDS: dict[str, tuple[str | None, ...]] = {
+    "basis": get_args(Basis),
+    "missing": get_args(Missing),
+    "dora": get_args(Dora),
+    "split": get_args(Split),
+    "on_bad_client": get_args(BadClient),
+    "robust": (*get_args(Robust), None),
+    "dtype": (*get_args(Dtype), None),
+}
 
 _KRUM = "Multi-Krum leaves out a number of clients that you name: give both"
 
@@ -86,6 +97,10 @@ class Options:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        for name, words in _WORDS.items():
+            value = getattr(self, name)
+            flag = f"--{name.replace('_', '-')}"
+            require(value in words, flag, repr(value), f"one of {', '.join(filter(None, words))}")
         require(self.rank is None or self.rank >= 1, "--rank", self.rank, "1 or more")
         require(self.energy is None or 0 < self.energy <= 1, "--energy", self.energy, "in (0, 1]")
         require(0 <= self.momentum < 1, "--momentum", self.momentum, "in [0, 1)")
@@ -121,7 +136,6 @@ class Options:
             "min_clients",
             "max_count_ratio",
             "allow_copies",
-            "target",
             "rank",
             "energy",
             "momentum",

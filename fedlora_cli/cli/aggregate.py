@@ -321,6 +321,8 @@ def _say_what_next(console: Console, output: Path, options: Options) -> None:
     for flag, value in options.changed().items():
         if flag not in ("--previous", "--before-previous"):
             chosen += f" {flag}" if value is True else f" {flag} {quoted(value)}"
+    if options.target is not None:
+        chosen += f" --target {options.target}"
     if options.rounds is not None:
         chosen += f" --rounds {quoted(options.rounds)}"
     elif method.uses_previous or options.momentum:

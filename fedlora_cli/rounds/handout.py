@@ -23,6 +23,7 @@ from fedlora_cli.files.folder import (
     other_than_folders,
 )
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
+from fedlora_cli.formats.peft.names import LORA_BIAS
 from fedlora_cli.render.report.handout import HandoutRow
 from fedlora_cli.rounds.recipients import Recipient
 from fedlora_cli.stored import at_rank, cast, stored_bytes
@@ -82,7 +83,7 @@ def hand_out(
             factors=factors,
             alphas={name: share.alpha for name, share in one.shares.items()},
             layouts={name: share.layout for name, share in one.shares.items()},
-            tensors={name: tensor.read() for name, tensor in one.tensors.items()},
+            tensors={name: _at_scale(one, name) for name in one.tensors},
             modules_to_save=tuple(sorted(owner for owner in owners if owner is not None)),
             facts=one.facts,
         )
@@ -95,6 +96,16 @@ def hand_out(
         return tuple(
             engine.run(lambda one: write(place / one.name, one), recipients, jobs, progress)
         )
+
+
+def _at_scale(one: Recipient, name: str) -> Tensor:
+    """A full tensor; a bias on lora_B so that the recipient's scaling makes one update of it."""
+    tensor = one.tensors[name]
+    if tensor.scale is None:
+        return tensor.read()
+    module = name.removesuffix(LORA_BIAS)
+    value = tensor.read()
+    return (value.double() * (tensor.scale / one.scale(module))).to(value.dtype)
 
 
 def nothing(shape: tuple[int, int]) -> Factors:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fedlora_cli import engine
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.analysis.inspection.values import check_base_weights, look_at
@@ -21,15 +23,15 @@ def screened(
     """
     faults: list[InputError] = []
     report: Report = refuse
+    samples: dict[Path, float] | None = None
     if task.options.on_bad_client == "skip":
         task = _with_whole_values(task, jobs, stage("reading values"))
         report = faults.append
+        samples = {one.adapter.path: one.samples for one in task.clients.cohort.clients}
     adapters = _adapters(task)
     digests = digests_of(adapters, jobs, stage("reading clients"), report)
     if not task.options.allow_copies:
-        # Whose upload it was cannot be told: that it counts for less bounds what a thief gets.
-        least_first = sorted(task.clients.cohort.clients, key=lambda client: client.samples)
-        check_copies([client.adapter for client in least_first], digests, report)
+        check_copies(adapters, digests, report, samples)
     task = task.without(faults)
     names = task.clients.cohort.names
     return task, {name: digests[one.path] for name, one in zip(names, _adapters(task), strict=True)}

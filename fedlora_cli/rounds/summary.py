@@ -16,7 +16,7 @@ from fedlora_cli.render.report.aggregate import (
     ModuleRow,
     PartitionRow,
 )
-from fedlora_cli.rounds.tensors import left_out, tensor_names
+from fedlora_cli.rounds.tensors import left_out, lone_heads, tensor_names
 from fedlora_cli.rounds.warnings import (
     copies,
     fading,
@@ -80,6 +80,7 @@ def summarize(
             *fading(plan, weights),
             *missing_unused(plan),
             *left_out(plan),
+            *lone_heads(plan),
             *(["the global update is zero in every module"] if results and total == 0 else []),
         ),
         version=__version__,

@@ -16,17 +16,39 @@ from fedlora_cli.weights import FloatArray, Weights, capped
 
 
 def tensor_names(plan: Plan) -> tuple[str, ...]:
-    """The tensors of the output: those of the trusted clients, and the previous adapter's own."""
+    """The tensors of the output: those of the trusted clients, and the previous adapter's own.
+
+    Base weights only where most clients send them: loading them replaces the base model's.
+    """
     previous = plan.previous.tensors if plan.previous is not None else {}
-    held = (name for name in plan.cohort.tensors if _holders(plan, name))
+    held = (name for name in plan.cohort.tensors if _is_held(plan, name))
     return tuple(sorted({*held, *previous}))
 
 
 def left_out(plan: Plan) -> tuple[str, ...]:
     """A warning where tensors are not written because nobody who has them is trusted."""
     missing = sorted(set(plan.cohort.tensors) - set(tensor_names(plan)))
+    base = [name for name in missing if _is_base(plan, name)]
+    rest = [name for name in missing if name not in base]
     who = "only clients that --robust leaves out have them"
-    return (f"not written, as {who}: {shortened(missing)}",) if missing else ()
+    return (
+        *([f"not written, as {who}: {shortened(rest)}"] if rest else []),
+        *([f"base weights that few clients send, not written: {shortened(base)}"] if base else []),
+    )
+
+
+def lone_heads(plan: Plan) -> tuple[str, ...]:
+    """A warning for every client that alone has tensors which replace the base model's."""
+    alone: dict[int, list[str]] = {}
+    for name in tensor_names(plan):
+        holders = _holders(plan, name)
+        if len(holders) == 1 and len(plan.cohort.clients) > 1:
+            alone.setdefault(holders[0], []).append(name)
+    names = plan.cohort.names
+    return tuple(
+        f"{shortened(held)} of {names[k]} alone: no other client has a say in it"
+        for k, held in alone.items()
+    )
 
 
 def modules_to_save(plan: Plan) -> tuple[str, ...]:
@@ -49,14 +71,19 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
 
     A tensor that only the previous adapter has is kept. Whole numbers, such as the counters of a
     normalisation layer, are averaged and rounded. Base weights beside an adapted embedding are not
-    trained, so they must be the same everywhere. A bias on lora_B is an update: of s_k b_k, divided
-    by the scaling of the output. Raises InputError.
+    trained, so they must be the same everywhere. A bias on lora_B is the mean of the s_k b_k,
+    divided by the scaling of the output: it has no rank index, so that no rule by rank holds for
+    it. Raises InputError.
     """
     holders = _holders(plan, name)
     if not holders:
         if plan.previous is None:
             raise KeyError(name)
-        return plan.previous.tensors[name].read()
+        kept = plan.previous.tensors[name]
+        value = kept.read()
+        if kept.scale is None:
+            return value
+        return (value.double() * (kept.scale / plan.scale)).to(value.dtype)
     tensors = [plan.cohort.clients[k].adapter.tensors[name] for k in holders]
     first = tensors[0].read()
     if tensors[0].role == "base":
@@ -74,6 +101,18 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
     if not bool(torch.isfinite(result).all()):
         raise InputError(name, f"its mean overflows {result.dtype}", "save the heads as float32")
     return result
+
+
+def _is_held(plan: Plan, name: str) -> bool:
+    holders = _holders(plan, name)
+    if _is_base(plan, name):
+        return 2 * len(holders) > len(plan.cohort.clients)
+    return bool(holders)
+
+
+def _is_base(plan: Plan, name: str) -> bool:
+    tensors = (client.adapter.tensors.get(name) for client in plan.cohort.clients)
+    return next(one.role == "base" for one in tensors if one is not None)
 
 
 def _holders(plan: Plan, name: str) -> list[int]:

@@ -27,9 +27,9 @@ def lone(plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]) -
     for (first, last, k), (weight, owned) in lone_holders(plan, weights, bounds).items():
         where = "" if owned == len(weights) else f" in {owned} of {len(weights)} modules"
         warnings.append(
-            f"rank index {rank_range(first, last)} comes from {plan.cohort.names[k]} "
-            f"{'alone' if weight >= 1 else 'nearly alone'}{where}, with weight {weight:.2f} for {shares[k]:.2f} of the "
-            "samples" + ("; --quorum or --max-rank bounds that" if adjustable else "")
+            f"rank index {rank_range(first, last)} comes from {plan.cohort.names[k]}, alone or "
+            f"nearly so{where}, with weight {weight:.2f} for {shares[k]:.2f} of the samples"
+            + ("; --quorum or --max-rank bounds that" if adjustable else "")
         )
     return tuple(warnings)
 

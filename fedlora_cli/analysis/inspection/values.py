@@ -52,12 +52,12 @@ def check_base_weights(looks: Iterable[Look], report: Report) -> None:
         if look.digest is not None:
             said.setdefault(look.item.name, []).append((look.digest, look.item.adapter))
     for name, digests in said.items():
-        expected, _ = usual(digests)
+        most = usual(digests)
         for digest, adapter in digests:
-            if digest != expected:
+            if digest != most.value:
                 found = f"its base weights {name} differ from the other clients'"
                 cure = "start all clients from one base model with one vocabulary"
-                report(InputError(adapter.weights_file, found, cure))
+                report(most.misfit(adapter.weights_file, found, cure))
 
 
 def _look(item: Item) -> Look:

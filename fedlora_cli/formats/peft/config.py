@@ -36,6 +36,9 @@ _HARMLESS = {
 }
 
 
+#: Heads are few; nobody saves every module in full and trains factors beside.
+_MOST_SAVED = 256
+
 #: Fields that decide what the tensors mean, in the order in which they are checked.
 _MEANINGS = (
     "r",
@@ -133,7 +136,8 @@ class Config:
 
     @cached_property
     def modules_to_save(self) -> tuple[str, ...]:
-        return self.fields.strings("modules_to_save")
+        # Every tensor is looked up among these, one by one.
+        return self.fields.strings("modules_to_save", _MOST_SAVED)
 
     @cached_property
     def bias(self) -> str:
@@ -150,6 +154,15 @@ class Config:
     @cached_property
     def target_parameters(self) -> tuple[str, ...]:
         return self.fields.strings("target_parameters")
+
+    @cached_property
+    def parameters(self) -> Mapping[str, tuple[str, ...]]:
+        """The targeted parameters by the end of the name of their module."""
+        found: dict[str, tuple[str, ...]] = {}
+        for target in self.target_parameters:
+            owner, _, name = target.rpartition(".")
+            found[owner] = (*found.get(owner, ()), name)
+        return found
 
     @cached_property
     def trainable_tokens(self) -> Mapping[str, tuple[int, ...]]:

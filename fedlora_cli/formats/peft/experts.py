@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, Report
+from fedlora_cli.files.safetensors import Entry
 from fedlora_cli.formats.peft.config import Config
 
 if TYPE_CHECKING:
@@ -31,14 +33,18 @@ class Share:
     parameter: str = ""
 
 
+#: The most parameters of one module: orders of them are tried. Known models have two.
+_MOST_PARAMETERS = 4
+
+#: The most experts of one module; known models have 512.
+_MOST_EXPERTS = 2048
+
+
 def parameters_of(config: Config, module: str) -> tuple[str, ...]:
     """The parameters of this module that `target_parameters` names, as PEFT matches them."""
-    found = set()
-    for target in config.target_parameters:
-        owner, _, parameter = target.rpartition(".")
-        if not owner or f".{module}".endswith(f".{owner}"):
-            found.add(parameter)
-    return tuple(sorted(found))
+    parts = module.split(".")
+    owners = ["", *(".".join(parts[start:]) for start in range(len(parts)))]
+    return tuple(sorted({name for one in owners for name in config.parameters.get(one, ())}))
 
 
 def shares_of(weights: Path, config: Config, module: str, rows: Sequence[int]) -> list[Share]:
@@ -48,6 +54,9 @@ def shares_of(weights: Path, config: Config, module: str, rows: Sequence[int]) -
     order gives all pairs the same number of experts. Raises InputError.
     """
     parameters = parameters_of(config, module)
+    if len(parameters) > _MOST_PARAMETERS:
+        found = f"{len(parameters)} parameters of {module} in target_parameters"
+        raise InputError(weights, found, f"name at most {_MOST_PARAMETERS} of one module")
     fitting: dict[tuple[Share, ...], list[tuple[str, ...]]] = {}
     for order in permutations(parameters, len(rows)):
         names = [f"{module}.{parameter}" for parameter in order]
@@ -70,9 +79,33 @@ def shares_of(weights: Path, config: Config, module: str, rows: Sequence[int]) -
         found = f"the file does not say which factors of {module} have which alpha"
         raise InputError(weights, found, "train the parameters of one module with one alpha")
     [(shares, orders)] = fitting.items()
+    if max(share.experts for share in shares) > _MOST_EXPERTS:
+        found = f"more than {_MOST_EXPERTS} experts of {module}"
+        raise InputError(weights, found, "correct r; lora_A has experts x rank rows")
     if len(orders) > 1:
         return list(shares)
     return [replace(share, parameter=name) for share, name in zip(shares, orders[0], strict=True)]
+
+
+class SharedB:
+    """The B of all experts, which each of them needs whole: its columns are interleaved.
+
+    It is kept from the first expert that reads it to the last, and read anew by the next pass.
+    """
+
+    def __init__(self, entry: Entry, experts: int) -> None:
+        self._entry, self._experts = entry, experts
+        self._lock = Lock()
+        self._kept: Tensor | None = None
+        self._taken = 0
+
+    def read(self, report: Report) -> Tensor:
+        """Raises InputError."""
+        with self._lock:
+            B = self._entry.read(report) if self._kept is None else self._kept
+            self._taken += 1
+            self._kept = None if self._taken % self._experts == 0 else B
+            return B
 
 
 def expert_of(B: Tensor, expert: int, experts: int) -> Tensor:

@@ -94,12 +94,14 @@ class Fields:
             raise self._refuse(name, value, f"one of {', '.join(TASK_TYPES)}")
         return value
 
-    def strings(self, name: str) -> tuple[str, ...]:
-        """A list of names; one name alone counts as a list of one."""
+    def strings(self, name: str, most: int | None = None) -> tuple[str, ...]:
+        """A list of names, at most so many; one name alone counts as a list of one."""
         value = self._get(name) or []
         value = [value] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(i, str) and i for i in value):
             raise self._refuse(name, value, "a list of module names")
+        if most is not None and len(value) > most:
+            raise self._refuse(name, f"a list of {len(value)}", f"a list of at most {most} names")
         return tuple(value)
 
     def names(self, name: str) -> str | frozenset[str] | None:

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def role_of(weights: Path, name: str, pairs: Collection[str], config: Config) -> Role:
-    """What a tensor beside these pairs of factors is. What is not understood is refused by name.
+def role_of(
+    weights: Path, name: str, pairs: Collection[str], targets: Collection[str], config: Config
+) -> Role:
+    """What a tensor is beside these pairs of factors, which adapt the modules `targets`.
+
+    What is not understood is refused by name.
 
     Raises InputError.
     """
@@ -47,7 +51,7 @@ def role_of(weights: Path, name: str, pairs: Collection[str], config: Config) ->
                 found = f"{name}, but no factors of {module}"
                 raise InputError(weights, found, "save the adapter again, whole")
             return role
-    if is_bias(name, config.bias, {target_of(pair) for pair in pairs}):
+    if is_bias(name, config.bias, targets):
         return "bias"
     if is_base_weight(name, pairs):
         return "base"

@@ -41,13 +41,17 @@ _WRAPPED = ".base_layer"
 
 #: What frameworks put around a whole model, or around parts of it.
 _AROUND = re.compile(
-    r"(?:(?:module|model|_orig_mod|_fsdp_wrapped_module)\.)+(?=base_model\.model\.)"
+    r"^(?:(?:module|model|_orig_mod|_fsdp_wrapped_module)\.)+(?=base_model\.model\.)"
 )
 _INSIDE = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module)\.")
 
+#: A head under the name of its adapter, beside which a whole model's state has the original.
+_SAVED = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
+_ORIGINAL = ".original_module."
+
 #: The name of the adapter that is left in a key of a whole model's state.
 _NAMED = re.compile(
-    r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
+    r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta)\.(?!weight$|bias$)[^.]+(\.weight|\.bias|)$"
 )
 
 
@@ -58,8 +62,13 @@ def normalised(key: str) -> str:
     'base_model.model.layers.0.q_proj.lora_A.weight'
     """
     name = _INSIDE.sub("", _AROUND.sub("", key, count=1))
-    name = _NAMED.sub(r".\1\2", name)
+    name = _SAVED.sub("", _NAMED.sub(r".\1\2", name))
     return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
+
+
+def is_original(name: str) -> bool:
+    """Whether it is the base model's own head, beside the one that was trained."""
+    return _ORIGINAL in name
 
 
 def factor_of(key: str) -> tuple[str, Kind, str] | None:

@@ -13,7 +13,7 @@ from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.safetensors import Entry
 from fedlora_cli.formats.peft.config import Config
-from fedlora_cli.formats.peft.experts import Share, expert_of, parameters_of, shares_of
+from fedlora_cli.formats.peft.experts import Share, SharedB, expert_of, parameters_of, shares_of
 from fedlora_cli.formats.peft.names import target_of
 
 
@@ -160,6 +160,7 @@ def _experts(
 
 def _each(name: str, B: Entry, A: Entry, share: Share, config: Config) -> Iterator[Module]:
     scale = config.scale(share.alpha, share.rank)
+    shared = SharedB(B, share.experts)
     for number in range(share.experts):
         yield Module(
             shape=(B.shape[0], A.shape[1]),
@@ -168,12 +169,12 @@ def _each(name: str, B: Entry, A: Entry, share: Share, config: Config) -> Iterat
             scale=scale,
             dtype=widest([B.dtype, A.dtype]),
             layout=Layout("experts", name, (), number, share.experts, share.parameter),
-            read=partial(_read_expert, B, A, share, number, scale),
+            read=partial(_read_expert, shared, A, share, number, scale),
         )
 
 
 def _read_expert(
-    B: Entry, A: Entry, share: Share, number: int, scale: float, report: Report = refuse
+    B: SharedB, A: Entry, share: Share, number: int, scale: float, report: Report = refuse
 ) -> Factors:
     return Factors(
         expert_of(B.read(report), number, share.experts),

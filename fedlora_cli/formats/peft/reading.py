@@ -20,8 +20,10 @@ from fedlora_cli.formats.peft.names import (
     PREFIX,
     WEIGHTS,
     factor_of,
+    is_original,
     normalised,
     shortened_keys,
+    target_of,
 )
 from fedlora_cli.formats.peft.pairs import Pair, explained, modules_of
 
@@ -57,9 +59,10 @@ def read(folder: Path, report: Report = refuse) -> Adapter:
         report(explained(InputError(weights, "no LoRA tensors in it", cure), refused))
     # Before the factors: a tensor of another kind explains why a factor is missing.
     roles: dict[str, Role] = {}
+    targets = {target_of(pair) for pair in pairs}
     for name in others:
         with reporting(told):
-            roles[name] = role_of(weights, name, pairs, config)
+            roles[name] = role_of(weights, name, pairs, targets, config)
     modules = modules_of(weights, pairs, config, refused, report)
     tensors: dict[str, FullTensor] = {}
     for name, role in roles.items():
@@ -97,6 +100,8 @@ def _sort(
         name = normalised(key)
         if name != key:
             foreign.append(key)
+        if is_original(name):
+            continue
         if not name.startswith(PREFIX):
             found = f"a tensor named {key}"
             report(InputError(weights, found, f"PEFT's names begin with {PREFIX}"))
