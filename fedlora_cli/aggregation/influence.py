@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.weights import FloatArray
@@ -29,6 +30,17 @@ class Partition:
     coverage: float
     max_weight: float | None
     heaviest: str | None
+
+
+@dataclass(frozen=True)
+class Lone:
+    """A client's largest weight where it decides by itself, in how many modules it does, and
+    whether it is the only one there in any of them.
+    """
+
+    weight: float
+    modules: int
+    alone: bool
 
 
 def partitions(
@@ -55,11 +67,11 @@ def partitions(
 
 def lone_holders(
     plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]
-) -> dict[tuple[int, int, int], tuple[float, int]]:
+) -> dict[tuple[int, int, int], Lone]:
     """Partitions that one client owns, all of them but for OWNED, beyond its share of the samples.
 
-    Keys are (first, last, client), first and last counted from 1; values the client's largest
-    weight there and in how many modules it owns it. Empty where one client has all samples.
+    Keys are (first, last, client), first and last counted from 1. Empty where one client has all
+    samples.
     """
     shares = plan.cohort.samples / plan.cohort.samples.sum()
     if (shares > 0).sum() < 2:
@@ -68,13 +80,19 @@ def lone_holders(
     for first, last in zip([0, *bounds], bounds, strict=False):
         parts = [one[:, first:last] for one in weights.values()]
         # By module, the weight that each client has where others have next to none: (modules, K).
-        alone = np.array(
-            [(part * (part >= OWNED * part.sum(axis=0))).max(axis=1, initial=0.0) for part in parts]
-        )
-        for k in np.flatnonzero((alone > shares).any(axis=0)):
-            modules = int((alone[:, k] > shares[k]).sum())
-            found[first + 1, last, int(k)] = (float(alone[:, k].max()), modules)
+        owned = np.array([_top(part, part >= OWNED * part.sum(axis=0)) for part in parts])
+        alone = np.array([_top(part, (part > 0).sum(axis=0) == 1) for part in parts])
+        for k in np.flatnonzero((owned > shares).any(axis=0)):
+            modules = int((owned[:, k] > shares[k]).sum())
+            entirely = bool((alone[:, k] > shares[k]).any())
+            found[first + 1, last, int(k)] = Lone(float(owned[:, k].max()), modules, entirely)
     return found
+
+
+def _top(part: FloatArray, where: npt.NDArray[np.bool_]) -> FloatArray:
+    """The largest weight of each client at these rank indices of one module. Shape (K,)."""
+    largest: FloatArray = (part * where).max(axis=1, initial=0.0)
+    return largest
 
 
 def _heaviest(

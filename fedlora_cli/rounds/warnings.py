@@ -24,11 +24,14 @@ def lone(plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]) -
     shares = plan.cohort.samples / plan.cohort.samples.sum()
     adjustable = plan.method.with_quorum is not None and plan.options.quorum is None
     warnings = []
-    for (first, last, k), (weight, owned) in lone_holders(plan, weights, bounds).items():
-        where = "" if owned == len(weights) else f" in {owned} of {len(weights)} modules"
+    for (first, last, k), one in lone_holders(plan, weights, bounds).items():
+        where = (
+            "" if one.modules == len(weights) else f" in {one.modules} of {len(weights)} modules"
+        )
         warnings.append(
-            f"rank index {rank_range(first, last)} comes from {plan.cohort.names[k]}, alone or "
-            f"nearly so{where}, with weight {weight:.2f} for {shares[k]:.2f} of the samples"
+            f"rank index {rank_range(first, last)} comes from {plan.cohort.names[k]} "
+            f"{'' if one.alone else 'nearly '}alone{where}, with weight {one.weight:.2f} for "
+            f"{shares[k]:.2f} of the samples"
             + ("; --quorum or --max-rank bounds that" if adjustable else "")
         )
     return tuple(warnings)
