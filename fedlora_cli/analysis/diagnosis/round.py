@@ -50,7 +50,8 @@ def diagnose_clients(
     seen = findings(plan, rows, measured, shared_rank)
     lone = [
         f"rank index {rank_range(first, last)} is held by {cohort.names[k]} "
-        f"{'' if one.alone else 'nearly '}alone: under raflora it has weight {one.weight:.2f} there; `fedlora aggregate --quorum` bounds that"
+        f"{'' if one.alone else 'nearly '}alone: under raflora it has weight {one.weight:.2f} "
+        "there; `fedlora aggregate --quorum` bounds that"
         for (first, last, k), one in lone_holders(
             plan, plan.weights(), cohort.distinct_ranks
         ).items()
