@@ -67,7 +67,7 @@ def test_a_bad_client_is_refused_in_one_line(tmp_path: Path, whole: Path, fault:
     assert sorted(tmp_path.iterdir()) == before
 
 
-#: What the reading of one damaged round costs at most. An expression is stopped after a second.
+#: What the reading of one damaged round costs at most. An expression is stopped at its limit.
 SECONDS, MIB = 1.0, 64
 SLOW = {"config: an expression that takes every matcher for ever": 3.0}
 

@@ -65,9 +65,12 @@ def begin(root: Path, name: str, at: Callable[[], object] = lambda: None) -> int
         at()
         out = str(root / "out")
         sys.argv = ["fedlora", "aggregate", str(root / name), "-o", out, "--force", "--jobs", "1"]
-        main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 70
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 70
+    except SystemExit as late:  # asked to stop when all was done
+        code = late.code if isinstance(late.code, int) else 70
     finally:
         os._exit(code)
 

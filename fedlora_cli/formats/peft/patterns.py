@@ -22,7 +22,7 @@ from fedlora_cli.errors import InputError
 
 #: Seconds for one match, where an honest pattern and name need microseconds; and for all matching
 #: of one config, where 4000 patterns and 4000 names need this long.
-MATCH_LIMIT = 1.0
+MATCH_LIMIT = 0.5
 TIME_LIMIT = 30.0
 
 #: Characters of an expression; one that names every module of a 405B model has 60 000.
