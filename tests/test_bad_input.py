@@ -68,7 +68,7 @@ def test_a_bad_client_is_refused_in_one_line(tmp_path: Path, whole: Path, fault:
 
 
 #: What the reading of one damaged round costs at most. An expression is stopped at its limit.
-SECONDS, MIB = 1.0, 64
+SECONDS, MIB = 1.0, 50
 SLOW = {"config: an expression that takes every matcher for ever": 3.0}
 
 #: Reads every folder on standard input, and tells what each cost beyond what stood before.

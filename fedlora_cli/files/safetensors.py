@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 
 #: Far more than that model has.
-MAX_TENSORS = 200_000
+MAX_TENSORS = 150_000
 
 #: How many of these stand in the description of one tensor at most. JSON made of nothing else takes
 #: 30 times its length in memory.
