@@ -114,6 +114,23 @@ def test_base_weights_of_one_client_do_not_replace_the_base_model(tmp_path: Path
     assert any("base weights that few clients send" in warning for warning in report.warnings)
 
 
+def test_base_weights_of_the_previous_adapter_stay_where_one_client_sends_others(
+    tmp_path: Path,
+) -> None:
+    name = "model.embed_tokens.weight"
+    make(tmp_path, Spec("last", rank=2, samples=None, tensors={name: torch.full((5, 4), 3.0)}))
+    evil = {name: torch.full((5, 4), 7.0)}
+    for k in range(4):
+        make(tmp_path / "round", Spec(f"client-{k}", rank=2, tensors=evil if k == 0 else {}))
+
+    options = Options(previous=tmp_path / "last", verify=True)
+    report = aggregate([tmp_path / "round"], tmp_path / "out", options)
+
+    assert any("base weights that few clients send" in warning for warning in report.warnings)
+    assert not any("has a say in it" in warning for warning in report.warnings)
+    assert (load_file(tmp_path / "out" / WEIGHTS)[PREFIX + name] == 3.0).all()
+
+
 def test_a_head_of_one_client_alone_is_said(tmp_path: Path) -> None:
     more: dict[str, Any] = {"config": {"modules_to_save": ["score"]}}
     for k in range(3):

@@ -5,7 +5,6 @@ Both need every update once before the first module can be aggregated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,14 +36,19 @@ def is_bounded(plan: Plan) -> bool:
 def bounded(plan: Plan, jobs: int, progress: engine.Progress) -> Plan:
     """The plan with every client's clip and trust. Raises InputError."""
     names = [*plan.cohort.modules, *_biases(plan)]
-    looks = list(engine.run(lambda name: _look(plan, name), names, jobs, progress))
-    norms = np.sqrt(np.sum([look.energies for look in looks], axis=0))
+    energies = np.zeros(len(plan.cohort.clients))
+    total: Comparison | None = None
+    # Summed as they come: matrices of all pairs of clients for every module would not fit.
+    for look in engine.run(lambda name: _look(plan, name), names, jobs, progress):
+        energies += look.energies
+        if look.comparison is not None:
+            total = look.comparison if total is None else total + look.comparison
+    norms = np.sqrt(energies)
     clip = np.ones_like(norms)
     if plan.options.clip_norm is not None:
         limit = plan.options.clip_norm
         clip = clip_factors(norms, clip_limit(norms) if limit == "auto" else limit)
-    trust = _trust(plan, [look.comparison for look in looks if look.comparison is not None])
-    return replace(plan, clip=clip, trust=trust, norms=norms)
+    return replace(plan, clip=clip, trust=_trust(plan, total), norms=norms)
 
 
 def _biases(plan: Plan) -> list[str]:
@@ -75,14 +79,11 @@ def _look(plan: Plan, name: str) -> _Look:
     return _Look(norms**2, compare(updates, plan.cohort.distinct_ranks) if wanted else None)
 
 
-def _trust(plan: Plan, comparisons: Sequence[Comparison]) -> FloatArray:
+def _trust(plan: Plan, total: Comparison | None) -> FloatArray:
     """Multipliers (K,) for the samples; 1 without a robust rule."""
     samples = plan.cohort.samples
-    if not comparisons:
+    if total is None:
         return np.ones_like(samples)
-    total = comparisons[0]
-    for one in comparisons[1:]:
-        total += one
     distances = relative(total)
     if plan.options.robust == "geometric-median":
         return geometric_median(distances, samples)

@@ -26,14 +26,17 @@ def tensor_names(plan: Plan) -> tuple[str, ...]:
 
 
 def left_out(plan: Plan) -> tuple[str, ...]:
-    """A warning where tensors are not written because nobody who has them is trusted."""
-    missing = sorted(set(plan.cohort.tensors) - set(tensor_names(plan)))
-    base = [name for name in missing if _is_base(plan, name)]
-    rest = [name for name in missing if name not in base]
+    """A warning where the clients' tensors do not count: nobody who has them is trusted, or they are
+    base weights of few.
+    """
+    unheld = sorted(name for name in plan.cohort.tensors if not _is_held(plan, name))
+    base = [name for name in unheld if _is_base(plan, name)]
+    rest = [name for name in unheld if name not in base]
     who = "only clients that --robust leaves out have them"
+    few = "base weights that few clients send are left out"
     return (
-        *([f"not written, as {who}: {shortened(rest)}"] if rest else []),
-        *([f"base weights that few clients send, not written: {shortened(base)}"] if base else []),
+        *([f"tensors are left out, as {who}: {shortened(rest)}"] if rest else []),
+        *([f"{few}: {shortened(base)}"] if base else []),
     )
 
 
@@ -42,7 +45,7 @@ def lone_heads(plan: Plan) -> tuple[str, ...]:
     alone: dict[int, list[str]] = {}
     for name in tensor_names(plan):
         holders = _holders(plan, name)
-        if len(holders) == 1 and len(plan.cohort.clients) > 1:
+        if _is_held(plan, name) and len(holders) == 1 and len(plan.cohort.clients) > 1:
             alone.setdefault(holders[0], []).append(name)
     names = plan.cohort.names
     return tuple(
@@ -69,14 +72,14 @@ def modules_to_save(plan: Plan) -> tuple[str, ...]:
 def average_tensor(plan: Plan, name: str) -> Tensor:
     """sum_k n_k T_k / sum n_k over the trusted clients that have it, in their dtype.
 
-    A tensor that only the previous adapter has is kept. Whole numbers, such as the counters of a
+    A tensor that only the previous adapter has is kept, as are its base weights where few clients
+    send any. Whole numbers, such as the counters of a
     normalisation layer, are averaged and rounded. Base weights beside an adapted embedding are not
     trained, so they must be the same everywhere. A bias on lora_B is the mean of the s_k b_k,
     divided by the scaling of the output: it has no rank index, so that no rule by rank holds for
     it. Raises InputError.
     """
-    holders = _holders(plan, name)
-    if not holders:
+    if not _is_held(plan, name):
         if plan.previous is None:
             raise KeyError(name)
         kept = plan.previous.tensors[name]
@@ -84,6 +87,7 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
         if kept.scale is None:
             return value
         return (value.double() * (kept.scale / plan.scale)).to(value.dtype)
+    holders = _holders(plan, name)
     tensors = [plan.cohort.clients[k].adapter.tensors[name] for k in holders]
     first = tensors[0].read()
     if tensors[0].role == "base":
@@ -104,8 +108,9 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
 
 
 def _is_held(plan: Plan, name: str) -> bool:
+    """Whether the clients decide what the tensor is: any that has it, of base weights most."""
     holders = _holders(plan, name)
-    if _is_base(plan, name):
+    if holders and _is_base(plan, name):
         return 2 * len(holders) > len(plan.cohort.clients)
     return bool(holders)
 
