@@ -26,7 +26,7 @@ def tensor_names(plan: Plan) -> tuple[str, ...]:
 
 
 def left_out(plan: Plan) -> tuple[str, ...]:
-    """A warning where the clients' tensors do not count: nobody who has them is trusted, or they are
+    """A warning where tensors of clients do not count: nobody who has them is trusted, or they are
     base weights of few.
     """
     unheld = sorted(name for name in plan.cohort.tensors if not _is_held(plan, name))
