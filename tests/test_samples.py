@@ -39,6 +39,7 @@ def test_the_samples_are_small_and_name_no_machine() -> None:
             json.loads(path.read_text())
 
 
+@pytest.mark.long
 def test_the_script_makes_the_samples_again(tmp_path: Path) -> None:
     """The same files, shapes and configs; values as close as training on another processor is."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -118,6 +119,7 @@ def test_the_sample_rounds_are_as_accurate_as_the_readme_says(method: str, share
     assert f"{100 * share:.0f} %" in readme.split("A collapse is a fact", 1)[1].split("\n\n", 1)[0]
 
 
+@pytest.mark.long
 def test_the_script_makes_the_first_of_the_sample_rounds_again(tmp_path: Path) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     script = [sys.executable, str(SAMPLES / "make_rounds.py"), "--rounds", "1"]
