@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedlora_cli.clients import read_clients
     from fedlora_cli.cohort import Client, Cohort, align
     from fedlora_cli.errors import (
+        ClusterError,
         FedloraError,
         InputError,
         OutputError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from fedlora_cli.factors import Factors
+    from fedlora_cli.files.locations import location
     from fedlora_cli.formats import read
     from fedlora_cli.method import Method
     from fedlora_cli.methods import METHODS
@@ -63,6 +65,7 @@ _HOMES = {
     "AggregateReport": "render.report.aggregate",
     "Arm": "simulation.options",
     "Client": "cohort",
+    "ClusterError": "errors",
     "Cohort": "cohort",
     "CompareReport": "render.report.compare",
     "DiagnoseOptions": "analysis.diagnosis.options",
@@ -97,6 +100,7 @@ _HOMES = {
     "distribute": "rounds.distribute",
     "initialise": "rounds.initialise",
     "inspect": "analysis.inspection.inspect",
+    "location": "files.locations",
     "predict": "analysis.prediction.predict",
     "read": "formats",
     "read_clients": "clients",
@@ -109,6 +113,7 @@ __all__ = [
     "AggregateReport",
     "Arm",
     "Client",
+    "ClusterError",
     "Cohort",
     "CompareReport",
     "DiagnoseOptions",
@@ -143,6 +148,7 @@ __all__ = [
     "distribute",
     "initialise",
     "inspect",
+    "location",
     "predict",
     "read",
     "read_clients",

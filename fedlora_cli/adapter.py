@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from fedlora_cli.errors import Report, refuse
 from fedlora_cli.factors import Factors
+from fedlora_cli.files.entries import Entry, read_entries
+from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,12 @@ Kind = Literal["linear", "embedding", "convolution", "experts"]
 Role = Literal["saved", "base", "bias", "token", "magnitude", "lora_bias"]
 
 Content = TypeVar("Content", covariant=True)
+
+
+class Put(Protocol):
+    """Takes the factors of a module, or a full tensor, by its name. Raises OSError."""
+
+    def __call__(self, name: str, content: Factors | Tensor) -> None: ...
 
 
 class Read(Protocol[Content]):
@@ -60,7 +67,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Module:
-    """An adapted module, known from headers alone; `read` brings its factors, all values finite.
+    """An adapted module, known from headers alone: `build` makes its factors of its `entries`.
 
     `shape` is (out, in) of the update, `alpha` is PEFT's lora_alpha in this module, `scale` its
     scaling, both NaN where a config is broken and that was not refused; `dtype` is torch's name of
@@ -74,7 +81,12 @@ class Module:
     scale: float
     dtype: str
     layout: Layout
-    read: Read[Factors]
+    entries: tuple[Entry, ...]
+    build: Callable[[Sequence[Tensor]], Factors]
+
+    def read(self, report: Report = refuse) -> Factors:
+        """Its factors; values that are not finite go to `report`. Raises InputError."""
+        return self.build(read_entries(self.entries, report))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +133,8 @@ class Adapter:
     its format; `notes` are remarks about the reading that the user should see.
     """
 
-    path: Path
-    weights_file: Path
+    path: Location
+    weights_file: Location
     modules: Mapping[str, Module]
     tensors: Mapping[str, FullTensor]
     facts: Facts
@@ -134,11 +146,37 @@ class Adapter:
         """The largest rank of any module."""
         return max(module.rank for module in self.modules.values())
 
+    def of(self, names: Collection[str]) -> Adapter:
+        """The same with these modules and tensors alone, without remarks. It may have none left."""
+        return replace(
+            self,
+            modules={name: self.modules[name] for name in names if name in self.modules},
+            tensors={name: self.tensors[name] for name in names if name in self.tensors},
+            notes=(),
+        )
+
+
+def read_modules(
+    adapter: Adapter, names: Iterable[str], report: Report = refuse
+) -> dict[str, Factors]:
+    """The factors of those modules that the adapter has. What lies side by side in its file is read
+    as one range, what they share is read once. Raises InputError.
+    """
+    held = {name: adapter.modules[name] for name in names if name in adapter.modules}
+    entries = [entry for module in held.values() for entry in module.entries]
+    tensors = iter(read_entries(entries, report))
+    return {
+        name: module.build([next(tensors) for _ in module.entries]) for name, module in held.items()
+    }
+
 
 @dataclass(frozen=True, eq=False)
 class NewAdapter:
-    """An adapter ready to be written. `alphas` are lora_alpha by module: the scale of its factors
-    is alpha / r, or alpha / sqrt(r) where `facts.rslora` says so.
+    """An adapter to be written. `alphas` are lora_alpha by module: the scale of its factors is
+    alpha / r, or alpha / sqrt(r) where `facts.rslora` says so.
+
+    Its factors and tensors may be on torch's meta device, which knows shapes and dtypes alone: then
+    it describes what will be put into a folder piece by piece.
     """
 
     factors: Mapping[str, Factors]

@@ -12,23 +12,26 @@ from fedlora_cli.adapter import Adapter, Facts
 from fedlora_cli.cohort import Client, Cohort, align
 from fedlora_cli.counts import MAX_RATIO, check_ratio, counts_from_file, counts_from_folders
 from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
+from fedlora_cli.files.locations import location
 from fedlora_cli.naming import name_folders
+from fedlora_cli.remote import Location, Remote, asked
 
 #: What the public functions take for their clients: one folder, or several.
-Paths = Path | str | Sequence[Path | str]
+Paths = Location | str | Sequence[Location | str]
 
 #: Who vouches for the sample counts: a file, the clients' own folders, or nobody, and all count the
 #: same.
 SamplesFrom = Literal["operator", "clients", "uniform"]
 
 
-def paths_of(given: Paths) -> list[Path]:
-    """The folders given, one alone among them.
+def paths_of(given: Paths) -> list[Location]:
+    """The folders given, one alone among them. Raises UsageError.
 
     >>> paths_of("round-01") == paths_of([Path("round-01")])
     True
     """
-    return [Path(one) for one in ([given] if isinstance(given, (str, Path)) else given)]
+    several = [given] if isinstance(given, (str, Path, Remote)) else given
+    return [location(one) for one in several]
 
 
 _UNIFORM = "no sample counts found, all clients count the same; --samples FILE gives them"
@@ -51,15 +54,15 @@ class Clients:
     """
 
     cohort: Cohort
-    told: Mapping[Path, float]
+    told: Mapping[Location, float]
     samples_from: SamplesFrom
     remarks: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
 
 
 def read_clients(
-    paths: Sequence[Path],
-    samples: Path | None = None,
+    paths: Sequence[Location],
+    samples: Location | None = None,
     base_model: str | None = None,
     report: Report = refuse,
     *,
@@ -80,7 +83,7 @@ def read_clients(
     named, left_out = name_folders(paths, keeping(report, refused), adapter)
     if not named:
         raise refused[0]
-    adapters = [read_adapter(formats.inside(folder, adapter), report) for _, folder in named]
+    adapters = read_adapters([formats.inside(folder, adapter) for _, folder in named], report)
     check_files(adapters, report)
     faults: list[InputError] = []
     told, remarks = sample_counts(
@@ -105,14 +108,14 @@ def read_clients(
 
 
 def sample_counts(
-    named: Sequence[tuple[str, Path]],
-    samples: Path | None,
+    named: Sequence[tuple[str, Location]],
+    samples: Location | None,
     report: Report,
     *,
     others: Collection[str] | None,
     adapter: str | None,
     max_count_ratio: float | None,
-) -> tuple[dict[Path, float], tuple[str, ...]]:
+) -> tuple[dict[Location, float], tuple[str, ...]]:
     """The sample counts of the clients in these folders by folder, as far as they are known, and
     remarks. `others` are names that the file may know besides, None for any.
     """
@@ -129,14 +132,14 @@ def sample_counts(
     return counts, tuple(f"{one.where}: {one.found}; aggregate refuses that" for one in beyond)
 
 
-def vouching(samples: Path | None, counts: Mapping[Path, float]) -> SamplesFrom:
+def vouching(samples: Location | None, counts: Mapping[Location, float]) -> SamplesFrom:
     """Who vouches for these counts, which the file `samples` told if there is one."""
     if not counts:
         return "uniform"
     return "clients" if samples is None else "operator"
 
 
-def uniform(counts: Mapping[Path, float]) -> tuple[str, ...]:
+def uniform(counts: Mapping[Location, float]) -> tuple[str, ...]:
     """A remark where there are no counts."""
     return () if counts else (_UNIFORM,)
 
@@ -144,7 +147,8 @@ def uniform(counts: Mapping[Path, float]) -> tuple[str, ...]:
 def check_files(adapters: Iterable[Adapter], report: Report) -> None:
     """One file under two names, by a link, would vote twice."""
     first: dict[tuple[int, int], Path] = {}
-    for file in sorted((adapter.weights_file for adapter in adapters), key=Path.is_symlink):
+    files = [one.weights_file for one in adapters if isinstance(one.weights_file, Path)]
+    for file in sorted(files, key=Path.is_symlink):
         try:
             status = file.stat()
         except OSError:  # which was reported when it was read
@@ -154,7 +158,25 @@ def check_files(adapters: Iterable[Adapter], report: Report) -> None:
             report(InputError(file, f"the same file as {same}", "count every upload once"))
 
 
-def read_adapter(folder: Path, report: Report) -> Adapter:
+def read_adapters(folders: Sequence[Location], report: Report) -> list[Adapter]:
+    """The adapters in these folders. Those in a store are read many at a time."""
+
+    def read(folder: Location) -> tuple[Adapter, list[InputError]]:
+        """A report is told in turn: what is read ahead keeps its faults until then."""
+        faults: list[InputError] = []
+        told = faults.append if isinstance(folder, Remote) else report
+        return read_adapter(folder, told), faults
+
+    adapters = []
+    for answer in asked(read, folders):
+        adapter, faults = answer()
+        for fault in faults:
+            report(fault)
+        adapters.append(adapter)
+    return adapters
+
+
+def read_adapter(folder: Location, report: Report) -> Adapter:
     """The adapter in the folder; with nothing in it where not even that can be looked at."""
     with reporting(report):
         return formats.read(folder, report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -79,6 +79,13 @@ class Cohort:
         """The narrowest dtype that holds the factors of all clients."""
         adapters = [client.adapter for client in self.clients]
         return widest(m.dtype for adapter in adapters for m in adapter.modules.values())
+
+    def of(self, names: Collection[str]) -> Cohort:
+        """The same clients with these modules and tensors alone, without remarks."""
+        clients = tuple(replace(one, adapter=one.adapter.of(names)) for one in self.clients)
+        modules = {name for one in clients for name in one.adapter.modules}
+        tensors = {name for one in clients for name in one.adapter.tensors}
+        return Cohort(clients, tuple(sorted(modules)), tuple(sorted(tensors)), self.facts, ())
 
     def ranks(self, module: str) -> IntArray:
         """r_k in that module, shape (K,); 0 where a client does not adapt it."""

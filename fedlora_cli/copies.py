@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from fedlora_cli import engine
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.errors import InputError, Report
 from fedlora_cli.files.digests import sha256_of
+from fedlora_cli.remote import Location, is_same_file
 
 
 def digests_of(
     adapters: Sequence[Adapter], jobs: int, progress: engine.Progress, report: Report
-) -> dict[Path, str]:
+) -> dict[Location, str]:
     """SHA-256 of every weights file by the adapter's path, as `sha256sum` prints it.
 
     What cannot be read goes to `report`.
@@ -25,7 +25,7 @@ def digests_of(
         except InputError as error:
             return error
 
-    found: dict[Path, str] = {}
+    found: dict[Location, str] = {}
     done = engine.run(digest, adapters, jobs, progress)
     for adapter, result in zip(adapters, done, strict=True):
         if isinstance(result, str):
@@ -37,9 +37,9 @@ def digests_of(
 
 def check_copies(
     adapters: Sequence[Adapter],
-    digests: Mapping[Path, str],
+    digests: Mapping[Location, str],
     report: Report,
-    samples: Mapping[Path, float] | None = None,
+    samples: Mapping[Location, float] | None = None,
 ) -> None:
     """Whether all weights differ; of equal ones, the first stays.
 
@@ -52,7 +52,9 @@ def check_copies(
         if adapter.path not in digests:
             continue
         original = first.setdefault(digests[adapter.path], adapter)
-        if original is not adapter and not original.weights_file.samefile(adapter.weights_file):
+        if original is not adapter and not is_same_file(
+            original.weights_file, adapter.weights_file
+        ):
             found = f"the same weights as {original.path}, to the last byte"
             cure = "count every upload once, or give --allow-copies"
             differ = None if samples is None else _difference(original, adapter, samples)
@@ -68,7 +70,7 @@ def check_copies(
 _MEANING = "its config gives them another meaning"
 
 
-def _difference(one: Adapter, other: Adapter, samples: Mapping[Path, float]) -> str | None:
+def _difference(one: Adapter, other: Adapter, samples: Mapping[Location, float]) -> str | None:
     """In what copies differ although their weights are equal."""
     counts = samples[one.path], samples[other.path]
     if counts[0] != counts[1]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from statistics import median_low
 from typing import Any
 
 from fedlora_cli import formats
 from fedlora_cli.errors import InputError, Report, reporting
 from fedlora_cli.files.documents import exists, parse_object, read_bytes, read_object
+from fedlora_cli.remote import Location, asked
 
 #: Where a client's own folder may tell its sample count, first found wins: fedlora's own file, then
 #: those of the Hugging Face Trainer.
@@ -29,11 +29,11 @@ MAX_RATIO = 100.0
 
 
 def counts_from_file(
-    path: Path,
-    clients: Sequence[tuple[str, Path]],
+    path: Location,
+    clients: Sequence[tuple[str, Location]],
     others: Collection[str] | None,
     report: Report,
-) -> dict[Path, float]:
+) -> dict[Location, float]:
     """The sample counts by the clients' folders, from one file that knows exactly these clients.
 
     `others` are names that it may know besides, None for any. Raises InputError for what is no
@@ -53,14 +53,14 @@ def counts_from_file(
         faults.append(InputError(path, found, "correct the name"))
     for fault in faults:
         report(fault)
-    for name, folder in [] if faults else sorted(clients):
+    for name, folder in [] if faults else sorted(clients, key=lambda one: (one[0], one[1].parts)):
         if name not in raw:
             found = f"no count for {name} in {path}"
             report(InputError(folder, found, "add it, or leave the client out"))
     return {folder: counts[name] for name, folder in clients if name in counts}
 
 
-def _parse_csv(text: bytes, path: Path, report: Report) -> dict[str, Any]:
+def _parse_csv(text: bytes, path: Location, report: Report) -> dict[str, Any]:
     """Lines `client,samples`; a first line with these words is a header."""
     try:
         rows = list(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True))
@@ -87,19 +87,24 @@ def _parse_csv(text: bytes, path: Path, report: Report) -> dict[str, Any]:
 
 
 def counts_from_folders(
-    clients: Sequence[tuple[str, Path]], adapter: str | None, report: Report
-) -> dict[Path, float]:
+    clients: Sequence[tuple[str, Location]], adapter: str | None, report: Report
+) -> dict[Location, float]:
     """The sample counts that the clients' folders tell, in the folder of the `adapter` first.
 
     All must tell one, or nobody: those that do not as most are at fault, which goes to `report`.
     """
-    counts: dict[Path, float] = {}
-    silent: list[tuple[str, Path]] = []
-    for name, folder in clients:
+    counts: dict[Location, float] = {}
+    silent: list[tuple[str, Location]] = []
+
+    def tell(folder: Location) -> float | None:
+        places = dict.fromkeys((formats.inside(folder, adapter), folder))
+        told = (told_samples(place) for place in places)
+        return next((one for one in told if one is not None), None)
+
+    answers = asked(tell, [folder for _, folder in clients])
+    for (name, folder), answer in zip(clients, answers, strict=True):
         with reporting(report):
-            places = dict.fromkeys((formats.inside(folder, adapter), folder))
-            told = (told_samples(place) for place in places)
-            count = next((one for one in told if one is not None), None)
+            count = answer()
             if count is None:
                 silent.append((name, folder))
             else:
@@ -117,7 +122,7 @@ def counts_from_folders(
     return counts
 
 
-def check_ratio(counts: Mapping[Path, float], most: float, report: Report) -> None:
+def check_ratio(counts: Mapping[Location, float], most: float, report: Report) -> None:
     """Whether no count is more than `most` times the median of those that are not zero. Of an even
     number, that is the lower one of the two in the middle: of two clients, the smaller count.
 
@@ -132,7 +137,7 @@ def check_ratio(counts: Mapping[Path, float], most: float, report: Report) -> No
             report(InputError(folder, found, "give --samples FILE, or a larger --max-count-ratio"))
 
 
-def told_samples(folder: Path) -> float | None:
+def told_samples(folder: Location) -> float | None:
     """The sample count that a client's folder tells. Raises InputError, for the folder of a global
     adapter too.
     """
@@ -149,7 +154,7 @@ def told_samples(folder: Path) -> float | None:
     return None
 
 
-def _count(value: Any, path: Path, name: str) -> float:
+def _count(value: Any, path: Location, name: str) -> float:
     """A number of samples that there can be; with 0, a client has no vote by samples."""
     if type(value) not in (int, float) or not 0 <= value <= MOST_SAMPLES:
         found = f"{name}: {repr(value)[:80]} samples"

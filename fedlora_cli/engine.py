@@ -1,16 +1,30 @@
-"""Runs one function over many items: in turn, or on threads. The results do not depend on which."""
+"""Runs one function over many items: in turn, on threads, on processes or on a cluster. The results
+do not depend on which.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+from fedlora_cli.cluster import Workers, connected
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Each = TypeVar("Each", covariant=True)
+
+
+class Items(Protocol[Each]):
+    """So many of them, each made when it is its turn."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Each]: ...
+
 
 #: Told after every result: how many are done, of how many.
 Progress = Callable[[int, int], None]
@@ -33,37 +47,63 @@ def available_cores() -> int:
 
 def run(
     function: Callable[[Item], Result],
-    items: Sequence[Item],
-    jobs: int,
+    items: Items[Item],
+    executor: Workers | int,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[Result]:
-    """`function` of every item, in the order of the items, on up to `jobs` threads.
+    """`function` of every item, in the order of the items. A number is one of threads.
 
     Every call uses one core: the parallelism is across items, and sums are never split
-    differently, so that any number of jobs gives the same bytes. At most two results per thread
-    wait to be taken, which bounds the memory.
+    differently, so that any number of workers gives the same bytes. At most two results per worker
+    wait to be taken, which bounds the memory. On processes and clusters, the function must stand in
+    a module, and an item have all that it needs, and little else.
     """
+    if isinstance(executor, int):
+        with _one_core_per_call(), _threads(executor) as workers:
+            yield from run(function, items, workers, progress)
+        return
+    waiting: deque[Future[Any]] = deque()
+    coming = iter(items)
+    try:
+        for done in range(1, len(items) + 1):
+            for item in islice(coming, max(0, executor.window() - len(waiting))):
+                waiting.append(executor.submit(function, item))
+            yield executor.result(waiting.popleft())
+            progress(done, len(items))
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@contextmanager
+def executor(cluster: str | None, jobs: int) -> Iterator[Workers]:
+    """Who runs the calls of `run`: a cluster as `--cluster` names it, or else so many threads.
+
+    It may be used again and again while the block runs. Raises UsageError and ClusterError.
+    """
+    # What the caller computes meanwhile is the same, whoever else computes.
+    chosen = _threads(jobs) if cluster is None else connected(cluster)
+    with _one_core_per_call(), chosen as workers:
+        yield workers
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[Workers]:
     import torch
 
-    with _one_core_per_call():
-        if jobs == 1:
-            for done, item in enumerate(items, start=1):
-                yield function(item)
-                progress(done, len(items))
-            return
-        # A new thread takes all cores for its first call unless it is told itself.
-        with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            waiting: deque[Future[Result]] = deque()
-            try:
-                for done in range(1, len(items) + 1):
-                    started = done - 1 + len(waiting)
-                    for item in items[started : done - 1 + 2 * jobs]:
-                        waiting.append(pool.submit(function, item))
-                    yield waiting.popleft().result()
-                    progress(done, len(items))
-            finally:
-                for future in waiting:
-                    future.cancel()
+    if number == 1:
+        yield Workers(submit=_done, result=Future.result, window=lambda: 1)
+        return
+    # A new thread takes all cores for its first call unless it is told itself.
+    with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield Workers(submit=pool.submit, result=Future.result, window=lambda: 2 * number)
+
+
+def _done(function: Callable[[Any], Any], item: Any) -> Future[Any]:
+    """A call that is over when it has begun."""
+    future: Future[Any] = Future()
+    future.set_result(function(item))
+    return future
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedlora_cli.remote import Location, Remote
+
 
 def printable(text: object) -> str:
     r"""`text` on one line, with every control, bidi or otherwise unprintable character escaped.
@@ -58,12 +60,12 @@ class FedloraError(Exception):
     exit_code = 3
 
     def __init__(self, where: object, found: str, cure: str) -> None:
-        self.path = where if isinstance(where, Path) else None
+        self.path = where if isinstance(where, (Path, Remote)) else None
         self.where, self.cure = printable(where), printable(cure)
         self.found = printable(found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…")
         super().__init__(f"{self.where}: {self.found}; {self.cure}")
 
-    def __reduce__(self) -> tuple[type[FedloraError], tuple[Path | str, str, str]]:
+    def __reduce__(self) -> tuple[type[FedloraError], tuple[Location | str, str, str]]:
         """What another process makes the same error from."""
         return type(self), (self.path or self.where, self.found, self.cure)
 
@@ -96,6 +98,12 @@ def without_norm(adapter: object, module: str) -> NotFinite:
 
 class OutputError(FedloraError):
     """The result could not be written where it was asked for."""
+
+    exit_code = 4
+
+
+class ClusterError(FedloraError):
+    """Who was to compute could not be reached, or was lost."""
 
     exit_code = 4
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fedlora_cli.adapter import Adapter, FullTensor, Module, Role
 from fedlora_cli.errors import InputError, Report
+from fedlora_cli.remote import Location
 
 T = TypeVar("T")
 
@@ -54,12 +54,12 @@ class Usual(Generic[T]):
     example: Adapter
     decides: bool
 
-    def misfit(self, place: Path, found: str, cure: str) -> InputError:
+    def misfit(self, place: Location, found: str, cure: str) -> InputError:
         """The error of one that says something else."""
         return _accuse(place, found, cure, decided=self.decides)
 
 
-def _accuse(place: Path, found: str, cure: str, *, decided: bool) -> InputError:
+def _accuse(place: Location, found: str, cure: str, *, decided: bool) -> InputError:
     return InputError(place, found, cure) if decided else Undecided(str(place), found, cure)
 
 

@@ -83,6 +83,14 @@ def norm(factors: Factors) -> float:
     return float(abs(factors.scale) * max(squared, 0.0) ** 0.5)
 
 
+def signs(U: Tensor) -> Tensor:
+    """The sign of the largest entry of each column. Shape (k,)."""
+    if U.numel() == 0:
+        return U.new_ones(U.shape[1])
+    largest = U.gather(0, U.abs().argmax(dim=0, keepdim=True))[0]
+    return torch.where(largest < 0, -1.0, 1.0).to(U)
+
+
 def stack(terms: Sequence[Factors]) -> Stack:
     """Prepare terms for their weighted sums. All must have one shape (out, in)."""
     doubled = tuple(_doubled(terms))
@@ -120,7 +128,7 @@ def svd(stack: Stack, weights: Tensor, rank: int | None = None) -> tuple[Svd, Te
     U, kept, Vh, s = _leading(stack, weights, rank)
     if stack.bases is not None:
         U, Vh = stack.bases.QL @ U, Vh @ stack.bases.QR.T
-    sign = _signs(U)
+    sign = signs(U)
     return Svd(U * sign, kept, Vh * sign[:, None]), s
 
 
@@ -314,11 +322,3 @@ def _numerical_rank(stack: Stack, weights: Tensor, s: Tensor) -> int:
     """How many of the descending singular values stand above rounding."""
     eps = torch.finfo(torch.float64).eps
     return int((s > size(stack, weights) * max(stack.terms[0].shape) * eps).sum())
-
-
-def _signs(U: Tensor) -> Tensor:
-    """The sign of the largest entry of each column. Shape (k,)."""
-    if U.numel() == 0:
-        return U.new_ones(U.shape[1])
-    largest = U.gather(0, U.abs().argmax(dim=0, keepdim=True))[0]
-    return torch.where(largest < 0, -1.0, 1.0).to(U)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.remote import Location, Remote
 from fedlora_cli.uploads import find_folders
 
 
 def name_folders(
-    paths: Sequence[Path], report: Report = refuse, adapter: str | None = None
-) -> tuple[list[tuple[str, Path]], tuple[str, ...]]:
+    paths: Sequence[Location], report: Report = refuse, adapter: str | None = None
+) -> tuple[list[tuple[str, Location]], tuple[str, ...]]:
     """The adapter folders in `paths` with the names of their clients, and remarks.
 
     Faults go to `report`; `adapter` is as in `find_folders`.
@@ -23,14 +24,15 @@ def name_folders(
 
 
 def distinct_folders(
-    paths: Sequence[Path], report: Report, adapter: str | None
-) -> tuple[list[Path], tuple[str, ...]]:
+    paths: Sequence[Location], report: Report, adapter: str | None
+) -> tuple[list[Location], tuple[str, ...]]:
     """What `find_folders` finds, each once: one under two names, by a link for example, would vote
     twice.
     """
     folders, left_out = find_folders(paths, report, adapter)
-    first: dict[Path, Path] = {}
-    for folder in sorted(folders, key=Path.is_symlink):  # a link is at fault, not what it leads to
+    first: dict[Location, Location] = {}
+    # A link is at fault, not what it leads to.
+    for folder in sorted(folders, key=lambda one: one.is_symlink()):
         same = first.setdefault(folder.resolve(), folder)
         if same is not folder:
             found = f"the same folder as {same}"
@@ -38,23 +40,30 @@ def distinct_folders(
     return list(first.values()), left_out
 
 
-def named(folders: Sequence[Path], report: Report) -> list[tuple[str, Path]]:
+def named(folders: Sequence[Location], report: Report) -> list[tuple[str, Location]]:
     """The folders with the names of their clients. Faults go to `report`."""
     result = [(_name(folder, report), folder) for folder in folders]
     _check_names(result, report)
     return result
 
 
-def name_of(folder: Path) -> str:
+def name_of(folder: Location) -> str:
     """The name of a folder, or of a file without its ending.
 
     Without the links resolved, a client has the name that it was given.
     """
-    place = Path(os.path.normpath(folder.absolute()))
-    return place.stem if place.is_file() else place.name
+    place = normal(folder)
+    return place.stem if place.suffix and place.is_file() else place.name
 
 
-def _name(folder: Path, report: Report) -> str:
+def normal(folder: Location) -> Location:
+    """The place without `..` in it, links not resolved."""
+    if isinstance(folder, Remote):
+        return folder
+    return Path(os.path.normpath(folder.absolute()))
+
+
+def _name(folder: Location, report: Report) -> str:
     """The name of a client, which reports must be able to write down."""
     try:
         str(folder).encode()
@@ -63,12 +72,12 @@ def _name(folder: Path, report: Report) -> str:
     return name_of(folder)
 
 
-def _check_names(named: Sequence[tuple[str, Path]], report: Report) -> None:
+def _check_names(named: Sequence[tuple[str, Location]], report: Report) -> None:
     """Names that differ in case or in how Unicode spells them are one name to other systems.
 
     Either may be the one that took the name: it is nobody's fault, so not told as of a path.
     """
-    first: dict[str, tuple[str, Path]] = {}
+    first: dict[str, tuple[str, Location]] = {}
     for name, folder in named:
         alike, other = first.setdefault(_folded(name), (name, folder))
         if alike != name:

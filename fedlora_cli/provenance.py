@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedlora_cli.counts import MOST_SAMPLES
@@ -11,6 +10,7 @@ from fedlora_cli.errors import InputError
 from fedlora_cli.files.digests import sha256_of
 from fedlora_cli.files.documents import exists, read_object
 from fedlora_cli.formats import FILES
+from fedlora_cli.remote import Location
 
 REPORT = "fedlora.json"
 
@@ -53,7 +53,7 @@ class Provenance:
     clients: tuple[Contributor, ...]
 
 
-def read_provenance(folder: Path) -> Provenance | None:
+def read_provenance(folder: Location) -> Provenance | None:
     """What is known of the adapter in `folder`; None where fedlora did not aggregate it.
 
     Raises InputError for a report that is damaged.
@@ -88,7 +88,7 @@ def read_provenance(folder: Path) -> Provenance | None:
     )
 
 
-def check_manifest(folder: Path) -> None:
+def check_manifest(folder: Location) -> None:
     """Whether the files that fedlora wrote beside its report are as it wrote them.
 
     Raises InputError where one is missing, or its SHA-256 is not the one in the report.
@@ -108,7 +108,7 @@ def check_manifest(folder: Path) -> None:
             raise InputError(folder / name, found, cure)
 
 
-def _contributor(path: Path, client: Any) -> Contributor:
+def _contributor(path: Location, client: Any) -> Contributor:
     if not isinstance(client, dict):
         raise _wrong(path, "a client", client)
     samples = _field(path, client, "samples", (int, float))
@@ -125,14 +125,14 @@ def _contributor(path: Path, client: Any) -> Contributor:
     )
 
 
-def _rank(path: Path, document: dict[str, Any], name: str) -> int:
+def _rank(path: Location, document: dict[str, Any], name: str) -> int:
     value = _field(path, document, name, int)
     if type(value) is not int or not 1 <= value <= _LARGEST_RANK:
         raise _wrong(path, name, value)
     return value
 
 
-def _field(path: Path, document: dict[str, Any], name: str, kind: Any) -> Any:
+def _field(path: Location, document: dict[str, Any], name: str, kind: Any) -> Any:
     value = document.get(name)
     if not isinstance(value, kind):
         raise _wrong(path, name, value)
@@ -144,5 +144,5 @@ def _is_number(value: Any, largest: float) -> bool:
     return type(value) in (int, float) and 0 <= value <= largest
 
 
-def _wrong(path: Path, name: str, value: Any) -> InputError:
+def _wrong(path: Location, name: str, value: Any) -> InputError:
     return InputError(path, f"{name} is {repr(value)[:80]}", _CURE)

@@ -5,10 +5,8 @@ A client is at fault for what its own folder holds, and for not being as most of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from fedlora_cli import formats
@@ -16,7 +14,7 @@ from fedlora_cli.clients import (
     Clients,
     LeftOut,
     check_files,
-    read_adapter,
+    read_adapters,
     sample_counts,
     uniform,
     vouching,
@@ -24,14 +22,15 @@ from fedlora_cli.clients import (
 from fedlora_cli.cohort import Client, Cohort, align
 from fedlora_cli.errors import InputError, printable
 from fedlora_cli.fit import Undecided
-from fedlora_cli.naming import distinct_folders, name_of, named
+from fedlora_cli.naming import distinct_folders, name_of, named, normal
+from fedlora_cli.remote import Location, below
 
 T = TypeVar("T")
 
 
 def select_clients(
-    paths: Sequence[Path],
-    samples: Path | None = None,
+    paths: Sequence[Location],
+    samples: Location | None = None,
     base_model: str | None = None,
     *,
     adapter: str | None = None,
@@ -57,7 +56,8 @@ def select_clients(
 
     faults = []
     clients = named(folders, faults.append)
-    adapters = {one: read_adapter(formats.inside(one, adapter), faults.append) for one in folders}
+    homes = [formats.inside(one, adapter) for one in folders]
+    adapters = dict(zip(folders, read_adapters(homes, faults.append), strict=True))
     check_files(adapters.values(), faults.append)
     clients, faulty = _parted(clients, lambda one: one[1], faults)
     left_out += [_left_out(*one, fault) for one, fault in faulty]
@@ -151,14 +151,14 @@ def _fitting(
 
 
 def _parted(
-    items: Sequence[T], home: Callable[[T], Path], faults: Sequence[InputError]
+    items: Sequence[T], home: Callable[[T], Location], faults: Sequence[InputError]
 ) -> tuple[list[T], list[tuple[T, InputError]]]:
     """Those without a fault in their home, and the others with the first one.
 
     Raises the first fault that is in nobody's home.
     """
     homes = {home(item) for item in items}
-    first: dict[Path, InputError] = {}
+    first: dict[Location, InputError] = {}
     for fault in faults:
         places = () if fault.path is None else (fault.path, *fault.path.parents)
         owner = next((place for place in places if place in homes), None)
@@ -171,7 +171,7 @@ def _parted(
     )
 
 
-def _place(fault: InputError, paths: Sequence[Path]) -> Path:
+def _place(fault: InputError, paths: Sequence[Location]) -> Location:
     """The folder of the client that a fault is about, which was found in looking for clients: what
     was named, or what lies in it. Raises the fault if there is none.
     """
@@ -179,19 +179,19 @@ def _place(fault: InputError, paths: Sequence[Path]) -> Path:
         raise fault
     for path in paths:
         if path in fault.path.parents and not formats.is_adapter(path):
-            return path / fault.path.relative_to(path).parts[0]
+            return path / below(fault.path, path)[0]
         if path == fault.path or path in fault.path.parents:
             return path
     raise fault
 
 
-def _spelled(place: Path) -> Path:
+def _spelled(place: Location) -> Location:
     """A place whatever way it was named, but for a link in place of it."""
-    whole = Path(os.path.normpath(place.absolute()))
+    whole = normal(place)
     return whole.parent.resolve() / whole.name
 
 
-def _home(client: Client) -> Path:
+def _home(client: Client) -> Location:
     return client.adapter.path
 
 
@@ -199,8 +199,8 @@ def _of_client(client: Client, fault: InputError) -> LeftOut:
     return _left_out(client.name, _home(client), fault)
 
 
-def _left_out(name: str, place: Path, fault: InputError) -> LeftOut:
+def _left_out(name: str, place: Location, fault: InputError) -> LeftOut:
     """What a report says of it: in which file of the folder, and what was found."""
-    inside = None if fault.path in (None, place) else fault.path.relative_to(place)
-    reason = fault.found if inside is None else f"{inside.as_posix()}: {fault.found}"
+    inside = () if fault.path is None else below(fault.path, place)
+    reason = f"{'/'.join(inside)}: {fault.found}" if inside else fault.found
     return LeftOut(printable(name), printable(place), printable(reason))

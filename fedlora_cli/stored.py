@@ -40,6 +40,15 @@ def at_rank(factors: Factors, rank: int, name: str) -> Factors:
     return lowrank.pad(cut, rank, seed=seed_of(name))
 
 
+def described(shape: tuple[int, int], rank: int, dtype: str) -> Factors:
+    """Factors of a module on torch's meta device, which has no values."""
+    kind = getattr(torch, dtype)
+    return Factors(
+        B=torch.empty(shape[0], rank, dtype=kind, device="meta"),
+        A=torch.empty(rank, shape[1], dtype=kind, device="meta"),
+    )
+
+
 def stored_bytes(shape: Sequence[int], dtype: str) -> int:
     """What a tensor takes in a file.
 

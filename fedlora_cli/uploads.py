@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedlora_cli.files.documents import exists
 from fedlora_cli.files.links import check_linked_folder, check_links
 from fedlora_cli.files.untrusted import unreadable
 from fedlora_cli.natural import natural
+from fedlora_cli.remote import Location, Remote, asked
 
 #: Far more clients than take part in any round.
 MAX_ENTRIES = 100_000
@@ -30,8 +32,8 @@ class Elsewhere(InputError):
 
 
 def find_folders(
-    paths: Sequence[Path], report: Report = refuse, adapter: str | None = None
-) -> tuple[list[Path], tuple[str, ...]]:
+    paths: Sequence[Location], report: Report = refuse, adapter: str | None = None
+) -> tuple[list[Location], tuple[str, ...]]:
     """The adapters in `paths`, folders or files, and a remark about every child folder without one.
 
     With `adapter`, they are the folders that each hold an adapter in a folder of that name. Hidden
@@ -42,8 +44,9 @@ def find_folders(
         found = f"{adapter!r} is no name of a folder"
         cure = "give the name in every client's folder, or 'checkpoint-*' for the last of them"
         raise UsageError("--adapter", found, cure)
-    folders: list[Path] = []
+    folders: list[Location] = []
     remarks: list[str] = []
+    _look_ahead(paths, adapter)
     for path in paths:
         with reporting(report):
             if formats.is_adapter(formats.inside(path, adapter)):
@@ -62,14 +65,14 @@ def find_folders(
     return folders, tuple(sorted(remarks))
 
 
-def _check_links(folder: Path, home: Path, adapter: str | None) -> None:
+def _check_links(folder: Location, home: Location, adapter: str | None) -> None:
     check_links(folder, home)
     if adapter is not None:
         check_linked_folder(formats.inside(folder, adapter), home)
         check_links(formats.inside(folder, adapter), home)
 
 
-def _held(folder: Path) -> list[Path]:
+def _held(folder: Location) -> list[Location]:
     """The adapters in a folder, as far as it can be looked at; 9 before 10."""
     try:
         held = [one for one in islice(_visible(folder), _GLANCE) if formats.is_adapter(one)]
@@ -78,20 +81,23 @@ def _held(folder: Path) -> list[Path]:
     return sorted(held, key=lambda one: natural(one.name))
 
 
-def _folders(held: Sequence[Path]) -> list[str]:
+def _folders(held: Sequence[Location]) -> list[str]:
     """The names of those that are folders: a file may be a base model's as well."""
     return [one.name for one in held if one.is_dir()]
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def _visible(folder: Location) -> Iterator[Location]:
     """What is in a folder under a name that is not hidden. Raises OSError."""
+    if isinstance(folder, Remote):
+        yield from (one for one in folder.iterdir() if not one.name.startswith("."))
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
                 yield Path(entry.path)
 
 
-def _elsewhere(folder: Path, adapter: str | None) -> Elsewhere | None:
+def _elsewhere(folder: Location, adapter: str | None) -> Elsewhere | None:
     """The error of a folder with other adapters than the one that is looked for."""
     if adapter is not None and formats.is_adapter(folder):
         found = f"no adapter named {adapter} in it, but it is one itself"
@@ -119,7 +125,7 @@ def _named(held: Sequence[str]) -> str:
     return f"'{stem}*'" if stem.endswith("-") and stem != held[-1] else held[-1]
 
 
-def _guess(folders: Sequence[Path]) -> str:
+def _guess(folders: Sequence[Location]) -> str:
     """What may have been meant where no adapter is, but where there are some deeper."""
     places = (place for folder in folders for place in (folder, *folder.glob("[!.]*")))
     deeper = max(islice(places, _GLANCE), key=lambda place: len(_held(place)), default=None)
@@ -132,7 +138,9 @@ def _guess(folders: Sequence[Path]) -> str:
     return f"did you mean {deeper}? "
 
 
-def _children(path: Path, report: Report, adapter: str | None) -> tuple[list[Path], list[Path]]:
+def _children(
+    path: Location, report: Report, adapter: str | None
+) -> tuple[list[Location], list[Location]]:
     """The adapters among the visible folders and files in a folder, and the rest of the folders.
 
     A link to nothing is a client that cannot be read. Raises InputError.
@@ -140,7 +148,7 @@ def _children(path: Path, report: Report, adapter: str | None) -> tuple[list[Pat
     refused: list[InputError] = []
     told = keeping(report, refused)
     try:
-        visible = sorted(islice(_visible(path), MAX_ENTRIES + 1))
+        visible = sorted(islice(_visible(path), MAX_ENTRIES + 1), key=lambda one: one.parts)
         if len(visible) > MAX_ENTRIES:
             found = f"more than {MAX_ENTRIES} files and folders in it"
             raise InputError(path, found, "name the adapter folders themselves")
@@ -151,8 +159,9 @@ def _children(path: Path, report: Report, adapter: str | None) -> tuple[list[Pat
         raise InputError(path, "not a folder", "name the folder that it lies in") from None
     except OSError as error:
         raise unreadable(path, error) from None
-    adapters: list[Path] = []
-    others: list[Path] = []
+    adapters: list[Location] = []
+    others: list[Location] = []
+    _look_ahead(visible, adapter)
     for child in visible:
         with reporting(told):
             if formats.is_adapter(formats.inside(child, adapter)):
@@ -163,7 +172,7 @@ def _children(path: Path, report: Report, adapter: str | None) -> tuple[list[Pat
         found = "no adapters in it" if adapter is None else f"no adapters named {adapter} in it"
         cure = "name adapter folders, or a folder whose children are adapter folders"
         raise InputError(path, found, _guess(others) + cure)
-    left_out: list[Path] = []
+    left_out: list[Location] = []
     for child in others:
         elsewhere = _elsewhere(child, adapter)
         if elsewhere is not None:
@@ -174,3 +183,14 @@ def _children(path: Path, report: Report, adapter: str | None) -> tuple[list[Pat
         else:
             left_out.append(child)
     return adapters, left_out
+
+
+def _look_ahead(places: Sequence[Location], adapter: str | None) -> None:
+    """Ask a store for what is in all of these, many at a time; what it says is then known."""
+
+    def look(place: Location) -> None:
+        with suppress(OSError, InputError):  # whoever wants it is told
+            formats.is_adapter(formats.inside(place, adapter))
+
+    for answer in asked(look, [place for place in places if isinstance(place, Remote)]):
+        answer()

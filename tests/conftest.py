@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer.testing
 from hypothesis import settings
+
+from fedlora_cli.files import entries
 
 if TYPE_CHECKING:
     from fedlora_cli.simulation.options import Source
@@ -35,6 +38,20 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs for ever is stopped sooner; what the real limit costs is measured apart."""
     monkeypatch.setattr("fedlora_cli.formats.peft.patterns.MATCH_LIMIT", 0.1)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
+    """The tensors that are read from files, as they are: file and key."""
+    seen: list[tuple[Path, str]] = []
+    made = entries._tensor
+
+    def tensor(entry: entries.Entry, *place: Any) -> Any:
+        seen.append((entry.path, entry.key))
+        return made(entry, *place)
+
+    monkeypatch.setattr(entries, "_tensor", tensor)
+    return seen
 
 
 @pytest.fixture(scope="session")

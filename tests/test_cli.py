@@ -8,6 +8,8 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -197,12 +199,15 @@ def test_a_failed_verification_is_exit_code_5_and_nothing_is_written(
 
     from fedlora_cli.formats import FORMATS, peft
 
-    def careless(adapter: Any, folder: Path, provenance: Any) -> None:
-        name, factors = next(iter(adapter.factors.items()))
-        wrong = replace(factors, B=factors.B * 1.00001)
-        peft.write(replace(adapter, factors={**adapter.factors, name: wrong}), folder, provenance)
+    @contextmanager
+    def careless(adapter: Any, folder: Path, provenance: Any) -> Iterator[Any]:
+        first = next(iter(adapter.factors))
+        with peft.writing(adapter, folder, provenance) as put:
+            yield lambda name, one: put(
+                name, replace(one, B=one.B * 1.00001) if name == first else one
+            )
 
-    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], write=careless))
+    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], writing=careless))
     result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "--verify")
 
     assert result.exit_code == 5
@@ -211,12 +216,10 @@ def test_a_failed_verification_is_exit_code_5_and_nothing_is_written(
 
 
 def test_an_interrupt_is_exit_code_130(clients: Path, tmp_path: Path, monkeypatch) -> None:
-    from fedlora_cli.rounds import aggregate as workflow
-
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workflow, "aggregate_module", interrupted)
+    monkeypatch.setattr("fedlora_cli.rounds.output.aggregate_part", interrupted)
     result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "-j", "1")
 
     assert result.exit_code == 130

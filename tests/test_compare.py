@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from fedlora_cli import METHODS, InputError, Options, aggregate
 from fedlora_cli.analysis.comparison.compare import compare
-from fedlora_cli.files.safetensors import Entry
 from fedlora_cli.render.report.compare import CompareReport
 
 
@@ -133,18 +132,12 @@ def test_ffa_runs_where_all_share_one_A(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_and_every_tensor_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reads: list[tuple[Path, str]]
 ) -> None:
     make_round(tmp_path)
     aggregate([tmp_path / "round"], tmp_path / "previous")
     before = sorted(tmp_path.rglob("*"))
-    reads: list[tuple[Path, str]] = []
-    original = Entry.read
-    monkeypatch.setattr(
-        Entry,
-        "read",
-        lambda self, *given: (reads.append((self.path, self.key)), original(self, *given))[1],
-    )
+    reads.clear()
 
     compare([tmp_path / "round"], Options(previous=tmp_path / "previous"))
 

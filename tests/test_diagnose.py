@@ -15,7 +15,6 @@ from fedlora_cli import InputError, aggregate
 from fedlora_cli.analysis.diagnosis.cohort import robust_z
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.files.safetensors import Entry
 from fedlora_cli.render.report.diagnose import DiagnoseReport
 
 
@@ -180,18 +179,10 @@ def test_a_robust_z_is_in_units_of_the_median_deviation() -> None:
     assert np.isnan(robust_z(np.zeros(3))).all()
 
 
-def test_every_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tensor_is_read_once(tmp_path: Path, reads: list[tuple[Path, str]]) -> None:
     make_round(tmp_path)
     aggregate([tmp_path / "round"], tmp_path / "global-1")
     aggregate([tmp_path / "round"], tmp_path / "global-2")
-    reads: list[tuple[Path, str]] = []
-    original = Entry.read
-    monkeypatch.setattr(
-        Entry,
-        "read",
-        lambda self, *given: (reads.append((self.path, self.key)), original(self, *given))[1],
-    )
-
     for paths, adapters in (
         ([tmp_path / "round"], 4),
         ([tmp_path / f"global-{t}" for t in (1, 2)], 2),

@@ -116,16 +116,16 @@ def test_nothing_is_left_behind_when_the_third_adapter_fails(tmp_path: Path, mon
 
     written = []
 
-    def full(adapter: Any, folder: Path, provenance: Any) -> None:
+    def full(adapter: Any, folder: Path, provenance: Any) -> Any:
         if len(written) == 2:
             raise OSError(28, "No space left on device")
         written.append(folder.name)
-        peft.write(adapter, folder, provenance)
+        return peft.writing(adapter, folder, provenance)
 
     whole = make(tmp_path, GLOBAL)
     options = DistributeOptions(ranks=(2, 3, 4, 5), jobs=1)
     distribute(whole.folder, tmp_path / "old", options=DistributeOptions(ranks=(6,)))
-    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], write=full))
+    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], writing=full))
 
     for out in ("new", "old"):
         written.clear()

@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from fedlora_cli import OutputError
 from fedlora_cli.files import folder as folders
-from fedlora_cli.files.safetensors import read_header, write
+from fedlora_cli.files.safetensors import read_header
+from fedlora_cli.files.writing import write
 
 FILES = ("x", "x.safetensors", "y")
 ALIEN = folders.other_than(FILES)

@@ -130,7 +130,7 @@ def test_rows_that_are_not_finite_are_told_by_their_place(tmp_path: Path) -> Non
 
 def test_a_tensor_larger_than_the_memory_is_not_begun(tmp_path: Path, monkeypatch) -> None:
     a_good_file(tmp_path / "x")
-    monkeypatch.setattr(safetensors, "_memory", lambda: 23)
+    monkeypatch.setattr("fedlora_cli.files.entries._memory", lambda: 23)
     found = read_header(tmp_path / "x")
 
     assert found["b"].read().shape == (2,)

@@ -181,6 +181,14 @@ def test_what_cannot_be_read_hides_neither_the_faults_of_the_rest_nor_adds_its_o
         assert text in line
 
 
+def test_a_cohort_of_which_nothing_can_be_read_is_shown(tmp_path: Path) -> None:
+    for name in ("ann", "bob"):
+        (make(tmp_path / "round", Spec(name, 2)).folder / WEIGHTS).write_bytes(b"")
+    done = run("inspect", str(tmp_path / "round"))
+    assert done.exit_code == 3
+    assert done.stdout.startswith("2 adapters: no module of them could be read\n")
+
+
 def test_all_faults_of_a_cohort_are_found_at_once(tmp_path: Path) -> None:
     place = tmp_path / "round"
     make(place, Spec("a", rank=2, config={"revision": "one"}))
@@ -582,18 +590,8 @@ def test_headers_need_no_torch(cohort: Path) -> None:
 
 @pytest.mark.parametrize(("flags", "times"), [([], 0), (["--values"], 1)])
 def test_values_reads_every_tensor_once_and_headers_read_none(
-    cohort: Path, monkeypatch, flags: list[str], times: int
+    cohort: Path, reads: list[tuple[Path, str]], flags: list[str], times: int
 ) -> None:
-    from fedlora_cli.files.safetensors import Entry
-
-    reads: list[tuple[Path, str]] = []
-    original = Entry.read
-
-    def read(entry: Entry, *given: Any) -> torch.Tensor:
-        reads.append((entry.path, entry.key))
-        return original(entry, *given)
-
-    monkeypatch.setattr(Entry, "read", read)
     assert run("inspect", str(cohort), *flags).exit_code == 0
 
     assert len(reads) == len(set(reads)) == times * 2 * 2 * 2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +23,13 @@ from fedlora_cli import (
 )
 
 
-def write_wrong(adapter, folder, provenance, *, module: str, B: torch.Tensor) -> None:
+@contextmanager
+def write_wrong(adapter, folder, provenance, *, module: str, B: torch.Tensor) -> Iterator[Any]:
     """What a defect between the algebra and the disk would do."""
     from fedlora_cli.formats import peft
 
-    wrong = replace(adapter.factors[module], B=B)
-    peft.write(replace(adapter, factors={**adapter.factors, module: wrong}), folder, provenance)
+    with peft.writing(adapter, folder, provenance) as put:
+        yield lambda name, one: put(name, replace(one, B=B) if name == module else one)
 
 
 @pytest.mark.parametrize("size", [1e-3, 7e-4, 1e-4, 1e-6])
@@ -43,7 +47,7 @@ def test_verification_sees_a_wrong_direction_though_truncation_loses_more(
     wrong = B + size * B.norm() * noise / noise.norm()
 
     defect = partial(write_wrong, module="layers.1.fc", B=wrong)
-    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], write=defect))
+    monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], writing=defect))
     with pytest.raises(VerificationError, match=r"layers\.1\.fc is off by"):
         aggregate([tmp_path / "round"], tmp_path / "bad", Options(rank=2, verify=True))
     assert not (tmp_path / "bad").exists()

@@ -5,14 +5,17 @@ Both need every update once before the first module can be aggregated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from fedlora_cli import engine, lowrank
-from fedlora_cli.aggregation.module import client_factors
-from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.aggregation.plan import Parts, Plan
+from fedlora_cli.aggregation.reading import client_factors
+from fedlora_cli.cluster import Workers
 from fedlora_cli.distances import Comparison, compare, relative
 from fedlora_cli.errors import InputError, without_norm
 from fedlora_cli.factors import Factors
@@ -33,16 +36,21 @@ def is_bounded(plan: Plan) -> bool:
     return plan.options.clip_norm is not None or plan.options.robust is not None
 
 
-def bounded(plan: Plan, jobs: int, progress: engine.Progress) -> Plan:
-    """The plan with every client's clip and trust. Raises InputError."""
+def bounded(plan: Plan, executor: Workers | int, progress: engine.Progress) -> Plan:
+    """The plan with every client's clip and trust; `executor` as in `engine.run`.
+
+    Raises InputError.
+    """
     names = [*plan.cohort.modules, *_biases(plan)]
+    parts = Parts(plan, [(name,) for name in names])
+    look = partial(_look, plan.cohort.distinct_ranks)
     energies = np.zeros(len(plan.cohort.clients))
     total: Comparison | None = None
     # Summed as they come: matrices of all pairs of clients for every module would not fit.
-    for look in engine.run(lambda name: _look(plan, name), names, jobs, progress):
-        energies += look.energies
-        if look.comparison is not None:
-            total = look.comparison if total is None else total + look.comparison
+    for seen in engine.run(look, parts, executor, progress):
+        energies += seen.energies
+        if seen.comparison is not None:
+            total = seen.comparison if total is None else total + seen.comparison
     norms = np.sqrt(energies)
     clip = np.ones_like(norms)
     if plan.options.clip_norm is not None:
@@ -69,14 +77,16 @@ def _update(plan: Plan, k: int, name: str) -> Factors | None:
     return Factors(bias, torch.ones(1, 1, dtype=bias.dtype, device=bias.device), tensor.scale or 1)
 
 
-def _look(plan: Plan, name: str) -> _Look:
+def _look(distinct_ranks: tuple[int, ...], part: tuple[Plan, Sequence[str]]) -> _Look:
+    """One module or bias; the ranks are those of the whole cohort."""
+    plan, [name] = part
     clients = plan.cohort.clients
     updates = [_update(plan, k, name) for k in range(len(clients))]
     norms = np.array([0.0 if one is None else lowrank.norm(one) for one in updates])
     if not np.isfinite(norms).all():
         raise without_norm(clients[int((~np.isfinite(norms)).argmax())].adapter.path, name)
     wanted = plan.options.robust is not None
-    return _Look(norms**2, compare(updates, plan.cohort.distinct_ranks) if wanted else None)
+    return _Look(norms**2, compare(updates, distinct_ranks) if wanted else None)
 
 
 def _trust(plan: Plan, total: Comparison | None) -> FloatArray:

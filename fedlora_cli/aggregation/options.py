@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fedlora_cli.cluster import check_form
 from fedlora_cli.counts import MAX_RATIO
 from fedlora_cli.errors import UsageError, require
+from fedlora_cli.remote import Location
 
 Basis = Literal["stored", "svd"]
 Robust = Literal["multi-krum", "geometric-median"]
@@ -57,9 +58,10 @@ class Options:
     - `dora`: "approximate" averages the directions and the magnitudes of DoRA apart.
     - `split`: where the singular values go. `dtype`: of the output; None is that of the clients.
     - `target`: the server that is to load the output; what it cannot load is refused.
-    - `jobs`: threads, 0 for all cores. `device`: where to compute.
+    - `jobs`: threads, 0 for all cores. `cluster`: who computes the modules instead, processes or a
+      Dask cluster (`fedlora_cli.cluster`). `device`: where to compute.
     - `verify`: read the result back and compare. `force`: replace an existing adapter.
-      `dry_run`: read headers only and write nothing.
+      `dry_run`: read headers only and write nothing. `explain`: tell how modules are computed.
 
     Raises UsageError for a number out of its range.
     """
@@ -67,16 +69,16 @@ class Options:
     method: str = "raflora"
     rank: int | None = None
     energy: float | None = None
-    samples: Path | None = None
+    samples: Location | None = None
     base: str | None = None
     adapter: str | None = None
     on_bad_client: BadClient = "refuse"
     min_clients: int = 1
     max_count_ratio: float = MAX_RATIO
     allow_copies: bool = False
-    rounds: Path | None = None
-    previous: Path | None = None
-    before_previous: Path | None = None
+    rounds: Location | None = None
+    previous: Location | None = None
+    before_previous: Location | None = None
     momentum: float = 0.0
     quorum: float | None = None
     max_rank: int | None = None
@@ -92,8 +94,10 @@ class Options:
     target: Target | None = None
     device: str = "cpu"
     jobs: int = 0
+    cluster: str | None = None
     verify: bool = False
     force: bool = False
+    explain: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -120,6 +124,8 @@ class Options:
             found = "without --attackers" if f is None else "without --robust multi-krum"
             raise UsageError("--robust" if f is None else "--attackers", found, _KRUM)
         require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
+        if self.cluster is not None:
+            check_form(self.cluster)
         if self.rank is not None and self.energy is not None:
             raise UsageError("--energy", "given together with --rank", "give one of them")
 
@@ -156,12 +162,12 @@ class Options:
             if getattr(self, name) != getattr(default, name)
         }
         for name in ("previous", "before_previous"):
-            path: Path | None = getattr(self, name)
+            path: Location | None = getattr(self, name)
             if path is not None:
                 chosen[f"--{name.replace('_', '-')}"] = self._named(path)
         return chosen
 
-    def _named(self, path: Path) -> str:
+    def _named(self, path: Location) -> str:
         """A folder's name; with its round's, where the folders of rounds are all named alike."""
         whole = path.resolve()
         return whole.name if self.rounds is None else f"{whole.parent.name}/{whole.name}"

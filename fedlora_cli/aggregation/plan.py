@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -39,6 +40,26 @@ class Plan:
     clip: FloatArray | None = None
     trust: FloatArray | None = None
 
+    def of(self, names: Collection[str]) -> Plan:
+        """The plan as far as these modules and full tensors go, small enough to be sent with them.
+
+        What was found of the whole cohort stands in it: all clients with their samples, the rank,
+        the scale, the dtype, norms, clip and trust. What `cohort` derives from the modules of its
+        clients, as `distinct_ranks`, is that of these modules.
+        """
+        cohort = self.cohort.of(names)
+        previous, before = (
+            None if one is None else one.of(names) for one in (self.previous, self.before_previous)
+        )
+        return replace(
+            self,
+            cohort=cohort,
+            previous=previous,
+            before_previous=before,
+            modules=_modules(cohort, [one for one in (previous, before) if one is not None]),
+            warnings=(),
+        )
+
     @property
     def samples(self) -> FloatArray:
         """n_k as they count, shape (K,)."""
@@ -47,6 +68,13 @@ class Plan:
     def clipped(self, k: int) -> float:
         """What client k's update is multiplied by."""
         return 1.0 if self.clip is None else float(self.clip[k])
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """All that are read: the clients', in their order, and those of earlier rounds."""
+        earlier = (self.previous, self.before_previous)
+        clients = (client.adapter for client in self.cohort.clients)
+        return [*clients, *(one for one in earlier if one is not None)]
 
     def holdings(self, module: str, norms: FloatArray) -> Holdings:
         """Who holds what in one module. A client that does not adapt it takes its samples with it,
@@ -67,9 +95,7 @@ class Plan:
         return self._first(module).layout
 
     def _first(self, module: str) -> Module:
-        earlier = (self.previous, self.before_previous)
-        adapters = [*(client.adapter for client in self.cohort.clients), *earlier]
-        return next(a.modules[module] for a in adapters if a is not None and module in a.modules)
+        return next(one.modules[module] for one in self.adapters if module in one.modules)
 
     def weights(self) -> dict[str, FloatArray]:
         """The clients' weights (K, R) by module as far as headers tell: not a number where the rule
@@ -87,6 +113,21 @@ class Plan:
             return 0
         found = self.previous.modules.get(module)
         return 0 if found is None else found.rank
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A plan in parts: for each group of names the plan as far as they go, and they themselves."""
+
+    plan: Plan
+    groups: Sequence[Sequence[str]]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[tuple[Plan, Sequence[str]]]:
+        # One at a time: of a thousand clients, all parts together would be large.
+        return ((self.plan.of(names), names) for names in self.groups)
 
 
 def make_plan(
@@ -112,7 +153,7 @@ def make_plan(
         rule=_rule(method, options),
         previous=previous if uses_previous else None,
         before_previous=before_previous,
-        modules=tuple(sorted({*cohort.modules, *(m for a in earlier for m in a.modules)})),
+        modules=_modules(cohort, earlier),
         rank=_output_rank(cohort, options, method, earlier),
         # One scaling for all clients is kept, so that training goes on as before.
         scale=cohort.common_scale or 1.0,
@@ -122,6 +163,10 @@ def make_plan(
             *([_DORA] if cohort.facts.dora else []),
         ),
     )
+
+
+def _modules(cohort: Cohort, earlier: Sequence[Adapter]) -> tuple[str, ...]:
+    return tuple(sorted({*cohort.modules, *(name for one in earlier for name in one.modules)}))
 
 
 _DORA = (
@@ -168,17 +213,14 @@ def _check_robust(cohort: Cohort, options: Options, method: Method) -> None:
 def _rule(method: Method, options: Options) -> Rule:
     """The method's rule, with the quorum asked for, and under the largest weight allowed."""
     rule = method.rule if options.quorum is None else _quorum_rule(method, options.quorum)
-    limit = options.max_weight
-    if limit is None:
-        return rule
+    return rule if options.max_weight is None else partial(_limited, rule, options.max_weight)
 
-    def limited(holdings: Holdings) -> Weights:
-        weights = rule(holdings)
-        # Headers alone do not tell what depends on norms.
-        known = not np.isnan(weights.clients).any()
-        return capped(weights, limit, holdings.previous_rank) if known else weights
 
-    return limited
+def _limited(rule: Rule, limit: float, holdings: Holdings) -> Weights:
+    weights = rule(holdings)
+    # Headers alone do not tell what depends on norms.
+    known = not np.isnan(weights.clients).any()
+    return capped(weights, limit, holdings.previous_rank) if known else weights
 
 
 def _quorum_rule(method: Method, quorum: float) -> Rule:

@@ -5,31 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from fedlora_cli import formats
 from fedlora_cli.errors import InputError
+from fedlora_cli.files.documents import exists
 from fedlora_cli.natural import natural
 from fedlora_cli.provenance import read_provenance
+from fedlora_cli.remote import Location, Remote, asked
 from fedlora_cli.uploads import Elsewhere, find_folders
 
 #: The name of the global adapter's folder within the folder of a round.
 GLOBAL = "global"
 
 
-def find_adapters(paths: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+def find_adapters(paths: Sequence[Location]) -> tuple[list[Location], tuple[str, ...]]:
     """The adapter folders in `paths`, and remarks; within one folder by number, 2 before 10.
 
     A folder of rounds holds folders that each hold an adapter named `global`. Raises InputError.
     """
-    folders: list[Path] = []
+    folders: list[Location] = []
     remarks: list[str] = []
     for path in paths:
-        rounds = {child: formats.is_adapter(child / GLOBAL) for child in _children(path)}
+        children = _children(path)
+        held = asked(lambda child: formats.is_adapter(child / GLOBAL), children)
+        rounds = {child: answer() for child, answer in zip(children, held, strict=True)}
         if any(rounds.values()) and not formats.is_adapter(path):
             folders += [one / GLOBAL for one in sorted(rounds, key=_order) if rounds[one]]
             alike = {series_of(one.name) for one in rounds if rounds[one]}
-            without = [one for one in sorted(rounds) if not rounds[one] and one.is_dir()]
+            without = sorted(
+                (one for one in rounds if not rounds[one] and one.is_dir()),
+                key=lambda one: one.parts,
+            )
             remarks += [
                 f"{one.name} left out: no {GLOBAL} in it"
                 for one in without
@@ -49,12 +55,14 @@ def _remark(remarks: list[str], fault: InputError) -> None:
     remarks.append(f"{fault.where} left out: {fault.found}")
 
 
-def rounds_in(folder: Path) -> list[Path]:
+def rounds_in(folder: Location) -> list[Location]:
     """The global adapters in a folder of rounds, in the order of their numbers; maybe none.
 
     They are what is named `global` in its folders, or else those of its folders that fedlora
     aggregated: never a client. Raises InputError.
     """
+    if isinstance(folder, Remote) and not exists(folder):
+        return []  # a store has no empty folders, as there is before the first round
     if not folder.is_dir():
         raise InputError(folder, "no such folder", "name the folder that holds the rounds")
     children = sorted((child for child in _children(folder) if child.is_dir()), key=_order)
@@ -62,14 +70,14 @@ def rounds_in(folder: Path) -> list[Path]:
     return nested or [child for child in children if read_provenance(child) is not None]
 
 
-def _children(path: Path) -> list[Path]:
+def _children(path: Location) -> list[Location]:
     try:
         return [child for child in path.iterdir() if not child.name.startswith(".")]
     except OSError:  # whoever reads it next says what is wrong
         return []
 
 
-def _order(folder: Path) -> tuple[str | int, ...]:
+def _order(folder: Location) -> tuple[str | int, ...]:
     return natural(folder.name)
 
 
@@ -82,7 +90,7 @@ def series_of(name: str) -> str:
     return re.sub(r"[0-9]+", "0", name)
 
 
-def round_name(path: Path) -> str:
+def round_name(path: Location) -> str:
     """A round's name: that of its adapter's folder, or of the folder around `global`."""
     whole = path.absolute()
     return whole.parent.name if whole.name == GLOBAL else whole.name

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -38,10 +40,13 @@ from fedlora_cli.cli.shared import (
     show,
     warn,
 )
+from fedlora_cli.cluster import ClusterWarning
 from fedlora_cli.counts import MAX_RATIO
 from fedlora_cli.errors import UsageError
+from fedlora_cli.files.locations import optional
 from fedlora_cli.formats.peft.serving import VLLM_RANKS
 from fedlora_cli.methods import METHODS
+from fedlora_cli.remote import Location
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.aggregate import aggregate_view
@@ -57,7 +62,7 @@ _OUTPUT = "Output"
 def aggregate(
     clients: Clients,
     output: Annotated[
-        Path, option("--output", "-o", metavar="DIR", help="Write the global adapter here.")
+        str, option("--output", "-o", metavar="DIR", help="Write the global adapter here.")
     ],
     method: Annotated[
         str, option("--method", "-m", help=f"One of: {', '.join(METHODS)}.", show_default=True)
@@ -103,17 +108,17 @@ def aggregate(
         option("--allow-copies", panel=_WHO, help="Count clients with the same weights, each."),
     ] = False,
     previous: Annotated[
-        Path | None,
+        str | None,
         option(
             "--previous", panel=_EARLIER, metavar="DIR", help="The global adapter of last round."
         ),
     ] = None,
     before_previous: Annotated[
-        Path | None,
+        str | None,
         option("--before-previous", panel=_EARLIER, metavar="DIR", help="The one before that."),
     ] = None,
     rounds: Annotated[
-        Path | None,
+        str | None,
         option(
             "--rounds",
             panel=_EARLIER,
@@ -219,8 +224,21 @@ def aggregate(
     jobs: Annotated[
         int, option("--jobs", "-j", panel=_OUTPUT, help="Modules at a time; default: all cores.")
     ] = 0,
+    cluster: Annotated[
+        str | None,
+        option(
+            "--cluster",
+            panel=_OUTPUT,
+            metavar="ADDRESS",
+            help="Compute on processes:N, on Dask as local:N, or at its tcp://HOST:PORT.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, option("--dry-run", "-n", panel=_OUTPUT, help="Read headers only, write nothing.")
+    ] = False,
+    explain: Annotated[
+        bool,
+        option("--explain", panel=_OUTPUT, help="Show how every module is computed, and why so."),
     ] = False,
     force: Annotated[
         bool, option("--force", "-f", panel=_OUTPUT, help="Replace an existing adapter.")
@@ -245,16 +263,16 @@ def aggregate(
         method=method,
         rank=rank,
         energy=energy,
-        samples=samples,
+        samples=optional(samples),
         base=base,
         adapter=adapter,
         on_bad_client=on_bad_client,
         min_clients=min_clients,
         max_count_ratio=max_count_ratio,
         allow_copies=allow_copies,
-        previous=previous,
-        before_previous=before_previous,
-        rounds=rounds,
+        previous=optional(previous),
+        before_previous=optional(before_previous),
+        rounds=optional(rounds),
         momentum=momentum,
         quorum=quorum,
         max_rank=max_rank,
@@ -270,8 +288,10 @@ def aggregate(
         target=target,
         device=device,
         jobs=jobs,
+        cluster=cluster,
         verify=verify,
         force=force,
+        explain=explain,
         dry_run=dry_run,
     )
     paths = listed(clients, null=null)
@@ -281,7 +301,7 @@ def aggregate(
         from fedlora_cli.rounds.aggregate import carry_out
 
     console = errors()
-    with progress_on(console, shown=not quiet) as stage:
+    with _clusters_told(shown=not quiet), progress_on(console, shown=not quiet) as stage:
         report = carry_out(task, stage)
     # Even with --quiet: nobody is left out in silence.
     warn([f"{one.name} left out: {one.reason}" for one in report.left_out])
@@ -292,10 +312,27 @@ def aggregate(
     elif not quiet:
         show(aggregate_view(report, modules=verbose))
     if not quiet:
-        _say_what_next(errors(), output, options)
+        _say_what_next(errors(), task.output, options)
         if options.target == "vllm" and report.rank is not None:
             least = next(rank for rank in VLLM_RANKS if rank >= report.rank)
             say(errors(), "vllm", f"serve with --enable-lora --max-lora-rank {least}", "bold")
+
+
+@contextmanager
+def _clusters_told(*, shown: bool) -> Iterator[None]:
+    """What is odd about a cluster is said like every other warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ClusterWarning)
+        others = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, ClusterWarning):
+                others(message, category, *place, **more)
+            elif shown:
+                warn([str(message)])
+
+        warnings.showwarning = tell
+        yield
 
 
 def _clip(text: str | None) -> float | Literal["auto"] | None:
@@ -309,7 +346,7 @@ def _clip(text: str | None) -> float | Literal["auto"] | None:
         ) from None
 
 
-def _say_what_next(console: Console, output: Path, options: Options) -> None:
+def _say_what_next(console: Console, output: Location, options: Options) -> None:
     folder = quoted(output)
     if options.dry_run:
         unseen = "values and copies were not looked at"

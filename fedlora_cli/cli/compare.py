@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +27,7 @@ from fedlora_cli.cli.shared import (
     show,
     warn,
 )
+from fedlora_cli.files.locations import optional
 from fedlora_cli.render.document import compare_document, to_json
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.report.compare import CompareReport
@@ -45,7 +45,7 @@ def compare(
     ] = None,
     samples: Counts = None,
     previous: Annotated[
-        Path | None, option("--previous", metavar="DIR", help="The global adapter of last round.")
+        str | None, option("--previous", metavar="DIR", help="The global adapter of last round.")
     ] = None,
     quorum: Annotated[
         float | None, option("--quorum", help="One more row: raflora with this quorum.")
@@ -77,8 +77,8 @@ def compare(
     """
     options = Options(
         rank=rank,
-        samples=samples,
-        previous=previous,
+        samples=optional(samples),
+        previous=optional(previous),
         quorum=quorum,
         basis=basis,
         missing=missing,

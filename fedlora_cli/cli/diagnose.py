@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -32,6 +31,8 @@ from fedlora_cli.cli.shared import (
     warn,
 )
 from fedlora_cli.errors import UsageError
+from fedlora_cli.files.locations import optional
+from fedlora_cli.remote import Location
 from fedlora_cli.render.document import diagnose_document, to_json
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.report.diagnose import DiagnoseReport, Verdict
@@ -105,7 +106,8 @@ def diagnose(
 
     fedlora diagnose globals/round-* --fail-on collapsing --plot rounds.png
     """
-    options = DiagnoseOptions(subject, shared_rank, samples, base, similarity, jobs, adapter)
+    counts = optional(samples)
+    options = DiagnoseOptions(subject, shared_rank, counts, base, similarity, jobs, adapter)
     worst = _check_limits(fail_above, fail_on)
     check_pictures(plot, html)
     folders = listed(paths, null=null)
@@ -134,7 +136,7 @@ def diagnose(
         raise typer.Exit(FINDING)
 
 
-def _next(report: DiagnoseReport, folders: list[Path]) -> str:
+def _next(report: DiagnoseReport, folders: list[Location]) -> str:
     """The command that a person would most likely want now."""
     if report.subject == "clients":
         shown = quoted(*folders[:_NAMED])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,8 +33,10 @@ from fedlora_cli.cli.shared import (
     quoted,
 )
 from fedlora_cli.errors import InputError
+from fedlora_cli.files.locations import location
 from fedlora_cli.methods import METHODS
 from fedlora_cli.provenance import read_provenance
+from fedlora_cli.remote import Location
 from fedlora_cli.render.document import distribute_document
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.handout import distribute_view
@@ -45,10 +46,10 @@ from fedlora_cli.rounds.options import DistributeOptions
 @guarded
 def distribute(
     source: Annotated[
-        Path, typer.Argument(metavar="GLOBAL", help="The folder of the global adapter.")
+        str, typer.Argument(metavar="GLOBAL", help="The folder of the global adapter.")
     ],
     output: Annotated[
-        Path, option("--output", "-o", metavar="DIR", help="Write a folder for each client here.")
+        str, option("--output", "-o", metavar="DIR", help="Write a folder for each client here.")
     ],
     like: Like = None,
     adapter: LikeAdapter = None,
@@ -91,23 +92,23 @@ def distribute(
         force=force,
         adapter=adapter,
     )
-    clients = folders_like(like, null=null)
+    place, clients = location(source), folders_like(like, null=null)
     with heavy_imports():
         from fedlora_cli.rounds.distribute import distribute as run
 
     with progress_on(errors(), shown=not quiet) as stage:
-        report = run(source, output, clients, options, stage)
+        report = run(place, output, clients, options, stage)
     tell(
         report,
         distribute_document,
         partial(distribute_view, details=verbose),
         json=json,
         quiet=quiet,
-        following=f"fedlora aggregate CLIENTS -o DIR{_as_before(source)}",
+        following=f"fedlora aggregate CLIENTS -o DIR{_as_before(place)}",
     )
 
 
-def _as_before(source: Path) -> str:
+def _as_before(source: Location) -> str:
     """The options that go on as the global adapter was made, as far as its report can be read."""
     known = None
     with suppress(InputError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedlora_cli.analysis.prediction.predict import MOST_CLIENTS, ranks_of
 from fedlora_cli.cli.shared import heavy_imports, listed, number, numbers, whole_numbers
 from fedlora_cli.errors import UsageError
+from fedlora_cli.files.locations import optional
+from fedlora_cli.remote import Location
 
 _GROUP = re.compile(r"([0-9]{1,9})x([0-9]{1,9})(?::([^:]+))?")
 
@@ -102,11 +103,11 @@ def _ranks(groups: list[_Group]) -> tuple[int, ...]:
     return tuple(group.rank for group in groups for _ in range(group.size))
 
 
-def _of_folders(paths: list[Path], samples: str | None) -> Federation:
+def _of_folders(paths: list[Location], samples: str | None) -> Federation:
     with heavy_imports():
         from fedlora_cli.clients import read_clients
 
-    found = read_clients(paths, None if samples is None else Path(samples))
+    found = read_clients(paths, optional(samples))
     ranks, differing = ranks_of(found.cohort)
     return Federation(
         ranks,

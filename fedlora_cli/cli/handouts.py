@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -19,6 +18,7 @@ from fedlora_cli.cli.shared import (
     whole_numbers,
 )
 from fedlora_cli.errors import UsageError
+from fedlora_cli.remote import Location
 from fedlora_cli.render.document import to_json
 from fedlora_cli.render.report.handout import DistributeReport, InitReport
 from fedlora_cli.render.view import View
@@ -51,7 +51,7 @@ HandoutForce = Annotated[
 ]
 
 
-def folders_like(like: Sequence[str] | None, *, null: bool) -> list[Path]:
+def folders_like(like: Sequence[str] | None, *, null: bool) -> list[Location]:
     """The folders of the clients to be like, if any were named. Raises UsageError."""
     return listed(like, null=null) if like else []
 

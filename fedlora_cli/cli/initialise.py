@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,7 +45,7 @@ def initialise(
         str, typer.Argument(metavar="BASE", help="The base model: a folder, or a name on the hub.")
     ],
     output: Annotated[
-        Path, option("--output", "-o", metavar="DIR", help="Write a folder for each adapter here.")
+        str, option("--output", "-o", metavar="DIR", help="Write a folder for each adapter here.")
     ],
     ranks: Annotated[
         list[str] | None,

@@ -28,6 +28,7 @@ from fedlora_cli.cli.shared import (
     show,
 )
 from fedlora_cli.errors import InputError
+from fedlora_cli.files.locations import optional
 from fedlora_cli.render.document import inspect_document, to_json
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.report.inspect import InspectReport
@@ -75,7 +76,9 @@ def inspect(
 
     console = errors()
     with progress_on(console, shown=not quiet) as stage:
-        report = run(places, samples, base, adapter=adapter, values=values, jobs=jobs, stage=stage)
+        report = run(
+            places, optional(samples), base, adapter=adapter, values=values, jobs=jobs, stage=stage
+        )
     if json:
         typer.echo(to_json(inspect_document(report)), nl=False)
     elif not quiet:

@@ -10,14 +10,15 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from fedlora_cli.errors import FedloraError, OutputError, UsageError, printable
+from fedlora_cli.errors import FedloraError, InputError, OutputError, UsageError, printable
+from fedlora_cli.files.locations import location
+from fedlora_cli.remote import Location, StorageError
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import View
 
@@ -46,7 +47,7 @@ Clients = Annotated[
     ),
 ]
 Counts = Annotated[
-    Path | None,
+    str | None,
     option(
         "--samples",
         metavar="FILE",
@@ -74,10 +75,10 @@ FINDING = 1
 INTERRUPTED = 130
 
 
-def listed(paths: Sequence[str], *, null: bool) -> list[Path]:
+def listed(paths: Sequence[str], *, null: bool) -> list[Location]:
     """The folders named; - stands for a list on standard input. Raises UsageError."""
     if "-" not in paths:
-        return [Path(path) for path in paths]
+        return [location(path) for path in paths]
     if list(paths) != ["-"]:
         raise UsageError("CLIENTS", "- beside other folders", "put all of them into the list")
     # Paths are bytes: in any encoding, and with no standard input at all.
@@ -87,7 +88,7 @@ def listed(paths: Sequence[str], *, null: bool) -> list[Path]:
     items = [item for item in content.split(b"\0" if null else b"\n") if item.strip()]
     if not items:
         raise UsageError("standard input", "no folders in the list", "pipe one path per line")
-    return [Path(os.fsdecode(item)) for item in items]
+    return [location(os.fsdecode(item)) for item in items]
 
 
 def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
@@ -128,7 +129,7 @@ def _whole(flag: str, text: str) -> int:
 def quoted(*arguments: object) -> str:
     """What a shell takes for these arguments.
 
-    >>> quoted(Path("my clients"), "global")
+    >>> quoted("my clients", "global")
     "'my clients' global"
     """
     return shlex.join(map(str, arguments))
@@ -190,6 +191,9 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             sys.stdout.flush()
         except FedloraError as error:
             _fail(error, debug=bool(kwargs.get("debug")))
+        except StorageError as error:  # in a mere look at what a place is
+            found = f"cannot be read ({error})"
+            _fail(InputError(error.where, found, error.cure), debug=bool(kwargs.get("debug")))
         except BrokenPipeError:
             raise  # a reader that went away had enough
         except OSError as error:

@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 
 from fedlora_cli.files.untrusted import opened
+from fedlora_cli.remote import Location
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Location) -> str:
     """Of one file, whole and in one state. Raises InputError."""
     total = hashlib.sha256()
     with opened(path) as file:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.untrusted import opened, unreadable
+from fedlora_cli.remote import Location, Remote, StorageError
 
 #: Far above any sample file or report; a larger one is an attack or a mistake.
 MAX_BYTES = 16 * 1024 * 1024
 
 
-def read_object(path: Path, *, finite: bool = True, most: int = MAX_BYTES) -> dict[str, Any]:
+def read_object(path: Location, *, finite: bool = True, most: int = MAX_BYTES) -> dict[str, Any]:
     """The JSON object in `path`: no duplicate keys, Unicode, at most that many bytes.
 
     Numbers that JSON does not have are refused, unless it need not be `finite`: a Trainer whose
@@ -22,7 +22,7 @@ def read_object(path: Path, *, finite: bool = True, most: int = MAX_BYTES) -> di
     return parse_object(read_bytes(path, most=most), where=path, finite=finite)
 
 
-def read_bytes(path: Path, *, most: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Location, *, most: int = MAX_BYTES) -> bytes:
     """The content of a regular file of at most that many bytes. Raises InputError."""
     with opened(path) as file:
         if file.state.size > most:
@@ -52,9 +52,11 @@ def parse_object(text: bytes, where: object, *, finite: bool = True) -> dict[str
     return value
 
 
-def exists(path: Path) -> bool:
+def exists(path: Location) -> bool:
     """Whether there is something of that name. Raises InputError where that cannot be known."""
     try:
+        if isinstance(path, Remote):
+            return path.exists()
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -63,8 +65,10 @@ def exists(path: Path) -> bool:
     return True
 
 
-def unwritable(path: Path, error: OSError) -> OutputError:
-    """What the system said, as an error about what was to be written."""
+def unwritable(path: Location, error: OSError) -> OutputError:
+    """What the system said, or a store, as an error about what was to be written."""
+    if isinstance(error, StorageError):
+        return OutputError(path, f"cannot be written ({error})", error.cure)
     reason = (error.strerror or str(error)).lower()
     return OutputError(path, f"cannot be written ({reason})", "check space and permissions")
 

@@ -8,13 +8,15 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.alone import alone_at
 from fedlora_cli.files.documents import unwritable
+from fedlora_cli.files.sending import Foreign, check_upload, uploaded
+from fedlora_cli.remote import Location, Remote, in_order
 
 #: linux/fcntl.h and linux/fs.h: arguments of renameat2(2).
 _AT_FDCWD = -100
@@ -27,15 +29,12 @@ _TEMPORARY = ".tmp-"
 #: What safetensors calls a file until it is complete.
 _INCOMPLETE = ".tmp??????"
 
-#: What in a folder could not have been written here: its name, or None.
-Foreign = Callable[[Path], str | None]
-
 
 def other_than(files: Collection[str]) -> Foreign:
     """Finds what is not a regular file of one of these names."""
 
-    def first(folder: Path) -> str | None:
-        strange = (p for p in sorted(folder.iterdir()) if p.name not in files or not p.is_file())
+    def first(folder: Location) -> str | None:
+        strange = (p for p in in_order(folder) if p.name not in files or not p.is_file())
         return next((path.name for path in strange), None)
 
     return first
@@ -44,8 +43,8 @@ def other_than(files: Collection[str]) -> Foreign:
 def other_than_folders(foreign: Foreign) -> Foreign:
     """Finds what is neither a folder, nor in one and foreign there."""
 
-    def first(folder: Path) -> str | None:
-        for child in sorted(folder.iterdir()):
+    def first(folder: Location) -> str | None:
+        for child in in_order(folder):
             if child.is_symlink() or not child.is_dir():
                 return child.name
             inside = foreign(child)
@@ -56,24 +55,27 @@ def other_than_folders(foreign: Foreign) -> Foreign:
     return first
 
 
-def check_apart(target: Path, read: Iterable[Path]) -> None:
+def check_apart(target: Location, read: Iterable[Location]) -> None:
     """Whether `target` is none of these folders, nor inside one, nor around it.
 
     Raises InputError.
     """
     place = target.resolve()
-    for path in sorted({path.resolve() for path in read}):
+    for path in sorted({path.resolve() for path in read}, key=lambda one: one.parts):
         if place == path or path in place.parents or place in path.parents:
             found = f"the output would stand inside the input {path}"
             raise InputError(target, found, "choose a folder beside the clients, not among them")
 
 
-def check_target(target: Path, *, force: bool, foreign: Foreign) -> None:
+def check_target(target: Location, *, force: bool, foreign: Foreign) -> None:
     """Whether `target` may be written. Raises OutputError.
 
     An existing folder needs `force`, and even then must hold nothing `foreign`: nothing is ever
     deleted that could not have been written here.
     """
+    if isinstance(target, Remote):
+        check_upload(target, force=force, foreign=foreign)
+        return
     if target.name in ("", ".."):
         raise OutputError(target, "no name of a folder", "name the folder itself")
     if not target.parent.exists():
@@ -102,13 +104,17 @@ def check_target(target: Path, *, force: bool, foreign: Foreign) -> None:
 
 
 @contextmanager
-def claimed(target: Path, *, force: bool, foreign: Foreign) -> Iterator[None]:
+def claimed(target: Location, *, force: bool, foreign: Foreign) -> Iterator[None]:
     """No other process writes `target` in this block, which is all the work for it.
 
     What a killed process left of the same target is put in order first. Raises OutputError where
-    `check_target` does, and where another process is at work there.
+    `check_target` does, and where another process is at work there. A store has no locks: there,
+    nothing is known of others.
     """
     check_target(target, force=force, foreign=foreign)
+    if isinstance(target, Remote):
+        yield
+        return
     with alone_at(target) as alone:
         if alone:
             # Where nothing is known of others, what they are writing may look like what they left.
@@ -118,26 +124,36 @@ def claimed(target: Path, *, force: bool, foreign: Foreign) -> Iterator[None]:
         yield
 
 
-def check_space(target: Path, needed: int) -> None:
-    """Whether there is room for that many bytes beside `target`. Raises OutputError."""
+def check_space(target: Location, needed: int) -> None:
+    """Whether there is room for that many bytes beside `target`, or where it is made before it is
+    uploaded. Raises OutputError.
+    """
+    place = Path(tempfile.gettempdir()) if isinstance(target, Remote) else target.parent
     try:
-        there = shutil.disk_usage(target.parent)
+        there = shutil.disk_usage(place)
     except OSError as error:
         raise unwritable(target, error) from None
     # Some network file systems tell no sizes.
     if there.total and needed > there.free:
         found = f"{needed:,} bytes are needed, and {there.free:,} are free"
+        if isinstance(target, Remote):
+            raise OutputError(place, found, "free some space, or set TMPDIR to another disk")
         raise OutputError(target, found, "free some space, or choose another disk")
 
 
 @contextmanager
-def new_folder(target: Path, *, force: bool, foreign: Foreign) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the block ends well.
+def new_folder(target: Location, *, force: bool, foreign: Foreign) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well; or is
+    uploaded then.
 
     The files are on the disk before the name is; whoever looks sees the old folder or the new one.
     What came to stand at `target` meanwhile is judged by `check_target` once more. On any failure
     the temporary folder is removed. Raises OutputError.
     """
+    if isinstance(target, Remote):
+        with uploaded(target, force=force, foreign=foreign) as folder:
+            yield folder
+        return
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}{_TEMPORARY}", dir=target.parent))
     except OSError as error:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.untrusted import unreadable
+from fedlora_cli.remote import Location, Remote
 
 
-def check_links(folder: Path, home: Path) -> None:
+def check_links(folder: Location, home: Location) -> None:
     """Whether every link among the files of `folder` leads to a file in it, or in `home`, the
     folder that the person named; or, from a snapshot in a Hugging Face cache, to its blobs.
 
@@ -25,7 +26,7 @@ def check_links(folder: Path, home: Path) -> None:
             raise InputError(link, f"a link that leads out of the folder, to {target}", cure)
 
 
-def check_linked_folder(folder: Path, home: Path) -> None:
+def check_linked_folder(folder: Location, home: Location) -> None:
     """Whether a folder or file that was found in `home` is there itself, or linked from elsewhere
     in it; a file, from a snapshot in a Hugging Face cache, to its blobs too. Raises InputError.
     """
@@ -37,9 +38,11 @@ def check_linked_folder(folder: Path, home: Path) -> None:
         raise InputError(folder, f"a link that leads out of the folder, to {target}", cure)
 
 
-def _links(folder: Path) -> Iterator[Path]:
-    """The links in a folder that lead to no folder; none in a file. Raises InputError."""
-    if folder.is_file():
+def _links(folder: Location) -> Iterator[Path]:
+    """The links in a folder that lead to no folder; none in a file, or in a store. Raises
+    InputError.
+    """
+    if isinstance(folder, Remote) or folder.is_file():
         return
     try:
         with os.scandir(folder) as entries:
@@ -50,7 +53,7 @@ def _links(folder: Path) -> Iterator[Path]:
         raise unreadable(folder, error) from None
 
 
-def _is_blob(target: Path, folder: Path) -> bool:
+def _is_blob(target: Location, folder: Location) -> bool:
     """Whether a file lies in `blobs` beside the `snapshots` that the folder lies in.
 
     >>> _is_blob(Path("/hub/m/blobs/1f"), Path("/hub/m/snapshots/main"))
@@ -60,7 +63,7 @@ def _is_blob(target: Path, folder: Path) -> bool:
     return any(target.parent == cache / "blobs" for cache in caches)
 
 
-def _real(path: Path) -> Path:
+def _real(path: Location) -> Location:
     """The path without links in it. Raises InputError."""
     try:
         return path.resolve()

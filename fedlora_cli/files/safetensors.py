@@ -1,28 +1,21 @@
-"""Safetensors files: a strict header, lazily read tensors, reproducible bytes on writing.
+"""Headers of safetensors files, parsed more strictly than the library does.
 
-The header is parsed here, more strictly than the library does, before a tensor byte is touched;
-duplicate keys, holes, lying sizes and unprintable names are refused. A tensor is read in the state
-of the file that its header was read in, or not at all.
+No tensor byte is touched before; duplicate keys, holes, lying sizes and unprintable names are
+refused. A tensor is read in the state of the file that its header was read in, or not at all.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import parse_object
+from fedlora_cli.files.entries import DTYPES, Entry
 from fedlora_cli.files.untrusted import MAX_FILE_BYTES, State, opened
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedlora_cli.remote import Location
 
 #: An adapter of all 128 experts of a large mixture model has a header of about 11 MB.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
@@ -41,78 +34,9 @@ MAX_SIDES = 5
 
 _METADATA = "__metadata__"
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,512}")
-#: torch's name and the bytes of one number, for every dtype that adapters hold.
-_DTYPES = {
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U8": ("uint8", 1),
-}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a file that has not been read yet. `dtype` is torch's name for it."""
-
-    path: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int  # bytes from the beginning of the file
-    length: int  # bytes
-    state: State  # of the file when its header was read
-
-    @property
-    def is_float(self) -> bool:
-        return "float" in self.dtype
-
-    def part(self, first: int, count: int) -> Entry:
-        """Rows first to first + count of the first dimension: one range of the file.
-
-        It is read under the same checks as the whole. Raises ValueError beyond the tensor.
-
-        >>> whole = Entry(Path("x"), "A", "float32", (4, 8), 100, 128, State(228, 0, 0))
-        >>> rows = whole.part(1, 2)
-        >>> rows.key, rows.shape, rows.start, rows.length
-        ('A[1:3]', (2, 8), 132, 64)
-        """
-        if not self.shape or count < 1 or first < 0 or first + count > self.shape[0]:
-            raise ValueError(f"rows {first} to {first + count} of a tensor of shape {self.shape}")
-        row = self.length // self.shape[0]
-        return replace(
-            self,
-            key=f"{self.key}[{first}:{first + count}]",
-            shape=(count, *self.shape[1:]),
-            start=self.start + first * row,
-            length=count * row,
-        )
-
-    def read(self, report: Report = refuse) -> Tensor:
-        """The tensor; values that are not finite go to `report`. Raises InputError."""
-        import torch
-
-        if self.length > _memory():
-            found = f"{self.key} has {self.length} bytes, more than there is memory"
-            raise InputError(self.path, found, "check what this file is")
-        buffer = bytearray(self.length)
-        with opened(self.path, self.state) as file:
-            file.fill(self.start, buffer)
-        tensor = torch.frombuffer(buffer, dtype=getattr(torch, self.dtype)).reshape(self.shape)
-        if self.is_float and not bool(torch.isfinite(tensor).all()):
-            bad = ~torch.isfinite(tensor.flatten())
-            found = f"{self.key} holds {int(bad.sum())} NaN or infinite values, "
-            found += f"the first at position {int(bad.nonzero()[0])}"
-            cure = "leave this client out; its training has diverged"
-            report(InputError(self.path, found, cure))
-        return tensor
-
-
-def read_header(path: Path, report: Report = refuse) -> dict[str, Entry]:
+def read_header(path: Location, report: Report = refuse) -> dict[str, Entry]:
     """The tensors that a safetensors file declares, in the order of their names. Reads no tensor.
 
     Raises InputError for anything but a complete, regular file whose header describes it exactly.
@@ -131,7 +55,7 @@ def read_header(path: Path, report: Report = refuse) -> dict[str, Entry]:
     return result
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: Location) -> dict[str, str]:
     """What the header says beside its tensors. Raises InputError."""
     metadata: dict[str, str] = _header(path).fields.get(_METADATA, {})
     return metadata
@@ -146,7 +70,7 @@ class _Header:
     state: State
 
 
-def _header(path: Path) -> _Header:
+def _header(path: Location) -> _Header:
     """The header as JSON, its metadata text to text. Raises InputError."""
     with opened(path) as file:
         size = file.state.size
@@ -187,52 +111,18 @@ def _header(path: Path) -> _Header:
     return _Header(fields, 8 + length, file.state)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file whose bytes depend on nothing but the arguments.
-
-    The library writes the metadata in random order when it has two keys or more; the header is
-    put in order afterwards, in place, because a permutation has the same length. Raises OSError.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata=dict(metadata))
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(ordered) > length:
-            raise AssertionError("a reordered safetensors header cannot grow")
-        file.seek(8)
-        file.write(ordered.ljust(length))
-
-
-def _too_many(path: Path) -> InputError:
+def _too_many(path: Location) -> InputError:
     return InputError(path, f"more than {MAX_TENSORS} tensors", "check what this file is")
 
 
-def _memory() -> int:
-    """The memory of this machine in bytes, where it tells.
-
-    The system promises more than it has, and kills who takes it at its word.
-    """
-    if not hasattr(os, "sysconf"):
-        return sys.maxsize
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _entry(path: Path, key: str, value: Any, data: int, state: State) -> Entry:
+def _entry(path: Location, key: str, value: Any, data: int, state: State) -> Entry:
     """One header entry, checked field by field; `data` is where the tensor bytes begin."""
     if not _NAME.fullmatch(key):
         raise InputError(path, f"a tensor named {key[:80]!r}", "save it again with plain names")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise InputError(path, f"{key} is not described as safetensors ask", "save it again")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(
             path, f"{key} has dtype {str(dtype)[:80]}", "save it as float32 or bfloat16"
         )
@@ -244,13 +134,13 @@ def _entry(path: Path, key: str, value: Any, data: int, state: State) -> Entry:
         cure = "gather the shards (ZeRO-3, FSDP) before save_pretrained"
         raise InputError(path, f"{key} has shape {shape[:9]}", cure)
     begin, end = offsets
-    if begin > end or end - begin != math.prod(shape) * _DTYPES[dtype][1]:
+    if begin > end or end - begin != math.prod(shape) * DTYPES[dtype][1]:
         raise InputError(
             path,
             f"{key} of shape {shape} and dtype {dtype} claims bytes {begin} to {end}",
             "save it again; the header lies about the file",
         )
-    return Entry(path, key, _DTYPES[dtype][0], tuple(shape), data + begin, end - begin, state)
+    return Entry(path, key, DTYPES[dtype][0], tuple(shape), data + begin, end - begin, state)
 
 
 def _is_naturals(value: Any, most: int) -> bool:
@@ -258,7 +148,9 @@ def _is_naturals(value: Any, most: int) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n <= most for n in value)
 
 
-def _check_tiling(path: Path, entries: list[Entry], data: int, size: int, *, holes: bool) -> None:
+def _check_tiling(
+    path: Location, entries: list[Entry], data: int, size: int, *, holes: bool
+) -> None:
     """The tensors must fill the file exactly: no hole, no overlap, nothing missing or left over.
 
     Only where entries were left out for faults of their own, there may be `holes`.

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli.adapter import Adapter, NewAdapter
+from fedlora_cli.adapter import Adapter, NewAdapter, Put
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.formats import kohya, peft
 from fedlora_cli.natural import natural
+from fedlora_cli.remote import Location
 
 
 @dataclass(frozen=True)
 class Format:
     """One format. `recognises` looks at names only, `read` reads headers, as the function below
-    does; `write` puts an adapter and its provenance into an existing folder. `files` are all that a
+    does; `writing` takes the pieces of an adapter into an existing folder. `files` are all that a
     folder of this format can hold when fedlora wrote it, `weights` is the one with the tensors.
     `library` is what model hubs call the library that loads it, where one does.
     """
 
     name: str
     summary: str
-    recognises: Callable[[Path], bool]
-    read: Callable[[Path, Report], Adapter]
-    write: Callable[[NewAdapter, Path, Mapping[str, Any]], None]
+    recognises: Callable[[Location], bool]
+    read: Callable[[Location, Report], Adapter]
+    writing: Callable[[NewAdapter, Path, Mapping[str, Any]], AbstractContextManager[Put]]
     files: tuple[str, ...]
     weights: str
     library: str | None = None
@@ -39,7 +41,7 @@ FORMATS: dict[str, Format] = {
             summary=f"PEFT LoRA ({peft.CONFIG}, {peft.WEIGHTS})",
             recognises=peft.recognises,
             read=peft.read,
-            write=peft.write,
+            writing=peft.writing,
             files=peft.FILES,
             weights=peft.WEIGHTS,
             library="peft",
@@ -49,7 +51,7 @@ FORMATS: dict[str, Format] = {
             summary=f"kohya LoRA ({kohya.WEIGHTS}, or name its file)",
             recognises=kohya.recognises,
             read=kohya.read,
-            write=kohya.write,
+            writing=kohya.writing,
             files=kohya.FILES,
             weights=kohya.WEIGHTS,
         ),
@@ -60,7 +62,7 @@ FORMATS: dict[str, Format] = {
 FILES = frozenset(name for one in FORMATS.values() for name in one.files)
 
 
-def inside(folder: Path, adapter: str | None) -> Path:
+def inside(folder: Location, adapter: str | None) -> Location:
     """Where the adapter of that name is in a client's folder; None is the folder itself.
 
     Of all that a name with `*` fits, it is the last one, 9 before 10. Nothing is read.
@@ -76,12 +78,12 @@ def inside(folder: Path, adapter: str | None) -> Path:
     return max(fitting, key=lambda one: natural(one.name), default=folder / adapter)
 
 
-def is_adapter(path: Path) -> bool:
+def is_adapter(path: Location) -> bool:
     """Whether any format takes this folder or file for one of its adapters, whole or damaged."""
     return any(known.recognises(path) for known in FORMATS.values())
 
 
-def read(path: Path, report: Report = refuse) -> Adapter:
+def read(path: Location, report: Report = refuse) -> Adapter:
     """The adapter in a folder, or one that is a file; headers only. Raises InputError.
 
     Every fault goes to `report`; if that returns, the adapter is what is left without it.
@@ -93,3 +95,15 @@ def read(path: Path, report: Report = refuse) -> Adapter:
         raise InputError(path, "no such folder", "check the path")
     names = ", or ".join(known.summary for known in FORMATS.values())
     raise InputError(path, "no adapter in this folder", f"it must hold: {names}")
+
+
+def write(name: str, adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Put an adapter and its provenance into an existing folder, in the format of that name.
+
+    Raises OSError, and InputError for what the format cannot hold.
+    """
+    with FORMATS[name].writing(adapter, folder, provenance) as put:
+        for module, factors in adapter.factors.items():
+            put(module, factors)
+        for tensor, value in adapter.tensors.items():
+            put(tensor, value)

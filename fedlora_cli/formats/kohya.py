@@ -10,21 +10,25 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.adapter import Adapter, Facts, Layout, Module, NewAdapter, widest
+from fedlora_cli.adapter import Adapter, Facts, Layout, Module, NewAdapter, Put, widest
 from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
 from fedlora_cli.factors import Factors
 from fedlora_cli.files import safetensors
 from fedlora_cli.files.documents import exists
-from fedlora_cli.files.safetensors import Entry
+from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.untrusted import opened
+from fedlora_cli.files.writing import declare
+from fedlora_cli.files.writing import writing as write_tensors
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
 from fedlora_cli.formats.peft.names import WEIGHTS as PEFT_WEIGHTS
 from fedlora_cli.formats.peft.names import shortened_keys
+from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +74,7 @@ _CODES = {
 _LONGEST = 4096
 
 
-def recognises(path: Path) -> bool:
+def recognises(path: Location) -> bool:
     """Whether this is such a file, or a folder with one that fedlora wrote."""
     if exists(path / WEIGHTS):
         return True
@@ -78,7 +82,7 @@ def recognises(path: Path) -> bool:
     return named and exists(path) and path.is_file()
 
 
-def read(path: Path, report: Report = refuse) -> Adapter:
+def read(path: Location, report: Report = refuse) -> Adapter:
     """The adapter in a file or a folder. The alphas are read with the headers, all else later.
 
     Anything damaged or not understood goes to `report`, fault by fault; if that returns, the
@@ -128,7 +132,7 @@ def _kinds(keys: Iterable[str]) -> dict[tuple[str, str], list[str]]:
 
 
 def _module(
-    weights: Path,
+    weights: Location,
     name: str,
     parts: Mapping[str, Entry],
     alpha: float | None,
@@ -163,15 +167,17 @@ def _module(
         scale=alpha / rank,
         dtype=widest([B.dtype, A.dtype]),
         layout=layout,
-        read=partial(_read, B, A, alpha / rank),
+        entries=(B, A),
+        build=partial(_factors_of, alpha / rank),
     )
 
 
-def _read(B: Entry, A: Entry, scale: float, report: Report = refuse) -> Factors:
-    return Factors(B.read(report).flatten(1), A.read(report).flatten(1), scale)
+def _factors_of(scale: float, tensors: Sequence[Tensor]) -> Factors:
+    B, A = tensors
+    return Factors(B.flatten(1), A.flatten(1), scale)
 
 
-def _alphas(weights: Path, entries: Mapping[str, Entry], report: Report) -> dict[str, float]:
+def _alphas(weights: Location, entries: Mapping[str, Entry], report: Report) -> dict[str, float]:
     """The alphas by module. Their bytes are decoded here: to refuse a file must not take torch."""
     alphas: dict[str, float] = {}
     if not entries:
@@ -192,7 +198,7 @@ def _alphas(weights: Path, entries: Mapping[str, Entry], report: Report) -> dict
     return alphas
 
 
-def _facts(weights: Path, report: Report) -> Facts:
+def _facts(weights: Location, report: Report) -> Facts:
     """The base model, and its architecture as the revision: what kohya's metadata tells of them."""
     metadata = safetensors.read_metadata(weights)
     said: dict[str, str | None] = {}
@@ -206,21 +212,12 @@ def _facts(weights: Path, report: Report) -> Facts:
     return Facts(said["ss_sd_model_name"], said["ss_base_model_version"])
 
 
-def write(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Write the weights file into an existing folder. Raises OSError."""
-    import torch
+@contextmanager
+def writing(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> Iterator[Put]:
+    """The weights file in an existing folder; the block puts all that `adapter` describes.
 
-    tensors: dict[str, Tensor] = {}
-    for name, factors in adapter.factors.items():
-        layout, alpha = adapter.layouts[name], adapter.alphas[name]
-        B, A = factors.B, factors.A
-        ones = (1,) * (len(layout.sides) - 1)
-        tensors[name + _UP] = B.reshape(*B.shape, *ones).contiguous()
-        tensors[name + _DOWN] = A.reshape(A.shape[0], *(layout.sides or A.shape[1:])).contiguous()
-        # float32 as kohya has it, unless that would change the scale.
-        number = torch.tensor(alpha, dtype=torch.float64)
-        single = number.float()
-        tensors[name + _ALPHA] = single if single.item() == alpha else number
+    Raises OSError.
+    """
     metadata = {
         "format": "pt",
         "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False),
@@ -233,7 +230,36 @@ def write(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> N
         "ss_base_model_version": adapter.facts.revision,
     }
     metadata |= {key: value for key, value in told.items() if value is not None}
-    safetensors.write(folder / WEIGHTS, tensors, metadata)
+    declared = {
+        key: declare(tensor)
+        for name, factors in adapter.factors.items()
+        for key, tensor in _stored(adapter, name, factors).items()
+    }
+    with write_tensors(folder / WEIGHTS, declared, metadata) as write:
+
+        def put(name: str, content: Factors | Tensor) -> None:
+            if not isinstance(content, Factors):
+                raise AssertionError(f"{name}: this format holds nothing but factors")
+            for key, tensor in _stored(adapter, name, content).items():
+                write(key, tensor)
+
+        yield put
+
+
+def _stored(adapter: NewAdapter, name: str, factors: Factors) -> dict[str, Tensor]:
+    """The three tensors of a module."""
+    import torch
+
+    layout, alpha = adapter.layouts[name], adapter.alphas[name]
+    B, A = factors.B, factors.A
+    # float32 as kohya has it, unless that would change the scale.
+    number = torch.tensor(alpha, dtype=torch.float64)
+    single = number.float()
+    return {
+        name + _UP: B.reshape(*B.shape, *(1 for _ in layout.sides[1:])),
+        name + _DOWN: A.reshape(A.shape[0], *(layout.sides or A.shape[1:])),
+        name + _ALPHA: single if single.item() == alpha else number,
+    }
 
 
 def _common(values: Iterable[str]) -> str:

@@ -6,11 +6,11 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from fedlora_cli.method import Method
-from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.render.report.aggregate import ON_DEMAND, AggregateReport
 from fedlora_cli.render.report.compare import CompareReport
 from fedlora_cli.render.report.diagnose import DiagnoseReport
 from fedlora_cli.render.report.handout import DistributeReport, InitReport
@@ -106,7 +106,11 @@ def _escaped(letter: str) -> str:
 
 
 def _document(schema: str, report: Any) -> dict[str, Any]:
-    return {"schema": schema, **_without_nan(asdict(report))}
+    values = asdict(report)
+    for one in fields(report):
+        if one.metadata == ON_DEMAND and values[one.name] is None:
+            del values[one.name]
+    return {"schema": schema, **_without_nan(values)}
 
 
 def _without_nan(value: Any) -> Any:

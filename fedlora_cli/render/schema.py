@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from fedlora_cli.render.report.aggregate import ON_DEMAND
+
 _PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
     int: {"type": "integer"},
@@ -20,7 +22,8 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 def schema(name: str, report: type) -> dict[str, Any]:
     """The schema of a document with that name, `fedlora.diagnose/1` for example.
 
-    Every key is required; more may be added within one version, which is why others are allowed.
+    Every key is required, but for those on demand; more may be added within one version, which is
+    why others are allowed.
     """
     whole = _of(report)
     return {
@@ -42,7 +45,7 @@ def _of(kind: Any) -> dict[str, Any]:
         return {
             "type": "object",
             "properties": {name: _of(hints[name]) for name in names},
-            "required": names,
+            "required": [one.name for one in fields(kind) if one.metadata != ON_DEMAND],
         }
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:

@@ -147,3 +147,14 @@ def file_size(amount: int | None) -> str:
         if amount >= power:
             return f"{amount / power:.{0 if amount >= 10 * power else 1}f} {unit}"
     return f"{amount} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person counts them.
+
+    >>> duration(0.1234), duration(75), duration(754), duration(9000)
+    ('0.12 s', '75 s', '13 min', '2.5 h')
+    """
+    if seconds < 99.5:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter, Facts, widest
-from fedlora_cli.clients import Paths, paths_of
+from fedlora_cli.adapter import Adapter, Facts, read_modules, widest
+from fedlora_cli.clients import Paths, paths_of, read_adapters
 from fedlora_cli.cohort import Client, Cohort, align, check_earlier, shortened
-from fedlora_cli.errors import UsageError
+from fedlora_cli.errors import UsageError, refuse
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
+from fedlora_cli.files.locations import location
+from fedlora_cli.groups import grouped
 from fedlora_cli.lowrank import Svd
 from fedlora_cli.naming import name_folders
 from fedlora_cli.provenance import check_manifest
+from fedlora_cli.remote import Location
 from fedlora_cli.render.report.handout import DistributeReport, HandedModule
 from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.options import DistributeOptions
@@ -30,8 +32,8 @@ DEFAULTS = DistributeOptions()
 
 
 def distribute(
-    source: Path | str,
-    output: Path | str,
+    source: Location | str,
+    output: Location | str,
     clients: Paths = (),
     options: DistributeOptions = DEFAULTS,
     stage: engine.Stage = engine.quiet,
@@ -44,14 +46,14 @@ def distribute(
     adapter folders, or folders whose children are adapter folders; only their headers are read.
     Raises UsageError, InputError and OutputError; nothing is written then.
     """
-    output, places = Path(output), paths_of(clients)
+    source, output, places = location(source), location(output), paths_of(clients)
     if bool(places) == bool(options.ranks):
         found = "given with --rank" if places else "neither it nor --rank is given"
         raise UsageError("--like", found, "give one of them")
     if options.adapter is not None and not places:
         raise UsageError("--adapter", "given without --like", "it says where those adapters are")
-    check_manifest(Path(source))
-    adapter = formats.read(Path(source))
+    check_manifest(source)
+    adapter = formats.read(source)
     cohort, left_out = _cohort(adapter, places, options) if places else (None, ())
     read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
     check_apart(output, [adapter.path, *places, *read])
@@ -65,8 +67,10 @@ def distribute(
         jobs = options.jobs or engine.available_cores()
         shapes = {name: share.shape for one in recipients for name, share in one.shares.items()}
         names = sorted(adapter.modules)
-        parts = engine.run(partial(_decomposed, adapter), names, jobs, stage("decomposing modules"))
-        svds = dict(zip(names, parts, strict=True))
+        work, progress = grouped([adapter], names), stage("decomposing modules")
+        svds: dict[str, Svd] = {}
+        for some in engine.run(partial(_decomposed, adapter), work, jobs, progress):
+            svds |= some
 
         def take(name: str, rank: int, scale: float) -> Factors:
             if name not in svds:
@@ -101,11 +105,12 @@ def distribute(
     )
 
 
-def _decomposed(adapter: Adapter, name: str) -> Svd:
-    factors = adapter.modules[name].read()
-    stack = lowrank.stack([factors])
-    found, _ = lowrank.svd(stack, torch.ones(factors.rank, dtype=torch.float64))
-    return found
+def _decomposed(adapter: Adapter, names: Sequence[str]) -> dict[str, Svd]:
+    result = {}
+    for name, factors in read_modules(adapter, names).items():
+        ones = torch.ones(factors.rank, dtype=torch.float64)
+        result[name], _ = lowrank.svd(lowrank.stack([factors]), ones)
+    return result
 
 
 def _handed(
@@ -149,12 +154,13 @@ def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
 
 
 def _cohort(
-    adapter: Adapter, places: Sequence[Path], options: DistributeOptions
+    adapter: Adapter, places: Sequence[Location], options: DistributeOptions
 ) -> tuple[Cohort, tuple[str, ...]]:
     """The clients to be like, which the global adapter fits, and remarks. Raises InputError."""
     named, left_out = name_folders(places, adapter=options.adapter)
-    homes = [(name, formats.inside(folder, options.adapter)) for name, folder in named]
-    clients = [Client(name, formats.read(home), 1.0) for name, home in homes]
+    homes = [formats.inside(folder, options.adapter) for _, folder in named]
+    read = read_adapters(homes, refuse)
+    clients = [Client(name, one, 1.0) for (name, _), one in zip(named, read, strict=True)]
     cohort = align(clients, options.base)
     check_earlier(cohort, [adapter], base_declared=options.base is not None)
     return cohort, left_out

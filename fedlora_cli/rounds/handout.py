@@ -24,6 +24,7 @@ from fedlora_cli.files.folder import (
 )
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
 from fedlora_cli.formats.peft.names import LORA_BIAS
+from fedlora_cli.remote import Location, Remote
 from fedlora_cli.render.report.handout import HandoutRow
 from fedlora_cli.rounds.recipients import Recipient
 from fedlora_cli.stored import at_rank, cast, stored_bytes
@@ -35,16 +36,17 @@ _foreign = other_than_folders(other_than(formats.FILES))
 
 
 @contextmanager
-def claimed_folder(output: Path, *, force: bool) -> Iterator[None]:
+def claimed_folder(output: Location, *, force: bool) -> Iterator[None]:
     """No other process writes this folder of adapters in this block. Raises OutputError."""
-    if formats.is_adapter(output):
+    # In a store, what is no folder of adapters is found below.
+    if not isinstance(output, Remote) and formats.is_adapter(output):
         found = "an adapter, not a folder of adapters"
         raise OutputError(output, found, "choose another output folder")
     with claimed(output, force=force, foreign=_foreign):
         yield
 
 
-def check_room(recipients: Sequence[Recipient], output: Path) -> None:
+def check_room(recipients: Sequence[Recipient], output: Location) -> None:
     """Whether there is room for all of their adapters. Raises OutputError."""
     check_space(output, sum(_bytes(one) for one in recipients))
 
@@ -52,7 +54,7 @@ def check_room(recipients: Sequence[Recipient], output: Path) -> None:
 def hand_out(
     recipients: Sequence[Recipient],
     take: Take,
-    output: Path,
+    output: Location,
     provenance: Mapping[str, Any],
     *,
     force: bool,
@@ -88,9 +90,8 @@ def hand_out(
             facts=one.facts,
         )
         folder.mkdir()
-        chosen = formats.FORMATS[one.format]
-        chosen.write(adapter, folder, provenance)
-        return (folder / chosen.weights).stat().st_size
+        formats.write(one.format, adapter, folder, provenance)
+        return (folder / formats.FORMATS[one.format].weights).stat().st_size
 
     with new_folder(output, force=force, foreign=_foreign) as place:
         return tuple(
@@ -118,7 +119,7 @@ def nothing(shape: tuple[int, int]) -> Factors:
 
 
 def handout_row(
-    one: Recipient, output: Path, size: int, spectra: Mapping[str, Tensor]
+    one: Recipient, output: Location, size: int, spectra: Mapping[str, Tensor]
 ) -> HandoutRow:
     """What the report says of one adapter. `spectra` are all singular values of what was handed
     out, by module.

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedlora_cli.errors import InputError, first_line
 from fedlora_cli.files.documents import read_object
-from fedlora_cli.files.safetensors import Entry, read_header
+from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.rounds.skeleton import Skeleton
 from fedlora_cli.stored import seed_of
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan
@@ -12,10 +11,11 @@ from fedlora_cli.analysis.places import GLOBAL, round_name, rounds_in, series_of
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.natural import natural
 from fedlora_cli.provenance import read_provenance
+from fedlora_cli.remote import Location, Remote, below
 from fedlora_cli.render.report.aggregate import rank_range
 
 
-def with_history(options: Options, output: Path) -> tuple[Options, tuple[str, ...]]:
+def with_history(options: Options, output: Location) -> tuple[Options, tuple[str, ...]]:
     """The options with `rounds` resolved to the earlier global adapters, and a remark.
 
     In the first round there is none, and nothing to gain momentum from. In the second one the step
@@ -37,7 +37,7 @@ def with_history(options: Options, output: Path) -> tuple[Options, tuple[str, ..
     return replace(options, previous=earlier[-1], before_previous=before), ()
 
 
-def earlier_rounds(rounds: Path, output: Path) -> list[Path]:
+def earlier_rounds(rounds: Location, output: Location) -> list[Location]:
     """The global adapters in a folder of rounds, up to the round that `output` belongs to.
 
     Raises InputError.
@@ -46,11 +46,11 @@ def earlier_rounds(rounds: Path, output: Path) -> list[Path]:
     place, home = output.resolve(), rounds.resolve()
     if home not in place.parents:
         return found
-    own = natural(place.relative_to(home).parts[0])
+    own = natural(below(place, home)[0])
     return [one for one in found if natural(round_name(one)) < own]
 
 
-def forgotten(plan: Plan, output: Path) -> tuple[str, ...]:
+def forgotten(plan: Plan, output: Location) -> tuple[str, ...]:
     """A warning where an earlier round had clients of a higher rank, and its global adapter is not
     used by a method that would keep what they brought.
     """
@@ -72,10 +72,13 @@ def forgotten(plan: Plan, output: Path) -> tuple[str, ...]:
     )
 
 
-def _series(output: Path) -> list[Path]:
+def _series(output: Location) -> list[Location]:
     """The earlier rounds that the name of the output tells: `run/round-03/global` has one in
-    `run/round-02/global`, `global-03` in `global-02`.
+    `run/round-02/global`, `global-03` in `global-02`. In object storage nobody looks: it takes a
+    question for every neighbour.
     """
+    if isinstance(output, Remote):
+        return []
     place = output.resolve()
     own = place.parent if place.name == GLOBAL else place
     with suppress(InputError):

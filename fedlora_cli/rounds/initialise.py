@@ -17,8 +17,10 @@ from fedlora_cli.cohort import Client, Cohort, align
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
+from fedlora_cli.files.locations import location
 from fedlora_cli.libraries import hushed
 from fedlora_cli.naming import name_folders
+from fedlora_cli.remote import Location
 from fedlora_cli.render.report.handout import HeadRow, InitReport, TargetRow
 from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.heads import head_tensors
@@ -35,7 +37,7 @@ _OTHER_BASE = "give the base model of these clients, and their --task and --num-
 
 def initialise(
     base: Path | str,
-    output: Path | str,
+    output: Location | str,
     clients: Paths = (),
     options: InitOptions = DEFAULTS,
     stage: engine.Stage = engine.quiet,
@@ -49,7 +51,7 @@ def initialise(
     on. Only the configuration of the base model is read, and the heads that are trained in full.
     Raises UsageError, InputError and OutputError; nothing is written then.
     """
-    output, places = Path(output), paths_of(clients)
+    output, places = location(output), paths_of(clients)
     _check_choices(places, options)
     cohort, remarks = _cohort(places, str(base), options.adapter) if places else (None, ())
     read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
@@ -100,7 +102,7 @@ def initialise(
     )
 
 
-def _check_choices(places: Sequence[Path], options: InitOptions) -> None:
+def _check_choices(places: Sequence[Location], options: InitOptions) -> None:
     if bool(places) == bool(options.ranks):
         found = "given with --ranks" if places else "neither it nor --ranks is given"
         raise UsageError("--like", found, "give one of them")
@@ -117,7 +119,7 @@ def _check_choices(places: Sequence[Path], options: InitOptions) -> None:
 
 
 def _cohort(
-    places: Sequence[Path], base: str, adapter: str | None
+    places: Sequence[Location], base: str, adapter: str | None
 ) -> tuple[Cohort, tuple[str, ...]]:
     """The clients to be like, whatever they call the base model, and remarks."""
     named, left_out = name_folders(places, adapter=adapter)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from fedlora_cli import formats
 from fedlora_cli.adapter import Adapter
@@ -20,7 +19,9 @@ from fedlora_cli.cohort import Cohort
 from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.folder import check_apart, check_target, other_than
+from fedlora_cli.files.locations import location
 from fedlora_cli.provenance import check_manifest
+from fedlora_cli.remote import Location
 from fedlora_cli.rounds.history import forgotten, with_history
 from fedlora_cli.selection import check_number, leave_out, select_clients
 
@@ -35,7 +36,7 @@ class Preparation:
     options: Options
     previous: Adapter | None
     before_previous: Adapter | None
-    output: Path
+    output: Location
     about_rounds: tuple[str, ...]
 
     @cached_property
@@ -64,12 +65,12 @@ class Preparation:
         return replace(self, clients=left)
 
 
-def prepare(clients: Paths, output: Path | str, options: Options) -> Preparation:
+def prepare(clients: Paths, output: Location | str, options: Options) -> Preparation:
     """The aggregation of these clients, as `aggregate` takes them, into this folder.
 
     Raises UsageError, InputError and OutputError.
     """
-    paths, output = paths_of(clients), Path(output)
+    paths, output = paths_of(clients), location(output)
     options, first = with_history(options, output)
     for earlier in (options.previous, options.before_previous):
         if earlier is not None:
@@ -89,7 +90,7 @@ def prepare(clients: Paths, output: Path | str, options: Options) -> Preparation
     return task
 
 
-def _find(paths: Sequence[Path], options: Options) -> Clients:
+def _find(paths: Sequence[Location], options: Options) -> Clients:
     """All clients, or those that headers show no fault of. Raises InputError."""
     ratio, least = options.max_count_ratio, options.min_clients
     asked = (paths, options.samples, options.base)
@@ -115,18 +116,20 @@ def _check_dora(cohort: Cohort, options: Options) -> None:
         raise InputError(cohort.clients[0].adapter.path, found, cure)
 
 
-def _remark(earlier: Path) -> str:
+def _remark(earlier: Location) -> str:
     return f"{earlier} is given as a global adapter, but tells a sample count like a client"
 
 
-def _tells_samples(folder: Path) -> bool:
+def _tells_samples(folder: Location) -> bool:
     try:
         return told_samples(folder) is not None
     except InputError:  # a global adapter's own report, or a damaged one
         return False
 
 
-def _check_output(output: Path, options: Options, clients: Sequence[Path], plan: Plan) -> None:
+def _check_output(
+    output: Location, options: Options, clients: Sequence[Location], plan: Plan
+) -> None:
     """The output may not stand inside anything that is read, nor hold it.
 
     It may be an earlier global adapter, renewed in place: that is read whole before it is replaced.

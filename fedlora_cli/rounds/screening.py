@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fedlora_cli import engine
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.analysis.inspection.values import check_base_weights, look_at
 from fedlora_cli.copies import check_copies, digests_of
 from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.remote import Location
 from fedlora_cli.rounds.preparation import Preparation
 from fedlora_cli.selection import check_majority
 
@@ -23,7 +22,7 @@ def screened(
     """
     faults: list[InputError] = []
     report: Report = refuse
-    samples: dict[Path, float] | None = None
+    samples: dict[Location, float] | None = None
     if task.options.on_bad_client == "skip":
         task = _with_whole_values(task, jobs, stage("reading values"))
         report = faults.append

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedlora_cli.aggregation.influence import partitions
-from fedlora_cli.aggregation.module import ModuleResult
+from fedlora_cli.aggregation.module import Outcome
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.clients import Clients
 from fedlora_cli.render.report.aggregate import (
@@ -32,7 +32,7 @@ from fedlora_cli.weights import FloatArray
 
 def summarize(
     plan: Plan,
-    results: Sequence[ModuleResult],
+    results: Sequence[Outcome],
     rank: int | None,
     digests: Mapping[str, str],
     found: Clients,
@@ -42,9 +42,9 @@ def summarize(
     """The report of one aggregation; without results, of what a dry run knows."""
     cohort = plan.cohort
     shared_rank = cohort.shared_rank
-    written = [result.s[:rank] for result in results]
-    flexlora = [result.flexlora_s[:rank] for result in results]
-    total = sum(energy(result.s) for result in results)
+    written = [result.s for result in results]
+    flexlora = [result.flexlora_s for result in results]
+    total = sum(result.energy for result in results)
     weights = {result.name: result.weights for result in results} or plan.weights()
     shown = _partitions(plan, weights, written, rank)
     clients = _clients(plan, results, weights, digests)
@@ -67,7 +67,7 @@ def summarize(
         clients=clients,
         left_out=found.left_out,
         partitions=shown,
-        modules=_modules(plan, results, rank),
+        modules=_modules(plan, results),
         tensors=tensor_names(plan),
         warnings=(
             *remarks,
@@ -90,7 +90,7 @@ def summarize(
 
 def _clients(
     plan: Plan,
-    results: Sequence[ModuleResult],
+    results: Sequence[Outcome],
     weights: Mapping[str, FloatArray],
     digests: Mapping[str, str],
 ) -> tuple[ClientRow, ...]:
@@ -102,7 +102,7 @@ def _clients(
                 name=client.name,
                 path=str(client.adapter.path),
                 rank=client.adapter.rank,
-                samples=_whole(client.samples),
+                samples=whole(client.samples),
                 weight=_finite(float(np.mean([w[0] for w in own]))),
                 max_weight=_finite(float(np.max([w.max() for w in own]))),
                 energy=_client_energy(results, k),
@@ -115,7 +115,7 @@ def _clients(
     return tuple(rows)
 
 
-def _own_norm(results: Sequence[ModuleResult], k: int) -> float | None:
+def _own_norm(results: Sequence[Outcome], k: int) -> float | None:
     """‖ΔW_k‖_F, from the singular values of all modules."""
     return float(np.sqrt(sum(_client_energy(results, k)))) if results else None
 
@@ -124,14 +124,12 @@ def _at(values: FloatArray | None, k: int) -> float | None:
     return None if values is None else float(values[k])
 
 
-def _modules(
-    plan: Plan, results: Sequence[ModuleResult], rank: int | None
-) -> tuple[ModuleRow, ...]:
+def _modules(plan: Plan, results: Sequence[Outcome]) -> tuple[ModuleRow, ...]:
     known = {result.name: result for result in results}
     rows = []
     for name in plan.modules:
-        s = known[name].s if name in known else np.zeros(0)
-        written = s[:rank]
+        written = known[name].s if name in known else np.zeros(0)
+        whole = known[name].energy if name in known else 0.0
         rows.append(
             ModuleRow(
                 name=name,
@@ -139,7 +137,7 @@ def _modules(
                 ranks=tuple(int(r) for r in plan.cohort.ranks(name)),
                 rank=written.size,
                 energy_ratio=_finite(energy_ratio([written], plan.cohort.shared_rank)),
-                kept_energy=_ratio(energy(written), energy(s)),
+                kept_energy=_ratio(energy(written), whole),
                 singular_values=tuple(float(value) for value in written),
             )
         )
@@ -171,7 +169,7 @@ def _partitions(
     )
 
 
-def _client_energy(results: Sequence[ModuleResult], k: int) -> tuple[float, ...]:
+def _client_energy(results: Sequence[Outcome], k: int) -> tuple[float, ...]:
     """The energy of a client's own update by singular direction, pooled over its modules."""
     spectra = [result.client_s[k] for result in results if k in result.client_s]
     return tuple(float(value) for value in pooled_energy(spectra))
@@ -190,6 +188,6 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _whole(value: float) -> float:
+def whole(value: float) -> float:
     """A sample count as the whole number that it nearly always is."""
     return int(value) if value.is_integer() else value

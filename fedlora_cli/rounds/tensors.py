@@ -69,6 +69,20 @@ def modules_to_save(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted(owner for owner in owners if owner is not None))
 
 
+def tensor_like(plan: Plan, name: str) -> Tensor:
+    """What `average_tensor` will be, on torch's meta device: its shape and dtype."""
+    if _is_held(plan, name):
+        clients = plan.cohort.clients
+        tensors = [clients[k].adapter.tensors[name] for k in _holders(plan, name)]
+    else:
+        tensors = [] if plan.previous is None else [plan.previous.tensors[name]]
+    first = tensors[0]
+    # Base weights are the same everywhere, and whole numbers stay what they are.
+    one = first.role == "base" or "float" not in first.dtype
+    dtype = first.dtype if one else widest(tensor.dtype for tensor in tensors)
+    return torch.empty(first.shape, dtype=getattr(torch, dtype), device="meta")
+
+
 def average_tensor(plan: Plan, name: str) -> Tensor:
     """sum_k n_k T_k / sum n_k over the trusted clients that have it, in their dtype.
 

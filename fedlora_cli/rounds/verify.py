@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.aggregation.module import WeightedSum, read_module, weighted_sum
+from fedlora_cli.adapter import read_modules
 from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.aggregation.reading import Read
+from fedlora_cli.aggregation.reading import read_modules as modules_of
+from fedlora_cli.aggregation.sums import WeightedSum, weighted_sum
 from fedlora_cli.errors import VerificationError
 from fedlora_cli.factors import Factors
+from fedlora_cli.groups import grouped
 from fedlora_cli.render.report.aggregate import Verification
 from fedlora_cli.rounds.tensors import average_tensor, tensor_names
 
@@ -37,17 +42,15 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
         raise VerificationError("verification", "other modules were written", "report this bug")
     tolerance = max(_ROUNDINGS * torch.finfo(getattr(torch, plan.dtype)).eps, _FLOOR)
 
-    def module_error(name: str) -> float:
-        read = read_module(plan, name)
-        target = weighted_sum(plan, name, read, plan.rule(plan.holdings(name, read.norms)))
-        found = written.modules[name].read()
-        device = target.terms[0].B.device
-        found = Factors(found.B.to(device), found.A.to(device), found.scale)
-        return _error(plan, target, found)
+    def group_errors(names: tuple[str, ...]) -> dict[str, float]:
+        found = read_modules(written, names)
+        reads = modules_of(plan, names)
+        return {name: _module_error(plan, reads.pop(0), found.pop(name)) for name in names}
 
-    errors = dict(
-        zip(plan.modules, engine.run(module_error, plan.modules, jobs, progress), strict=True)
-    )
+    errors: dict[str, float] = {}
+    groups = grouped(plan.adapters, plan.modules)
+    for some in engine.run(group_errors, groups, jobs, progress):
+        errors |= some
     for name in tensor_names(plan):
         if not torch.equal(written.tensors[name].read(), average_tensor(plan, name)):
             raise VerificationError("verification", f"{name} is not the mean", "report this bug")
@@ -56,6 +59,12 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
         found = f"{worst} is off by {errors[worst]:.1e}, more than {tolerance:.1e}"
         raise VerificationError("verification", found, "nothing was written; report this bug")
     return Verification(max_error=errors[worst], tolerance=tolerance, worst=worst)
+
+
+def _module_error(plan: Plan, read: Read, found: Factors) -> float:
+    target = weighted_sum(plan, read, plan.rule(plan.holdings(read.name, read.norms)))
+    device = target.terms[0].B.device
+    return _error(plan, target, replace(found, B=found.B.to(device), A=found.A.to(device)))
 
 
 def _error(plan: Plan, target: WeightedSum, found: Factors) -> float:

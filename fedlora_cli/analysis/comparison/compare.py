@@ -12,9 +12,10 @@ from fedlora_cli import engine, formats
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan, make_plan
-from fedlora_cli.analysis.comparison.module import Contender, ModuleOutcome, compare_module
+from fedlora_cli.analysis.comparison.module import Contender, ModuleOutcome, compare_part
 from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
 from fedlora_cli.errors import FedloraError
+from fedlora_cli.groups import grouped
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.report.compare import CompareReport, MethodRow
 from fedlora_cli.spectrum import (
@@ -48,11 +49,12 @@ def compare(
     jobs = options.jobs or engine.available_cores()
     torch.linalg.svd(torch.eye(2))  # the first call loads LAPACK, which is no method's time
 
-    def one_module(name: str) -> ModuleOutcome:
-        return compare_module(contenders, reading, name)
+    def one_part(names: tuple[str, ...]) -> list[ModuleOutcome]:
+        return compare_part(contenders, reading, names)
 
+    work = grouped(reading.adapters, reading.modules)
     progress = stage("comparing methods")
-    outcomes = list(engine.run(one_module, reading.modules, jobs, progress))
+    outcomes = [one for part in engine.run(one_part, work, jobs, progress) for one in part]
     return _report(contenders, reading, outcomes, found)
 
 

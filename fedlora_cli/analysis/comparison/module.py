@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import lowrank
-from fedlora_cli.aggregation.module import Read, array, read_module, rows, weighted_sum
 from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.aggregation.reading import Read, check_norms, read_modules
+from fedlora_cli.aggregation.sums import array, rows, weighted_sum
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
 from fedlora_cli.spectrum import FloatArray
@@ -50,12 +51,24 @@ class ModuleOutcome:
     shared_seconds: float
 
 
-def compare_module(contenders: Sequence[Contender], reading: Plan, name: str) -> ModuleOutcome:
-    """That module under every contender, each tensor read once. Raises InputError."""
+def compare_part(
+    contenders: Sequence[Contender], reading: Plan, names: Sequence[str]
+) -> list[ModuleOutcome]:
+    """Those modules under every contender, each tensor read once. Raises InputError."""
     begin = perf_counter()
-    read = read_module(reading, name)
+    reads = read_modules(reading, names)
+    reading_seconds = (perf_counter() - begin) / len(names)
+    return [_compare(contenders, reading, reads.pop(0), reading_seconds) for _ in names]
+
+
+def _compare(
+    contenders: Sequence[Contender], reading: Plan, read: Read, reading_seconds: float
+) -> ModuleOutcome:
+    begin = perf_counter()
+    name = read.name
+    check_norms(reading, name, read.norms)
     stack = lowrank.stack([*read.factors, *([read.previous] if read.previous else [])])
-    shared_seconds = perf_counter() - begin
+    shared_seconds = reading_seconds + perf_counter() - begin
     spectra: list[FloatArray | None] = []
     refused: list[str | None] = []
     cores: list[Tensor | None] = []
@@ -91,7 +104,7 @@ def _outcome(
     if name not in plan.modules:  # only the previous adapter has it, and the method does not ask
         return np.zeros(0), lowrank.core(stack, nothing)
     rule = plan.rule(plan.holdings(name, read.norms))
-    target = weighted_sum(plan, name, read, rule)
+    target = weighted_sum(plan, read, rule)
     if plan.method.merge != "stack":
         merged = target.terms[0]
         return array(lowrank.spectrum(merged)), merged

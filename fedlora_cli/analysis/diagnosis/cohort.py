@@ -15,6 +15,7 @@ from fedlora_cli.analysis.diagnosis.similarity import Products, cosines, cosines
 from fedlora_cli.analysis.diagnosis.spectra import read_finite
 from fedlora_cli.cohort import Cohort
 from fedlora_cli.factors import Factors
+from fedlora_cli.groups import grouped
 from fedlora_cli.render.report.diagnose import (
     AdapterRow,
     ClientFinding,
@@ -55,21 +56,27 @@ def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bo
     spectra: tuple[dict[str, FloatArray], ...] = tuple({} for _ in cohort.clients)
     total: Products | None = None
 
-    def one_module(name: str) -> tuple[list[FloatArray | None], Products | None]:
-        adapters = [client.adapter for client in cohort.clients]
-        factors = [read_finite(one, name) if name in one.modules else None for one in adapters]
+    adapters = [client.adapter for client in cohort.clients]
+
+    def one_part(names: tuple[str, ...]) -> list[tuple[list[FloatArray | None], Products | None]]:
+        found = [read_finite(one, names) for one in adapters]
+        return [one_module([own.pop(name, None) for own in found]) for name in names]
+
+    def one_module(
+        factors: list[Factors | None],
+    ) -> tuple[list[FloatArray | None], Products | None]:
         if not similar:
             return [None if f is None else lowrank.spectrum(f).numpy() for f in factors], None
         updates = [None if f is None else _svd(f) for f in factors]
         return [None if one is None else one.s.numpy() for one in updates], products(updates)
 
-    for name, (values, alike) in zip(
-        cohort.modules, engine.run(one_module, cohort.modules, jobs, progress), strict=True
-    ):
-        for own, s in zip(spectra, values, strict=True):
-            if s is not None:
-                own[name] = s
-        total = alike if total is None or alike is None else total + alike
+    work = grouped(adapters, cohort.modules)
+    for names, found in zip(work, engine.run(one_part, work, jobs, progress), strict=True):
+        for name, (values, alike) in zip(names, found, strict=True):
+            for own, s in zip(spectra, values, strict=True):
+                if s is not None:
+                    own[name] = s
+            total = alike if total is None or alike is None else total + alike
     return Measured(spectra, total)
 
 

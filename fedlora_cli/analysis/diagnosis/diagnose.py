@@ -12,6 +12,7 @@ from fedlora_cli.analysis.places import find_adapters
 from fedlora_cli.clients import Paths, paths_of
 from fedlora_cli.errors import UsageError
 from fedlora_cli.provenance import read_provenance
+from fedlora_cli.remote import asked
 from fedlora_cli.render.report.diagnose import DiagnoseReport
 
 DEFAULTS = DiagnoseOptions()
@@ -32,7 +33,7 @@ def diagnose(
     if options.adapter is not None:
         return diagnose_clients(given, options, stage)
     folders, remarks = find_adapters(given)
-    origins = [read_provenance(folder) for folder in folders]
+    origins = [answer() for answer in asked(read_provenance, folders)]
     aggregated = sum(origin is not None for origin in origins)
     clients = options.subject == "clients"
     if options.subject is None and len(folders) > 1:

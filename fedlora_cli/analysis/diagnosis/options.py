@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from fedlora_cli.errors import UsageError
+from fedlora_cli.remote import Location
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DiagnoseOptions:
 
     subject: Literal["clients", "rounds"] | None = None
     shared_rank: int | None = None
-    samples: Path | None = None
+    samples: Location | None = None
     base: str | None = None
     similarity: bool | None = None
     jobs: int = 0

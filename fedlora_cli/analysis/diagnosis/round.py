@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedlora_cli import engine
 from fedlora_cli.aggregation.influence import lone_holders
@@ -13,6 +12,7 @@ from fedlora_cli.analysis.diagnosis.cohort import OUTLIER, findings, measure
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row
 from fedlora_cli.clients import Clients, read_clients
+from fedlora_cli.remote import Location
 from fedlora_cli.render.report.aggregate import rank_range
 from fedlora_cli.render.report.diagnose import AdapterRow, CohortFindings, DiagnoseReport
 from fedlora_cli.version import __version__
@@ -22,7 +22,7 @@ MOST_COMPARED = 100
 
 
 def diagnose_clients(
-    paths: Sequence[Path], options: DiagnoseOptions, stage: engine.Stage
+    paths: Sequence[Location], options: DiagnoseOptions, stage: engine.Stage
 ) -> DiagnoseReport:
     """What the clients in `paths` hold, and how they stand to each other. Raises InputError."""
     found = read_clients(paths, options.samples, options.base, adapter=options.adapter)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from fedlora_cli import engine, formats, lowrank
 from fedlora_cli.adapter import Adapter
@@ -15,14 +14,16 @@ from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds
 from fedlora_cli.analysis.diagnosis.trend import course, energy_factors_by_round, trend
 from fedlora_cli.analysis.places import round_name
 from fedlora_cli.errors import InputError
+from fedlora_cli.groups import grouped
 from fedlora_cli.provenance import Provenance
+from fedlora_cli.remote import Location
 from fedlora_cli.render.report.diagnose import DiagnoseReport
 from fedlora_cli.spectrum import FloatArray
 from fedlora_cli.version import __version__
 
 
 def diagnose_series(
-    folders: Sequence[Path],
+    folders: Sequence[Location],
     origins: Sequence[Provenance | None],
     options: DiagnoseOptions,
     stage: engine.Stage,
@@ -77,16 +78,16 @@ def _spectra(
     adapters: Sequence[Adapter], jobs: int, progress: engine.Progress
 ) -> list[dict[str, FloatArray]]:
     """The singular values of every module of every adapter, each tensor read once."""
-    tasks = [(k, name) for k, adapter in enumerate(adapters) for name in sorted(adapter.modules)]
+    tasks = [(k, part) for k, one in enumerate(adapters) for part in grouped([one], one.modules)]
     result: list[dict[str, FloatArray]] = [{} for _ in adapters]
 
-    def one(task: tuple[int, str]) -> FloatArray:
-        k, name = task
-        values: FloatArray = lowrank.spectrum(read_finite(adapters[k], name)).numpy()
-        return values
+    def one_part(task: tuple[int, tuple[str, ...]]) -> dict[str, FloatArray]:
+        k, names = task
+        found = read_finite(adapters[k], names)
+        return {name: lowrank.spectrum(one).numpy() for name, one in found.items()}
 
-    for (k, name), s in zip(tasks, engine.run(one, tasks, jobs, progress), strict=True):
-        result[k][name] = s
+    for (k, _), spectra in zip(tasks, engine.run(one_part, tasks, jobs, progress), strict=True):
+        result[k] |= spectra
     return result
 
 

@@ -7,7 +7,7 @@ from math import isfinite
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Module
+from fedlora_cli.adapter import Adapter, Module, read_modules
 from fedlora_cli.errors import without_norm
 from fedlora_cli.factors import Factors
 from fedlora_cli.lowrank import norm
@@ -23,12 +23,16 @@ from fedlora_cli.spectrum import (
 )
 
 
-def read_finite(adapter: Adapter, name: str) -> Factors:
-    """The factors of one module, whose update has a norm. Raises InputError."""
-    factors = adapter.modules[name].read()
-    if not isfinite(norm(factors)):
-        raise without_norm(adapter.path, name)
-    return factors
+def read_finite(adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
+    """The factors that an adapter has of these modules, every update with a norm.
+
+    Raises InputError.
+    """
+    found = read_modules(adapter, names)
+    for name, factors in found.items():
+        if not isfinite(norm(factors)):
+            raise without_norm(adapter.path, name)
+    return found
 
 
 def adapter_row(

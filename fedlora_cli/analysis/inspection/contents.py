@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 
 from fedlora_cli.adapter import Adapter, Module
 from fedlora_cli.errors import printable
+from fedlora_cli.remote import Location, Remote
 from fedlora_cli.render.report.inspect import InspectedAdapter, ModuleGroup, Origin, TensorRow
 
 
@@ -82,8 +82,10 @@ def _target(name: str) -> str:
     return re.split(r"_\d+_", name.split(".")[-1])[-1]
 
 
-def _size(path: Path) -> int | None:
+def _size(path: Location) -> int | None:
     try:
+        if isinstance(path, Remote):
+            return path.size if path.is_file() else None
         return path.stat().st_size if path.is_file() else None
     except OSError:
         return None

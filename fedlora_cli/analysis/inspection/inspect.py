@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedlora_cli import engine, formats
 from fedlora_cli.adapter import Adapter
@@ -17,6 +16,7 @@ from fedlora_cli.copies import check_copies, digests_of
 from fedlora_cli.counts import MAX_RATIO, told_samples
 from fedlora_cli.errors import InputError, Report, UsageError, printable, reporting
 from fedlora_cli.provenance import check_manifest, read_provenance
+from fedlora_cli.remote import Location, asked
 from fedlora_cli.render.report.inspect import Fault, InspectReport, Origin
 from fedlora_cli.uploads import find_folders
 from fedlora_cli.version import __version__
@@ -24,7 +24,7 @@ from fedlora_cli.version import __version__
 
 def inspect(
     paths: Paths,
-    samples: Path | None = None,
+    samples: Location | None = None,
     base: str | None = None,
     *,
     adapter: str | None = None,
@@ -51,9 +51,10 @@ def inspect(
     homes, remarks = find_folders(places, report, adapter)
     home = {formats.inside(one, adapter): one for one in homes}
     folders = list(home)
-    origins = {folder: origin(folder) for folder in folders}
+    answers = asked(origin, folders)
+    origins = {folder: answer() for folder, answer in zip(folders, answers, strict=True)}
     apart = _apart(folders, origins, samples)
-    clients = sorted(set(folders) - set(apart))
+    clients = sorted(set(folders) - set(apart), key=lambda one: one.parts)
     found: list[_Found] = []
     if clients:
         given = [home[folder] for folder in clients] if apart else places
@@ -99,8 +100,8 @@ class _Found:
 
 
 def _apart(
-    folders: list[Path], origins: Mapping[Path, Origin | None], samples: Path | None
-) -> list[Path]:
+    folders: list[Location], origins: Mapping[Location, Origin | None], samples: Location | None
+) -> list[Location]:
     """The folders that are no clients: all, where fedlora wrote all of them, else those that
     aggregate would tell from clients. With a file of counts, it takes any adapter for one.
     """
@@ -112,8 +113,8 @@ def _apart(
 
 
 def _clients(
-    paths: Sequence[Path],
-    samples: Path | None,
+    paths: Sequence[Location],
+    samples: Location | None,
     base: str | None,
     adapter: str | None,
     report: Report,
@@ -129,11 +130,11 @@ def _clients(
 
 def _values(
     found: Sequence[_Found],
-    clients: Sequence[Path],
+    clients: Sequence[Location],
     jobs: int,
     progress: engine.Progress,
     report: Report,
-) -> Counter[Path]:
+) -> Counter[Location]:
     """Reads all values, and counts the factors that are all zero, by adapter."""
     from fedlora_cli.analysis.inspection.values import check_base_weights, look_at
 
@@ -148,7 +149,7 @@ def _values(
     # Whose file cannot be read is at fault already.
     digests = digests_of(voting, threads, engine.quiet(""), lambda fault: None)
     check_copies(voting, digests, report)
-    zeros: Counter[Path] = Counter()
+    zeros: Counter[Location] = Counter()
     for look in looks:
         zeros[look.item.adapter.path] += look.zeros
     return zeros
@@ -160,7 +161,7 @@ def _untrained(zeros: int) -> list[str]:
     return [f"{zeros} of its factors are all zero: untrained, or padded"]
 
 
-def _remarks(found: Sequence[_Found], origins: Mapping[Path, Origin | None]) -> list[str]:
+def _remarks(found: Sequence[_Found], origins: Mapping[Location, Origin | None]) -> list[str]:
     """A remark for every global adapter that would count as a client."""
     return [
         f"{one.name} was written by fedlora; aggregate would count it as a client"

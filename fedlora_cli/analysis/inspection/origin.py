@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import exists, parse_object, read_object
 from fedlora_cli.files.safetensors import read_metadata
 from fedlora_cli.formats import FORMATS
 from fedlora_cli.provenance import AGGREGATE, REPORT, read_provenance
+from fedlora_cli.remote import Location
 from fedlora_cli.render.report.inspect import Origin
 
 #: Characters of a name that stands in an untrusted file.
 _LONGEST = 80
 
 
-def is_reported(folder: Path) -> bool:
+def is_reported(folder: Location) -> bool:
     """Whether a report beside the adapter says that fedlora aggregated it, well or damaged."""
     try:
         document = read_object(folder / REPORT, finite=False)
@@ -24,7 +23,7 @@ def is_reported(folder: Path) -> bool:
     return str(document.get("schema", "")).startswith(AGGREGATE)
 
 
-def origin(folder: Path) -> Origin | None:
+def origin(folder: Location) -> Origin | None:
     """How fedlora made the adapter in `folder`; None where it did not, or nobody can tell.
 
     Where weights travel alone, their own metadata is asked.
@@ -41,13 +40,13 @@ def origin(folder: Path) -> Origin | None:
     return Origin(said.method[:_LONGEST], said.version[:_LONGEST], clients, said.shared_rank)
 
 
-def _weights(path: Path) -> Path:
+def _weights(path: Location) -> Location:
     """The weights of an adapter in a folder, in whichever format, or of one that is a file."""
     places = (path / known.weights for known in FORMATS.values())
     return path if path.is_file() else next((one for one in places if exists(one)), path)
 
 
-def _from_metadata(weights: Path) -> Origin | None:
+def _from_metadata(weights: Location) -> Origin | None:
     """What the `write` of a format was given to keep. Raises InputError."""
     text = read_metadata(weights).get("fedlora")
     match {} if text is None else parse_object(text.encode(), where=weights):

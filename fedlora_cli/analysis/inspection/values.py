@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedlora_cli import engine, lowrank
-from fedlora_cli.adapter import Adapter, FullTensor, Module
+from fedlora_cli.adapter import Adapter, FullTensor, Module, read_modules
 from fedlora_cli.errors import InputError, Report, reporting, without_norm
+from fedlora_cli.factors import Factors
 from fedlora_cli.fit import usual
 
 
@@ -36,13 +37,18 @@ class Look:
 
 def look_at(adapters: Sequence[Adapter], jobs: int, progress: engine.Progress) -> list[Look]:
     """Every tensor of these adapters, on so many threads; 0 is all cores. Raises nothing."""
-    items = [item for adapter in adapters for item in _items(adapter)]
-    return list(engine.run(_look, items, jobs or engine.available_cores(), progress))
+    groups = [group for adapter in adapters for group in _groups(adapter)]
+    looks = engine.run(_look, groups, jobs or engine.available_cores(), progress)
+    return [look for group in looks for look in group]
 
 
-def _items(adapter: Adapter) -> list[Item]:
-    modules = [Item(adapter, name, module) for name, module in adapter.modules.items()]
-    return modules + [Item(adapter, name, tensor) for name, tensor in adapter.tensors.items()]
+def _groups(adapter: Adapter) -> list[list[Item]]:
+    """What is read together: the experts that share a pair of factors, all else by itself."""
+    pairs: dict[str, list[Item]] = {}
+    for name, module in adapter.modules.items():
+        pairs.setdefault(module.layout.pair, []).append(Item(adapter, name, module))
+    tensors = ([Item(adapter, name, tensor)] for name, tensor in adapter.tensors.items())
+    return [*pairs.values(), *tensors]
 
 
 def check_base_weights(looks: Iterable[Look], report: Report) -> None:
@@ -60,20 +66,35 @@ def check_base_weights(looks: Iterable[Look], report: Report) -> None:
                 report(most.misfit(adapter.weights_file, found, cure))
 
 
-def _look(item: Item) -> Look:
+def _look(group: list[Item]) -> list[Look]:
+    """What the group showed; of a fault in what experts share, the first of them tells."""
+    if isinstance(group[0].content, FullTensor):
+        return [_look_at_tensor(group[0], group[0].content)]
     faults: list[InputError] = []
-    zeros, digest = 0, None
+    found: dict[str, Factors] = {}
     with reporting(faults.append):
-        if isinstance(item.content, Module):
-            factors = item.content.read(faults.append)
+        found = read_modules(group[0].adapter, [item.name for item in group], faults.append)
+    looks = []
+    for item in group:
+        zeros = 0
+        if item.name in found:
+            factors = found.pop(item.name)
             zeros = sum(not factor.any() for factor in (factors.B, factors.A))
             # Without a scale, nobody knows how large the update is.
             known = not faults and not math.isnan(factors.scale)
             if known and not math.isfinite(lowrank.norm(factors)):
-                raise without_norm(item.adapter.path, item.name)
-        else:
-            tensor = item.content.read(faults.append)
-            if item.content.role == "base":
-                # Equal numbers of any dtype, as bytes: with 0.0 added, there is no -0.0.
-                digest = hashlib.sha256((tensor.double() + 0.0).numpy().tobytes()).hexdigest()
-    return Look(item, tuple(faults), zeros, digest)
+                faults.append(without_norm(item.adapter.path, item.name))
+        looks.append(Look(item, tuple(faults), zeros))
+        faults = []
+    return looks
+
+
+def _look_at_tensor(item: Item, content: FullTensor) -> Look:
+    faults: list[InputError] = []
+    digest = None
+    with reporting(faults.append):
+        tensor = content.read(faults.append)
+        if content.role == "base":
+            # Equal numbers of any dtype, as bytes: with 0.0 added, there is no -0.0.
+            digest = hashlib.sha256((tensor.double() + 0.0).numpy().tobytes()).hexdigest()
+    return Look(item, tuple(faults), digest=digest)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from fedlora_cli.formats.peft.names import CONFIG, FILES, WEIGHTS
 from fedlora_cli.formats.peft.reading import read, recognises
-from fedlora_cli.formats.peft.writing import write
+from fedlora_cli.formats.peft.writing import writing
 
-__all__ = ["CONFIG", "FILES", "WEIGHTS", "read", "recognises", "write"]
+__all__ = ["CONFIG", "FILES", "WEIGHTS", "read", "recognises", "writing"]

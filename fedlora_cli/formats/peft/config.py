@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
 from fedlora_cli.adapter import Facts
@@ -15,6 +14,7 @@ from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats.peft.fields import BIASES, Fields
 from fedlora_cli.formats.peft.patterns import Matcher, Targets
 from fedlora_cli.formats.peft.variants import NOT_UNDERSTOOD, variants_of
+from fedlora_cli.remote import Location
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Config:
     `variants` are the errors about kinds of LoRA that are not understood.
     """
 
-    path: Path
+    path: Location
     source: Fields | InputError
     matcher: Matcher
     variants: tuple[InputError, ...] = ()
@@ -190,7 +190,7 @@ class Config:
         )
 
 
-def read_config(path: Path, report: Report = refuse) -> tuple[Config, Facts, tuple[str, ...]]:
+def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts, tuple[str, ...]]:
     """The config, what it says beside, and the names of fields that are not known.
 
     Every fault goes to `report`.

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
-from fedlora_cli.errors import InputError, Report
-from fedlora_cli.files.safetensors import Entry
+from fedlora_cli.errors import InputError
 from fedlora_cli.formats.peft.config import Config
+from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +45,7 @@ def parameters_of(config: Config, module: str) -> tuple[str, ...]:
     return tuple(sorted({name for one in owners for name in config.parameters.get(one, ())}))
 
 
-def shares_of(weights: Path, config: Config, module: str, rows: Sequence[int]) -> list[Share]:
+def shares_of(weights: Location, config: Config, module: str, rows: Sequence[int]) -> list[Share]:
     """What each pair around one module holds; `rows` are those of their lora_A, experts · rank.
 
     The file does not say which pair belongs to which parameter. Where their ranks differ, only one
@@ -85,27 +83,6 @@ def shares_of(weights: Path, config: Config, module: str, rows: Sequence[int]) -
     if len(orders) > 1:
         return list(shares)
     return [replace(share, parameter=name) for share, name in zip(shares, orders[0], strict=True)]
-
-
-class SharedB:
-    """The B of all experts, which each of them needs whole: its columns are interleaved.
-
-    It is kept from the first expert that reads it to the last, and read anew by the next pass.
-    """
-
-    def __init__(self, entry: Entry, experts: int) -> None:
-        self._entry, self._experts = entry, experts
-        self._lock = Lock()
-        self._kept: Tensor | None = None
-        self._taken = 0
-
-    def read(self, report: Report) -> Tensor:
-        """Raises InputError."""
-        with self._lock:
-            B = self._entry.read(report) if self._kept is None else self._kept
-            self._taken += 1
-            self._kept = None if self._taken % self._experts == 0 else B
-            return B
 
 
 def expert_of(B: Tensor, expert: int, experts: int) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.remote import Location
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ LARGEST_ALPHA = 1e12
 class Fields:
     """Typed access to the fields of one config; remembers which were asked for."""
 
-    def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
+    def __init__(self, path: Location, raw: Mapping[str, Any]) -> None:
         self.path = path
         self.raw = raw
         self.seen: set[str] = set()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedlora_cli.adapter import FullTensor, Module, Role
 from fedlora_cli.errors import InputError, Report, refuse
-from fedlora_cli.files.safetensors import Entry
+from fedlora_cli.files.entries import Entry
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.names import (
     LORA_BIAS,
@@ -22,13 +21,14 @@ from fedlora_cli.formats.peft.names import (
     target_of,
     token_name,
 )
+from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def role_of(
-    weights: Path, name: str, pairs: Collection[str], targets: Collection[str], config: Config
+    weights: Location, name: str, pairs: Collection[str], targets: Collection[str], config: Config
 ) -> Role:
     """What a tensor is beside these pairs of factors, which adapt the modules `targets`.
 
@@ -61,7 +61,7 @@ def role_of(
 
 
 def full_tensors(
-    weights: Path,
+    weights: Location,
     name: str,
     role: Role,
     entry: Entry,
@@ -80,7 +80,7 @@ def full_tensors(
 
 
 def _token_rows(
-    weights: Path, name: str, entry: Entry, config: Config
+    weights: Location, name: str, entry: Entry, config: Config
 ) -> Iterator[tuple[str, FullTensor]]:
     """Every trained token is a tensor of its own, so that clients may have trained different ones.
 

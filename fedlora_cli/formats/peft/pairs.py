@@ -6,15 +6,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedlora_cli.adapter import Kind, Layout, Module, widest
-from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
+from fedlora_cli.errors import InputError, Report, keeping, reporting
 from fedlora_cli.factors import Factors
-from fedlora_cli.files.safetensors import Entry
+from fedlora_cli.files.entries import Entry
 from fedlora_cli.formats.peft.config import Config
-from fedlora_cli.formats.peft.experts import Share, SharedB, expert_of, parameters_of, shares_of
+from fedlora_cli.formats.peft.experts import Share, expert_of, parameters_of, shares_of
 from fedlora_cli.formats.peft.names import target_of
+from fedlora_cli.remote import Location
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Pair:
 
 
 def modules_of(
-    weights: Path,
+    weights: Location,
     pairs: Mapping[str, Pair],
     config: Config,
     refused: Sequence[InputError],
@@ -58,7 +62,7 @@ def modules_of(
 
 
 def _factors(
-    weights: Path, name: str, pair: Pair, refused: Sequence[InputError], report: Report
+    weights: Location, name: str, pair: Pair, refused: Sequence[InputError], report: Report
 ) -> tuple[Entry, Entry]:
     """B and A under one name, which the file alone shows to be a pair. Raises InputError."""
     if not name:
@@ -92,7 +96,7 @@ def explained(fault: InputError, refused: Sequence[InputError]) -> InputError:
     return next(iter(refused), fault)
 
 
-def _check_factor(weights: Path, entry: Entry) -> None:
+def _check_factor(weights: Location, entry: Entry) -> None:
     if not entry.is_float:
         found = f"{entry.key} has dtype {entry.dtype}"
         raise InputError(weights, found, "save it as float32, float16 or bfloat16")
@@ -103,7 +107,7 @@ def _check_factor(weights: Path, entry: Entry) -> None:
 
 
 def _module(
-    weights: Path, name: str, kind: Kind, B: Entry, A: Entry, config: Config, report: Report
+    weights: Location, name: str, kind: Kind, B: Entry, A: Entry, config: Config, report: Report
 ) -> Module:
     """One adapted module. Where the config contradicts its factors, these are the truth."""
     rank, target = A.shape[0], target_of(name)
@@ -131,16 +135,18 @@ def _module(
         scale=scale,
         dtype=widest([B.dtype, A.dtype]),
         layout=layout,
-        read=partial(_read, B, A, scale),
+        entries=(B, A),
+        build=partial(_factors_of, scale),
     )
 
 
-def _read(B: Entry, A: Entry, scale: float, report: Report = refuse) -> Factors:
-    return Factors(B.read(report).flatten(1), A.read(report).flatten(1), scale)
+def _factors_of(scale: float, tensors: Sequence[Tensor]) -> Factors:
+    B, A = tensors
+    return Factors(B.flatten(1), A.flatten(1), scale)
 
 
 def _experts(
-    weights: Path, target: str, pairs: Mapping[str, tuple[Entry, Entry]], config: Config
+    weights: Location, target: str, pairs: Mapping[str, tuple[Entry, Entry]], config: Config
 ) -> dict[str, Module]:
     """The experts of all pairs around one module, as modules of their own. Raises InputError."""
     names = sorted(pairs)
@@ -160,7 +166,6 @@ def _experts(
 
 def _each(name: str, B: Entry, A: Entry, share: Share, config: Config) -> Iterator[Module]:
     scale = config.scale(share.alpha, share.rank)
-    shared = SharedB(B, share.experts)
     for number in range(share.experts):
         yield Module(
             shape=(B.shape[0], A.shape[1]),
@@ -169,15 +174,14 @@ def _each(name: str, B: Entry, A: Entry, share: Share, config: Config) -> Iterat
             scale=scale,
             dtype=widest([B.dtype, A.dtype]),
             layout=Layout("experts", name, (), number, share.experts, share.parameter),
-            read=partial(_read_expert, shared, A, share, number, scale),
+            # Its columns of B are interleaved with the others', so that each needs it whole.
+            entries=(B, A.part(number * share.rank, share.rank)),
+            build=partial(_factors_of_expert, number, share.experts, scale),
         )
 
 
-def _read_expert(
-    B: SharedB, A: Entry, share: Share, number: int, scale: float, report: Report = refuse
+def _factors_of_expert(
+    number: int, experts: int, scale: float, tensors: Sequence[Tensor]
 ) -> Factors:
-    return Factors(
-        expert_of(B.read(report), number, share.experts),
-        A.part(number * share.rank, share.rank).read(report),
-        scale,
-    )
+    B, A = tensors
+    return Factors(expert_of(B, number, experts), A, scale)

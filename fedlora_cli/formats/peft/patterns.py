@@ -14,11 +14,11 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import regex
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.remote import Location
 
 #: Seconds for one match, where an honest pattern and name need microseconds; and for all matching
 #: of one config, where 4000 patterns and 4000 names need this long.
@@ -43,7 +43,7 @@ _BRACE = re.compile(r"\{(?![0-9]+(,[0-9]*)?\}|,[0-9]+\})")
 class Matcher:
     """Matches the expressions of one file, with one limit on the time of all of them together."""
 
-    where: Path
+    where: Location
     seconds_left: float = TIME_LIMIT
     stopped: InputError | None = None
     compiled: dict[str, regex.Pattern[str]] = field(default_factory=dict)

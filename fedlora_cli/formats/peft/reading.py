@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from fedlora_cli.adapter import Adapter, FullTensor, Module, Role
 from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
 from fedlora_cli.files.documents import exists
-from fedlora_cli.files.safetensors import Entry, read_header
+from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.formats.peft.config import read_config
 from fedlora_cli.formats.peft.full import full_tensors, role_of
 from fedlora_cli.formats.peft.names import (
@@ -26,14 +26,15 @@ from fedlora_cli.formats.peft.names import (
     target_of,
 )
 from fedlora_cli.formats.peft.pairs import Pair, explained, modules_of
+from fedlora_cli.remote import Location
 
 
-def recognises(folder: Path) -> bool:
+def recognises(folder: Location) -> bool:
     """Whether the folder holds any file of a PEFT adapter."""
     return any(exists(folder / name) for name in (CONFIG, WEIGHTS, PICKLE))
 
 
-def read(folder: Path, report: Report = refuse) -> Adapter:
+def read(folder: Location, report: Report = refuse) -> Adapter:
     """The adapter in `folder`. The tensors tell what is adapted; the config must agree with them.
 
     Anything damaged, contradictory, or not understood goes to `report`, fault by fault; if that
@@ -89,7 +90,7 @@ def read(folder: Path, report: Report = refuse) -> Adapter:
 
 
 def _sort(
-    weights: Path, entries: Mapping[str, Entry], report: Report
+    weights: Location, entries: Mapping[str, Entry], report: Report
 ) -> tuple[dict[str, Pair], dict[str, Entry], tuple[str, ...]]:
     """The factors by their common name, all else by name, and keys that PEFT writes otherwise."""
     pairs: dict[str, Pair] = {}
@@ -122,7 +123,7 @@ def _sort(
 
 
 def _check_magnitudes(
-    weights: Path, modules: Mapping[str, Module], tensors: Mapping[str, FullTensor]
+    weights: Location, modules: Mapping[str, Module], tensors: Mapping[str, FullTensor]
 ) -> None:
     """Under DoRA, every module has a magnitude; PEFT would draw one that is missing."""
     for name in modules:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.remote import Location
 
 _PLAIN = "train plain LoRA"
 _INITIAL = "convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
@@ -31,7 +31,7 @@ NOT_UNDERSTOOD: dict[str, tuple[str, str]] = {
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-def variants_of(path: Path, raw: Mapping[str, Any]) -> Iterator[InputError]:
+def variants_of(path: Location, raw: Mapping[str, Any]) -> Iterator[InputError]:
     """An error for every kind of LoRA that is not understood."""
     for name, (meaning, cure) in NOT_UNDERSTOOD.items():
         if raw.get(name):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedlora_cli.adapter import Layout, NewAdapter
+from fedlora_cli.adapter import Layout, NewAdapter, Put
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
-from fedlora_cli.files import safetensors
+from fedlora_cli.files.writing import declare
+from fedlora_cli.files.writing import writing as safetensors
 from fedlora_cli.formats.peft.experts import joined
 from fedlora_cli.formats.peft.names import (
     CONFIG,
@@ -31,46 +33,70 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def write(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Write config and weights into an existing folder. Raises OSError.
+@contextmanager
+def writing(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> Iterator[Put]:
+    """Config and weights in an existing folder; the block puts all that `adapter` describes.
 
     Exact module names, and patterns only where ranks or alphas differ: what serving engines ignore
     cannot be misread. `provenance` goes into the metadata, not into the config, where PEFT would
-    warn about it.
+    warn about it. Raises OSError.
     """
-    tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in _stored(adapter).items()}
-    metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
-    safetensors.write(folder / WEIGHTS, tensors, metadata)
     config = json.dumps(_config(adapter), indent=2, sort_keys=True, allow_nan=False)
+    metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
+    content: dict[str, Factors | Tensor] = {**adapter.factors, **adapter.tensors}
+    together = Counter(_stored_as(adapter, name) for name in content)
+    declared = {name: declare(one) for name, one in _stored(adapter, content).items()}
+    with safetensors(folder / WEIGHTS, declared, metadata) as write:
+        waiting: dict[str, dict[str, Factors | Tensor]] = {}
+
+        def put(name: str, content: Factors | Tensor) -> None:
+            stored = _stored_as(adapter, name)
+            parts = waiting.setdefault(stored, {})
+            parts[name] = content
+            if len(parts) == together[stored]:
+                for key, tensor in _stored(adapter, waiting.pop(stored)).items():
+                    write(key, tensor)
+
+        yield put
     (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
 
 
-def _stored(adapter: NewAdapter) -> dict[str, Tensor]:
-    """Every tensor of the file: what was read apart, experts and token rows, is joined again."""
+def _stored_as(adapter: NewAdapter, name: str) -> str:
+    """What of the file a module or tensor is a part of: experts share a pair, tokens a tensor."""
+    if name in adapter.layouts:
+        return adapter.layouts[name].pair
+    token = token_of(name)
+    return name if token is None else token[0]
+
+
+def _stored(adapter: NewAdapter, content: Mapping[str, Factors | Tensor]) -> dict[str, Tensor]:
+    """Modules and tensors as the file has them: experts of a pair are joined, and rows of tokens.
+
+    What is joined must be there whole.
+    """
     import torch
 
     tensors: dict[str, Tensor] = {}
     experts: dict[str, dict[int, Factors]] = {}
-    for name, factors in adapter.factors.items():
-        layout = adapter.layouts[name]
-        if layout.kind == "experts":
-            experts.setdefault(layout.pair, {})[layout.expert] = factors
+    rows: dict[str, dict[int, Tensor]] = {}
+    for name, one in content.items():
+        if isinstance(one, Factors):
+            layout = adapter.layouts[name]
+            if layout.kind == "experts":
+                experts.setdefault(layout.pair, {})[layout.expert] = one
+            else:
+                _add(tensors, layout, one.B, one.A)
+        elif (token := token_of(name)) is not None:
+            rows.setdefault(token[0], {})[token[1]] = one
         else:
-            _add(tensors, layout, factors.B, factors.A)
+            tensors[name] = one
     for pair, parts in experts.items():
         ordered = [parts[number] for number in sorted(parts)]
         B, A = joined([one.B for one in ordered], [one.A for one in ordered])
         _add(tensors, Layout("experts", pair), B, A)
-    rows: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in adapter.tensors.items():
-        token = token_of(name)
-        if token is None:
-            tensors[name] = tensor
-        else:
-            rows.setdefault(token[0], {})[token[1]] = tensor
-    for name, parts_ in rows.items():
-        tensors[name] = torch.stack([parts_[index] for index in sorted(parts_)])
-    return tensors
+    for name, tokens in rows.items():
+        tensors[name] = torch.stack([tokens[index] for index in sorted(tokens)])
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _add(tensors: dict[str, Tensor], layout: Layout, B: Tensor, A: Tensor) -> None:

@@ -92,6 +92,39 @@ class Verification:
     worst: str
 
 
+#: Marks a field that stands in a document only where it was asked for.
+ON_DEMAND = {"on demand": True}
+
+
+@dataclass(frozen=True)
+class RouteRow:
+    """Modules of one shape and one total rank. `seconds` are an estimate for all of them on one
+    core, `bytes` the working memory of one; `others` what the other routes would take, or why they
+    are none.
+    """
+
+    modules: int
+    shape: tuple[int, int]
+    total_rank: int
+    route: str
+    seconds: float
+    bytes: int
+    others: Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Estimates for one machine: peak `memory`, the factors to `read` and the files to `write`, all
+    in bytes, with so many modules at a time. `routes` is empty for methods that do not truncate.
+    """
+
+    memory: int
+    read: int
+    write: int
+    jobs: int
+    routes: tuple[RouteRow, ...]
+
+
 @dataclass(frozen=True)
 class AggregateReport:
     """One aggregation. Values that only tensors can tell are None after a dry run.
@@ -100,7 +133,8 @@ class AggregateReport:
     FlexLoRA on the same clients stand beside them. `files` is the SHA-256 of every other file of
     the folder, by name; `samples_from` says who vouches for the sample counts: a file that the
     operator gave, the clients themselves, or nobody; `left_out` are the clients that were found at
-    fault and do not take part; `format` is that of the clients and of what was written.
+    fault and do not take part; `format` is that of the clients and of what was written; `work` is
+    told by `--dry-run` and `--explain`, and never kept: it depends on the machine.
     """
 
     method: str
@@ -128,3 +162,4 @@ class AggregateReport:
     verification: Verification | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     format: str = "peft"
+    work: Work | None = field(default=None, metadata=ON_DEMAND)

@@ -11,6 +11,8 @@ from fedlora_cli.render.report.aggregate import (
     ClientRow,
     ModuleRow,
     PartitionRow,
+    RouteRow,
+    Work,
     rank_range,
 )
 from fedlora_cli.render.view import (
@@ -22,6 +24,8 @@ from fedlora_cli.render.view import (
     View,
     columns,
     count,
+    duration,
+    file_size,
     number,
     percent,
 )
@@ -39,6 +43,8 @@ def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
         blocks.append(_modules(report.modules))
     if findings := "\n".join(_findings(report)):
         blocks.append(Paragraph(findings))
+    if report.work is not None:
+        blocks += _work(report.work)
     return View(
         report.method,
         f"{count(len(report.clients), 'client')}, {count(len(report.modules), 'module')}, "
@@ -71,6 +77,43 @@ def _clients(report: AggregateReport, *, whole: bool) -> Table:
     )
     heads = columns("rank", "samples", "weight", "largest weight", *more)
     return Table((Column("client", "name"), *heads), rows, shown=None if whole else 20)
+
+
+def _work(work: Work) -> list[Block]:
+    """The route of every module, and what all of it takes."""
+    takes = Paragraph(
+        f"takes about {file_size(work.memory)} of memory with {count(work.jobs, 'module')} at a "
+        f"time;\n    reads {file_size(work.read)} of factors and writes {file_size(work.write)}"
+    )
+    rows = tuple(
+        (
+            f"{row.shape[0]} x {row.shape[1]}",
+            str(row.modules),
+            str(row.total_rank),
+            row.route,
+            duration(row.seconds),
+            file_size(row.bytes),
+            _next_best(row),
+        )
+        for row in work.routes
+    )
+    heads = (
+        Column("shape", "text"),
+        *columns("modules", "ranks"),
+        Column("route", "text"),
+        *columns("one core", "memory"),
+        Column("next best", "text"),
+    )
+    return [Table(heads, rows, shown=None), takes] if rows else [takes]
+
+
+def _next_best(row: RouteRow) -> str:
+    """The quickest other route that could be taken."""
+    possible = {name: one for name, one in row.others.items() if isinstance(one, float)}
+    if not possible:
+        return "-"
+    name = min(possible, key=lambda name: possible[name])
+    return f"{name} {duration(possible[name])}"
 
 
 def _short(value: float | None) -> str:

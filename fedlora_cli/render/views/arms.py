@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fedlora_cli.render.report.simulate import ArmRow, Grid, SimulateReport, Spread
-from fedlora_cli.render.view import Column, Table, columns, file_size, number, rho
+from fedlora_cli.render.view import Column, Table, columns, duration, file_size, number, rho
 
 #: Rounds that are shown without --verbose.
 _ROUNDS = 7
@@ -124,17 +124,6 @@ def at_rate(report: SimulateReport, row: ArmRow) -> str:
 def accuracy(report: SimulateReport, value: Spread) -> str:
     """An accuracy with its deviation."""
     return _spread(value, report.digits)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person counts them.
-
-    >>> duration(0.1234), duration(75), duration(754), duration(9000)
-    ('0.12 s', '75 s', '13 min', '2.5 h')
-    """
-    if seconds < 99.5:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 def _result(report: SimulateReport, row: ArmRow) -> str:

@@ -169,12 +169,10 @@ def _adapters(report: InspectReport) -> View:
     elif all(adapter.modules for adapter in report.adapters):
         blocks.append(Paragraph("they differ in nothing that headers show"))
     ranks = sorted({adapter.rank for adapter in report.adapters if adapter.modules})
-    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    return View(
-        count(len(report.adapters), "adapter"),
-        span if ranks else "no module of them could be read",
-        tuple(blocks),
-    )
+    span = "no module of them could be read"
+    if ranks:
+        span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    return View(count(len(report.adapters), "adapter"), span, tuple(blocks))
 
 
 def _differences(differences: tuple[Difference, ...], adapters: int) -> Table:

@@ -10,12 +10,11 @@ from typing import Any
 
 from fedlora_cli.render.report.aggregate import rank_range
 from fedlora_cli.render.report.simulate import SimulateReport
-from fedlora_cli.render.view import Block, Paragraph, Table, View, columns, count, wrapped
+from fedlora_cli.render.view import Block, Paragraph, Table, View, columns, count, duration, wrapped
 from fedlora_cli.render.views.arms import (
     accuracy,
     cost_table,
     course_table,
-    duration,
     grid_tables,
     rate_tables,
     results_table,

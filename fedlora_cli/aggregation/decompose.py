@@ -1,0 +1,174 @@
+"""The leading directions of the weighted sum of a module, by the route that costs least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_cli import lowrank
+from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.aggregation.reading import (
+    Read,
+    check_norms,
+)
+from fedlora_cli.aggregation.routes import route_of
+from fedlora_cli.aggregation.sums import (
+    WeightedSum,
+    array,
+    earlier_terms,
+    row,
+    rows,
+    weighted_sum,
+)
+from fedlora_cli.factors import Factors
+from fedlora_cli.kernels import dense, factored, gram
+from fedlora_cli.kernels.leading import Unresolved
+from fedlora_cli.lowrank import Svd
+from fedlora_cli.spectrum import energy
+from fedlora_cli.weights import FloatArray, by_samples
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposed:
+    """The leading directions of a sum, its energy, the leading singular values under FlexLoRA's
+    weights, and the singular values of every holder's own update.
+    """
+
+    update: Svd
+    energy: float
+    flexlora_s: Tensor
+    client_s: dict[int, FloatArray]
+
+
+#: The factors of a module, client by client: holders, in their order. Raises InputError.
+Terms = Callable[[], Iterable[tuple[int, Factors]]]
+
+
+def decomposed(plan: Plan, read: Read, rank: int) -> Decomposed:
+    """The sum of what was read, without a dense matrix. Raises InputError."""
+    rule = plan.rule(plan.holdings(read.name, np.zeros(read.clients)))
+    target = weighted_sum(plan, read, rule)
+    route = route_of(plan, read.name).route
+    if route in _FAST:
+        with suppress(Unresolved):
+            return _FAST[route](plan, read, target, rank)
+    return _by_stack(plan, read, target, rank)
+
+
+def _by_grams(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
+    """Through Gram matrices, which hold the norms and spectra of the clients too."""
+    grams = gram.prepare(target.terms, plan.dtype)
+    norms = np.zeros(read.clients)
+    norms[list(read.holders)] = array(gram.norms(grams))[: len(read.holders)]
+    check_norms(plan, read.name, norms)
+    weights = torch.cat(target.weights)
+    found = gram.leading(grams, weights, rank)
+    reference = _reference(plan, read, weights)
+    same = torch.equal(reference, weights)
+    return Decomposed(
+        update=Svd(found.U, found.s, found.Vh),
+        energy=found.energy,
+        flexlora_s=found.s if same else gram.values(grams, reference, rank),
+        client_s={k: array(gram.energies(grams, i)) for i, k in enumerate(read.holders)},
+    )
+
+
+def _by_factors(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
+    """Through products with the factors alone."""
+    check_norms(plan, read.name, read.norms)
+    stacked = factored.prepare(target.terms, plan.dtype)
+    weights = torch.cat(target.weights)
+    found = factored.leading(stacked, weights, rank, plan.dtype)
+    reference = _reference(plan, read, weights)
+    same = torch.equal(reference, weights)
+    other = found if same else factored.leading(stacked, reference, rank, plan.dtype)
+    return Decomposed(
+        update=Svd(found.U, found.s, found.Vh),
+        energy=found.energy,
+        flexlora_s=other.s,
+        client_s={
+            k: _spectrum(plan, read.name, k, one)
+            for k, one in zip(read.holders, read.factors, strict=True)
+        },
+    )
+
+
+def _by_stack(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
+    """Through QR in float64: right for any input."""
+    check_norms(plan, read.name, read.norms)
+    stack, weights = lowrank.stack(target.terms), torch.cat(target.weights)
+    update, s = lowrank.svd(stack, weights, rank)
+    reference = _reference(plan, read, weights)
+    same = torch.equal(reference, weights)
+    return Decomposed(
+        update=update,
+        energy=energy(array(s)),
+        flexlora_s=s if same else lowrank.singular_values(stack, reference),
+        client_s={
+            k: array(lowrank.spectrum(one))
+            for k, one in zip(read.holders, read.factors, strict=True)
+        },
+    )
+
+
+_FAST = {"gram": _by_grams, "factored": _by_factors}
+
+
+def summed(plan: Plan, read: Read, rank: int, clients: Terms) -> Decomposed:
+    """The sum as a dense matrix, client by client; `read` is without them. Raises InputError."""
+    for dtype in (torch.float32, torch.float64):
+        if plan.dtype != "float64" or dtype == torch.float64:
+            with suppress(Unresolved):
+                return _by_dense(plan, read, rank, clients, dtype)
+    held = list(clients())
+    holders, factors = tuple(k for k, _ in held), tuple(one for _, one in held)
+    whole = replace(read, holders=holders, factors=factors)
+    rule = plan.rule(plan.holdings(read.name, np.zeros(read.clients)))
+    return _by_stack(plan, whole, weighted_sum(plan, whole, rule), rank)
+
+
+def _by_dense(plan: Plan, read: Read, rank: int, clients: Terms, dtype: torch.dtype) -> Decomposed:
+    name = read.name
+    holdings = plan.holdings(name, np.zeros(len(plan.cohort.clients)))
+    rule, flexlora = plan.rule(holdings), by_samples(holdings)
+    others = earlier_terms(plan, read, rule)
+    spectra: dict[int, FloatArray] = {}
+
+    def terms() -> Iterator[dense.Term]:
+        for k, factors in clients():
+            spectra[k] = _spectrum(plan, name, k, factors)
+            yield dense.Term(
+                factors, row(rule.clients[k], factors), row(flexlora.clients[k], factors)
+            )
+        for factors, weights in zip(others.terms, others.weights, strict=True):
+            yield dense.Term(factors, weights)
+
+    # Other methods than FlexLoRA want its sum as well.
+    apart = bool(others.terms) or not np.array_equal(rule.clients, flexlora.clients)
+    device = plan.options.device
+    whole, reference = dense.accumulate(terms(), plan.shape(name), dtype, device, reference=apart)
+    found = dense.leading(whole, rank, plan.dtype)
+    del whole
+    other = found if reference is None else dense.leading(reference, rank, plan.dtype)
+    return Decomposed(Svd(found.U, found.s, found.Vh), found.energy, other.s, spectra)
+
+
+def _spectrum(plan: Plan, name: str, k: int, factors: Factors) -> FloatArray:
+    """The singular values of client k's own update."""
+    if plan.dtype != "float64":
+        with suppress(Unresolved):
+            return array(gram.energies(gram.prepare([factors], plan.dtype), 0))
+    check_norms(plan, name, np.array([lowrank.norm(factors)]), first=k)
+    return array(lowrank.spectrum(factors))
+
+
+def _reference(plan: Plan, read: Read, weights: Tensor) -> Tensor:
+    """FlexLoRA's weights of the terms; those of earlier adapters stand last and count nothing."""
+    shares = by_samples(plan.holdings(read.name, np.zeros(read.clients)))
+    own = torch.cat([weights[:0], *rows(shares.clients, read)])
+    return torch.nn.functional.pad(own, (0, weights.numel() - own.numel()))

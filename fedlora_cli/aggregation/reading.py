@@ -1,0 +1,121 @@
+"""The factors of some modules, of all clients and of earlier global adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from fedlora_cli import lowrank
+from fedlora_cli.adapter import Adapter
+from fedlora_cli.adapter import read_modules as adapter_modules
+from fedlora_cli.aggregation.plan import Plan
+from fedlora_cli.errors import without_norm
+from fedlora_cli.factors import Factors
+from fedlora_cli.weights import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """One module's factors of the clients that adapt it, and of earlier global adapters.
+
+    `holders` are the clients' positions in the cohort of `clients` clients. `previous` is in SVD
+    order, so that its index i means what the clients' does. None of it depends on a method.
+    """
+
+    name: str
+    clients: int
+    holders: tuple[int, ...]
+    factors: tuple[Factors, ...]
+    previous: Factors | None
+    before_previous: Factors | None
+
+    @cached_property
+    def norms(self) -> FloatArray:
+        """‖ΔW_k‖_F, shape (K,), 0 for clients that do not adapt the module."""
+        norms = np.zeros(self.clients)
+        norms[list(self.holders)] = [lowrank.norm(one) for one in self.factors]
+        return norms
+
+
+def read_module(plan: Plan, name: str) -> Read:
+    """The factors of one module; every update has a norm. Raises InputError."""
+    [read] = read_modules(plan, [name])
+    check_norms(plan, name, read.norms)
+    return read
+
+
+def check_norms(plan: Plan, name: str, norms: FloatArray, first: int = 0) -> None:
+    """Whether these norms of clients, `first` and those after it, are finite. Raises InputError."""
+    if not np.isfinite(norms).all():
+        worst = plan.cohort.clients[first + int((~np.isfinite(norms)).argmax())]
+        raise without_norm(worst.adapter.path, name)
+
+
+def read_modules(plan: Plan, names: Sequence[str]) -> list[Read]:
+    """The factors of these modules. What lies side by side in a file is read as one range.
+
+    Raises InputError.
+    """
+    clients = [_factors(plan, one.adapter, names) for one in plan.cohort.clients]
+    return [_with_clients(plan, earlier, clients) for earlier in read_earlier(plan, names)]
+
+
+def read_earlier(plan: Plan, names: Sequence[str]) -> list[Read]:
+    """The same without the clients. Raises InputError."""
+    previous, before = (
+        {} if adapter is None else _factors(plan, adapter, names)
+        for adapter in (plan.previous, plan.before_previous)
+    )
+    return [
+        Read(
+            name=name,
+            clients=len(plan.cohort.clients),
+            holders=(),
+            factors=(),
+            previous=lowrank.canonical(previous[name]) if name in previous else None,
+            before_previous=before.get(name),
+        )
+        for name in names
+    ]
+
+
+def read_clients(plan: Plan, name: str) -> Iterator[tuple[int, Factors]]:
+    """The factors of one module, client by client: holders, in their order. Raises InputError."""
+    for k, client in enumerate(plan.cohort.clients):
+        if name in client.adapter.modules:
+            yield k, _term(plan, k, _factors(plan, client.adapter, [name])[name])
+
+
+def _with_clients(plan: Plan, earlier: Read, clients: Sequence[dict[str, Factors]]) -> Read:
+    """That module with the clients' factors, which are taken out, so that nobody else has them."""
+    holders = tuple(k for k, own in enumerate(clients) if earlier.name in own)
+    factors = (_term(plan, k, clients[k].pop(earlier.name)) for k in holders)
+    return replace(earlier, holders=holders, factors=tuple(factors))
+
+
+def client_factors(plan: Plan, k: int, name: str) -> Factors:
+    """One module of client k, clipped. Raises InputError."""
+    found = _factors(plan, plan.cohort.clients[k].adapter, [name])
+    return _clipped(plan, k, found[name])
+
+
+def _term(plan: Plan, k: int, factors: Factors) -> Factors:
+    """What client k has in a sum: clipped, and in the basis that the options ask for."""
+    clipped = _clipped(plan, k, factors)
+    return lowrank.canonical(clipped) if plan.options.basis == "svd" else clipped
+
+
+def _clipped(plan: Plan, k: int, factors: Factors) -> Factors:
+    return replace(factors, scale=factors.scale * plan.clipped(k))
+
+
+def _factors(plan: Plan, adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
+    """The factors that an adapter has of these modules, on the device to compute on."""
+    device = plan.options.device
+    found = adapter_modules(adapter, names)
+    return {
+        name: replace(one, B=one.B.to(device), A=one.A.to(device)) for name, one in found.items()
+    }

@@ -1,0 +1,89 @@
+"""The leading eigenvectors of a symmetric, positive semi-definite matrix in float64."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from fedlora_cli.kernels import subspace
+from fedlora_cli.kernels.leading import Unresolved, orthonormal
+
+#: Beyond this size the leading part is iterated for; below it, LAPACK is faster.
+WHOLE = 1000
+
+#: Below this many times the eigenvectors wanted, a whole decomposition in float64 costs no more.
+FEW = 4
+
+#: Products with the matrix after which LAPACK would have been done, at `WHOLE`.
+LIMIT = 40
+
+#: The share of the whole (as ‖E‖_F of an update whose squared singular values these are) that the
+#: error of a refined subspace may move, by its own estimate.
+EXACT = 1e-8
+
+
+def top(K: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The leading eigenvalues, descending, and their eigenvectors (S, rank)."""
+    S = K.shape[0]
+    found = None
+    if S > WHOLE:
+        found = _iterated(K, rank)
+    elif FEW * (rank + subspace.SPARE) < S:
+        found = _refined(K, rank)
+    if found is not None:
+        return found
+    values, vectors = torch.linalg.eigh(K)
+    return values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+
+
+def _iterated(K: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """By subspace iteration; None where the spectrum is too flat for it."""
+    operator = subspace.Operator(
+        shape=(K.shape[0], K.shape[0]),
+        apply=lambda V: K @ V,
+        adjoint=lambda U: K @ U,
+        energy=float(K.square().sum()),
+        like=K,
+    )
+    with contextlib.suppress(Unresolved):
+        found = subspace.leading(operator, rank, 1e-13, LIMIT)
+        if found.s.numel() == rank:
+            return found.s, found.Vh.T
+    return None
+
+
+def _refined(K: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """By LAPACK in float32, which takes half the time, and one step of refinement in float64.
+
+    Of the leading eigenvectors p_i with a few to spare, the part K p_i - θ_i p_i that is left
+    belongs to the others, q_j; to first order p_i lacks (q_jᵀ K p_i) / (θ_i - λ_j) of them.
+    None where what is left then is still too much.
+    """
+    scale = float(K.diagonal().max())
+    if not scale > 0.0:
+        return None
+    rough, Q = torch.linalg.eigh((K / scale).float())
+    wide = rank + subspace.SPARE
+    others, beyond = Q[:, :-wide].double(), rough[:-wide, None].double() * scale
+    P = orthonormal(Q[:, -wide:].double())[0]
+    values, P, left = _ritz(K, P)
+    P = orthonormal(P + others @ ((others.T @ left) / (values - beyond)))[0]
+    values, P, left = _ritz(K, P)
+    gaps = values[:rank] - beyond[-1]
+    angles = torch.linalg.vector_norm(left[:, :rank], dim=0) / gaps
+    moved = (values[:rank] * angles.square()).sum()
+    # Not `>`: a spectrum without any gap has no angles either.
+    if not (bool((gaps > 0).all()) and bool(moved <= EXACT**2 * K.trace())):
+        return None
+    return values[:rank], P[:, :rank]
+
+
+def _ritz(K: Tensor, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues of K in the space of P, descending, their vectors, and K p_i - θ_i p_i."""
+    image = K @ P
+    values, turned = torch.linalg.eigh(P.T @ image)
+    values, turned = values.flip(0), turned.flip(1)
+    P, image = P @ turned, image @ turned
+    return values, P, image - P * values

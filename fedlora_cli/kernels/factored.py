@@ -1,0 +1,61 @@
+"""Leading directions on the stacked factors themselves: nothing S × S or out × in is formed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedlora_cli.factors import Factors
+from fedlora_cli.kernels import subspace
+from fedlora_cli.kernels.leading import TOLERANCES, Leading, Unresolved
+from fedlora_cli.kernels.stacking import CHUNK, Stacked, blocks, lengths, side_by_side
+
+
+def prepare(terms: Sequence[Factors], dtype: str) -> Stacked:
+    """The factors side by side, in float64 for an output in float64 and in float32 otherwise."""
+    return side_by_side(terms, torch.float64 if dtype == "float64" else torch.float32)
+
+
+def energy(stacked: Stacked, weights: Tensor) -> float:
+    """‖sum‖_F² = sum_ij v_i (LᵀL)_ij v_j (RRᵀ)_ij, v = w s, over blocks of at most 512 × 512.
+
+    Blocks in the dtype of the factors, their sum in float64; each pair of pieces once.
+    """
+    v = stacked.scales * weights
+    total = 0.0
+    for block in blocks(v.numel(), CHUNK):
+        for other in blocks(block.stop, CHUNK):
+            pieces = (stacked.L[:, block].T @ stacked.L[:, other]).double()
+            pieces *= stacked.R[block] @ stacked.R[other].T
+            twice = 1 if other.stop == block.stop else 2
+            total += twice * float(v[block] @ pieces @ v[other])
+    return max(total, 0.0)
+
+
+def leading(stacked: Stacked, weights: Tensor, rank: int, dtype: str) -> Leading:
+    """The leading `rank` directions of the weighted sum. Raises Unresolved."""
+    _check_range(stacked, weights)
+    operator = subspace.Operator(
+        shape=stacked.shape,
+        apply=lambda V: stacked.apply(weights, V),
+        adjoint=lambda U: stacked.adjoint(weights, U),
+        energy=energy(stacked, weights),
+        like=stacked.L,
+    )
+    return subspace.leading(operator, rank, TOLERANCES[dtype])
+
+
+def _check_range(stacked: Stacked, weights: Tensor) -> None:
+    """Raises Unresolved where products of the pieces could under- or overflow."""
+    b, a = lengths(stacked.L), lengths(stacked.R.T)
+    pieces = (weights * stacked.scales * b * a).abs()
+    held = pieces > 0
+    if not bool(held.any()):
+        return
+    info = torch.finfo(stacked.L.dtype)
+    sizes = torch.cat([b[held], a[held], pieces.max()[None]])
+    least, most = (info.tiny / info.eps) ** 0.5, info.max**0.5 * info.eps
+    if not bool(((sizes > least) & (sizes < most)).all()):
+        raise Unresolved("squares of the factors leave the range of their precision")

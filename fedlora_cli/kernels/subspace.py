@@ -1,0 +1,142 @@
+"""Leading singular directions by subspace iteration, with a certificate.
+
+Halko, Martinsson and Tropp (arXiv:0909.4061) for the random start and the oversampling; Chebyshev
+filters between the Rayleigh-Ritz steps (Zhou, Saad, Tiago and Chelikowsky 2006) because spectra
+that decay slowly would take hundreds of plain steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedlora_cli.kernels.leading import Leading, Unresolved, nothing, oriented, orthonormal, ritz
+
+#: Directions beyond those wanted: their spectrum is what the filters damp.
+SPARE = 16
+
+#: Up to this smaller side, the whole space is taken and nothing iterates.
+SMALL = 600
+
+#: Applications of ΔW or ΔWᵀ after which the search is given up.
+LIMIT = 120
+
+#: How many times the limit a forecast must be to end the search before it.
+PATIENCE = 2
+
+#: The highest degree of a filter between two Rayleigh-Ritz steps.
+DEGREE = 12
+
+#: How much more a filter may amplify the first direction than the last: beyond 1 / eps the last
+#: would drown in the rounding of the first. One digit and a half are left.
+SPREAD = 0.03
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """ΔW (out, in) as two functions and its energy ‖ΔW‖_F².
+
+    `apply` is V (in, p) -> ΔW V and `adjoint` U (out, p) -> ΔWᵀ U, in the dtype and on the device
+    of `like`.
+    """
+
+    shape: tuple[int, int]
+    apply: Callable[[Tensor], Tensor]
+    adjoint: Callable[[Tensor], Tensor]
+    energy: float
+    like: Tensor
+
+
+def leading(operator: Operator, rank: int, tolerance: float, limit: int = LIMIT) -> Leading:
+    """The leading `rank` directions, to a residual of at most tolerance · ‖ΔW‖_F.
+
+    Directions that the dtype cannot tell from rounding are left out: s <= eps · ‖ΔW‖_F. The start
+    is random with a fixed seed. Raises Unresolved.
+    """
+    rank = min(rank, *operator.shape)
+    norm = math.sqrt(max(operator.energy, 0.0))
+    if norm == 0.0 or rank == 0:
+        return nothing(operator.shape, operator.like)
+    eps = torch.finfo(operator.like.dtype).eps
+    V, used, whole = _start(operator, rank)
+    history: list[tuple[int, float]] = []
+    while True:
+        U, s, V = ritz(V, operator.apply(V))
+        image = operator.adjoint(U)
+        used += 2
+        kept = int((s[:rank] > eps * norm).sum())
+        rest = image[:, :kept] - V[:, :kept] * s[:kept].to(V)
+        residual = float(torch.linalg.vector_norm(rest, dtype=torch.float64))
+        if residual <= tolerance * norm:
+            return oriented(U[:, :kept], s[:kept], V[:, :kept], operator.energy, residual)
+        history.append((used, residual / norm))
+        if whole or _hopeless(history, tolerance, limit):
+            raise Unresolved(f"a residual of {residual / norm:.1e} after {used} products")
+        V, degree = _filtered(operator, V, s, image, (limit - used) // 2)
+        used += 2 * (degree - 1)
+
+
+def _hopeless(history: list[tuple[int, float]], tolerance: float, limit: int) -> bool:
+    """Whether the limit is reached, or will be by far at the pace of the last two steps.
+
+    `history` are products used and relative residuals. The first two steps say little.
+    """
+    used, residual = history[-1]
+    if used + 2 > limit or not math.isfinite(residual):
+        return True
+    if len(history) < 4:
+        return False
+    earlier, larger = history[-3]
+    if residual >= larger:
+        return True
+    pace = math.log(larger / residual) / (used - earlier)
+    return used + math.log(residual / tolerance) / pace > PATIENCE * limit
+
+
+def _start(operator: Operator, rank: int) -> tuple[Tensor, int, bool]:
+    """A first basis (in, p), the products it took, and whether it is the whole space."""
+    out_features, in_features = operator.shape
+    side = min(operator.shape)
+    columns = rank + SPARE
+    if side <= max(SMALL, columns):
+        identity = torch.eye(side, dtype=operator.like.dtype, device=operator.like.device)
+        if side == in_features:
+            return identity, 0, True
+        return orthonormal(operator.adjoint(identity))[0], 1, True
+    generator = torch.Generator().manual_seed(0)
+    U = torch.randn(out_features, columns, generator=generator).to(operator.like)
+    return orthonormal(operator.adjoint(orthonormal(U)[0]))[0], 1, False
+
+
+def _filtered(
+    operator: Operator, V: Tensor, s: Tensor, image: Tensor, most: int
+) -> tuple[Tensor, int]:
+    """An orthonormal basis of T_m(2 ΔWᵀΔW / a - 1) V, and m <= `most`; a = s_p², the last Ritz
+    value's square.
+
+    T_m stays within ±1 on [0, a] and grows as fast as a polynomial can beyond it. `image` is ΔWᵀU,
+    so that ΔWᵀΔW V = image · s and the first degree is free.
+    """
+    edge = float(s[-1]) ** 2
+    degree = min(most, _degree(float(s[0]) ** 2, edge, torch.finfo(V.dtype).eps))
+    squared = image * s.to(image)
+    if degree == 1:
+        return orthonormal(squared)[0], 1
+    before, now = V, (2 / edge) * squared - V
+    for _ in range(degree - 1):
+        following = (4 / edge) * operator.adjoint(operator.apply(now)) - 2 * now - before
+        before, now = now, following
+    return orthonormal(now)[0], degree
+
+
+def _degree(largest: float, edge: float, eps: float) -> int:
+    """The highest degree whose amplification, cosh(m arcosh(2 s_1² / a - 1)), stays in bounds."""
+    if edge <= eps * largest:
+        return 1
+    rate = math.acosh(max(2 * largest / edge - 1, 1.0))
+    bound = math.acosh(SPREAD / eps)
+    return max(1, min(DEGREE, int(bound / max(rate, 1e-3))))

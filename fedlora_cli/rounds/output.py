@@ -1,0 +1,98 @@
+"""The global adapter, written module by module as the modules are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedlora_cli import engine, formats
+from fedlora_cli.adapter import NewAdapter
+from fedlora_cli.aggregation.module import Outcome, aggregate_part
+from fedlora_cli.aggregation.plan import Parts, Plan
+from fedlora_cli.cluster.workers import Workers
+from fedlora_cli.groups import grouped
+from fedlora_cli.rounds.summary import whole
+from fedlora_cli.rounds.tensors import (
+    average_tensor,
+    modules_to_save,
+    tensor_like,
+    tensor_names,
+)
+from fedlora_cli.stored import described, stored_bytes
+from fedlora_cli.version import __version__
+from fedlora_cli.weights import FloatArray
+
+
+def write_adapter(
+    folder: Path,
+    plan: Plan,
+    digests: Mapping[str, str],
+    workers: Workers,
+    progress: engine.Progress,
+) -> list[Outcome]:
+    """The adapter in the folder, every module as soon as it is computed; none is kept.
+
+    Raises InputError and OSError.
+    """
+    described = _described(plan)
+    chosen = formats.FORMATS[plan.cohort.format]
+    outcomes: list[Outcome] = []
+    weights: dict[bytes, FloatArray] = {}
+    with chosen.writing(described, folder, _provenance(plan, digests)) as put:
+        groups = grouped(plan.adapters, plan.modules)
+        for part in engine.run(aggregate_part, Parts(plan, groups), workers, progress):
+            for factors, outcome in part:
+                put(outcome.name, factors)
+                # Most modules have the same weights, which are large where clients are many.
+                alike = weights.setdefault(outcome.weights.tobytes(), outcome.weights)
+                outcomes.append(replace(outcome, weights=alike))
+        for name in described.tensors:
+            put(name, average_tensor(plan, name))
+    return outcomes
+
+
+def _described(plan: Plan) -> NewAdapter:
+    """What will be written, without any values."""
+    rank = plan.rank or 0
+    return NewAdapter(
+        factors={name: described(plan.shape(name), rank, plan.dtype) for name in plan.modules},
+        alphas=dict.fromkeys(plan.modules, plan.scale * rank),
+        layouts={name: plan.layout(name) for name in plan.modules},
+        tensors={name: tensor_like(plan, name) for name in tensor_names(plan)},
+        modules_to_save=modules_to_save(plan),
+        facts=plan.cohort.facts,
+    )
+
+
+def _provenance(plan: Plan, digests: Mapping[str, str]) -> dict[str, Any]:
+    """What the weights file itself remembers, when it travels alone."""
+    return {
+        "version": __version__,
+        "method": plan.method.name,
+        "source": plan.method.source,
+        "options": {flag: str(value) for flag, value in plan.options.changed().items()},
+        "shared_rank": plan.cohort.shared_rank,
+        "clients": [
+            {
+                "name": client.name,
+                "rank": client.adapter.rank,
+                "samples": whole(client.samples),
+                "sha256": digests.get(client.name),
+            }
+            for client in plan.cohort.clients
+        ],
+    }
+
+
+def written_bytes(plan: Plan) -> int:
+    """The bytes of all factors and full tensors; 0 while the rank is not known."""
+    if plan.rank is None:
+        return 0
+    earlier = [] if plan.previous is None else [plan.previous]
+    adapters = [*earlier, *(client.adapter for client in plan.cohort.clients)]
+    full = {name: one for adapter in adapters for name, one in adapter.tensors.items()}
+    sides = sum(sum(plan.shape(name)) for name in plan.modules)
+    factors = stored_bytes((plan.rank, sides), plan.dtype)
+    return factors + sum(stored_bytes(one.shape, one.dtype) for one in full.values())

@@ -1,0 +1,99 @@
+"""The cost model chooses as the clock would, the same everywhere, and without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedlora_cli.kernels import dense, eigen, subspace
+from fedlora_cli.kernels.cost import BYTES, CHUNK, SMALL, SPARE, WHOLE, Choice, choose
+
+sides, ranks = st.integers(1, 16384), st.integers(1, 128)
+dtypes = st.sampled_from(sorted(BYTES))
+
+
+def estimate(choice: Choice, route: str):
+    return next(one for one in choice.estimates if one.route == route)
+
+
+@pytest.mark.parametrize(
+    ("shape", "total", "dtype", "route"),
+    [
+        ((4096, 4096), 600, "float32", "gram"),
+        ((4096, 4096), 600, "bfloat16", "gram"),
+        ((4096, 4096), 600, "float64", "stack"),
+        ((14336, 4096), 600, "bfloat16", "gram"),
+        ((4096, 4096), 30000, "bfloat16", "dense"),
+        ((4096, 4096), 4096, "float64", "dense"),
+        ((1024, 4096), 1200, "float32", "dense"),
+        ((8192, 8192), 3000, "bfloat16", "factored"),
+        ((64, 64), 16, "float32", "stack"),
+    ],
+    ids=str,
+)
+def test_what_the_clock_chose(shape, total, dtype, route) -> None:
+    assert choose(shape, total, 64, dtype).route == route
+
+
+@given(sides, sides, st.integers(1, 40000), ranks, dtypes)
+def test_a_possible_route_that_nothing_beats(rows, columns, total, rank, dtype) -> None:
+    choice = choose((rows, columns), total, rank, dtype)
+
+    assert [one.route for one in choice.estimates] == ["stack", "gram", "dense", "factored"]
+    assert estimate(choice, choice.route).possible is None
+    for one in choice.estimates:
+        assert min(one.flops, one.seconds, one.bytes) > 0
+    if total >= min(rows, columns):
+        assert choice.route in ("stack", "dense")
+    if dtype == "float64":
+        assert choice.route in ("stack", "dense")
+    assert choice == choose((rows, columns), total, rank, dtype)
+
+
+@given(sides, sides, st.integers(1, 9000), ranks, dtypes, st.sampled_from([0, 1, 2, 3]))
+def test_more_of_anything_costs_more(rows, columns, total, rank, dtype, grown) -> None:
+    """Within one way of working: the limits between two are thresholds."""
+    small = [rows, columns, total, rank]
+    large = list(small)
+    large[grown] *= 2
+    before, after = (choose((r, c), total, rank, dtype) for r, c, total, rank in (small, large))
+    crossed = (min(rows, columns) <= total) != (min(large[:2]) <= large[2])
+    whole = [min(r, c) <= max(SMALL, rank + SPARE) for r, c, _, rank in (small, large)]
+    for one, other in zip(before.estimates, after.estimates, strict=True):
+        if one.route == "stack" and crossed:
+            continue
+        if one.route in ("dense", "factored") and whole != [False, False]:
+            continue
+        if one.route == "gram" and (total > WHOLE) != (large[2] > WHOLE):
+            continue
+        assert other.bytes >= one.bytes
+        assert other.seconds >= one.seconds
+
+
+def test_memory_is_kept_to() -> None:
+    free = choose((4096, 4096), 600, 64, "bfloat16")
+    least = min(free.estimates, key=lambda one: one.bytes)
+    tight = choose((4096, 4096), 600, 64, "bfloat16", memory=least.bytes)
+
+    assert tight.route == least.route
+    others = [one for one in tight.estimates if one.route != least.route]
+    assert {one.possible for one in others} == {"more memory than there is"}
+    assert choose((4096, 4096), 600, 64, "bfloat16", memory=1).route in ("stack", "dense")
+
+
+def test_the_model_speaks_of_the_routes_as_they_are() -> None:
+    assert (SPARE, SMALL, WHOLE, CHUNK) == (
+        subspace.SPARE,
+        subspace.SMALL,
+        eigen.WHOLE,
+        dense.CHUNK,
+    )
+
+
+def test_a_dry_run_needs_no_torch() -> None:
+    code = "import sys, fedlora_cli.kernels.cost; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
