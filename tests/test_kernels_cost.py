@@ -26,10 +26,12 @@ def estimate(choice: Choice, route: str):
         ((4096, 4096), 600, "float32", "gram"),
         ((4096, 4096), 600, "bfloat16", "gram"),
         ((4096, 4096), 600, "float64", "stack"),
+        ((4096, 4096), 900, "float32", "gram"),
         ((14336, 4096), 600, "bfloat16", "gram"),
         ((4096, 4096), 30000, "bfloat16", "dense"),
         ((4096, 4096), 4096, "float64", "dense"),
         ((1024, 4096), 1200, "float32", "dense"),
+        ((4096, 4096), 1600, "bfloat16", "factored"),
         ((8192, 8192), 3000, "bfloat16", "factored"),
         ((64, 64), 16, "float32", "stack"),
     ],
@@ -49,8 +51,8 @@ def test_a_possible_route_that_nothing_beats(rows, columns, total, rank, dtype) 
         assert min(one.flops, one.seconds, one.bytes) > 0
     if total >= min(rows, columns):
         assert choice.route in ("stack", "dense")
-    if dtype == "float64":
-        assert choice.route in ("stack", "dense")
+    elif dtype == "float64":
+        assert choice.route == "stack"
     assert choice == choose((rows, columns), total, rank, dtype)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 GEMM = {4: 105.0, 8: 50.0}  # 4096 × 600 and larger, by the bytes of a number
 SKINNY = {4: 75.0, 8: 33.0}  # times 80 columns
 QR = 24.0  # 4096 × 600 with Q, float64
-EIGH = 24.0  # of 5 S³: 47 ms at 600, and a little less per S³ above
+EIGH = 31.0  # of 5 S³: 35 ms at 600 for the leading 64, as `eigen` finds them
 SVD = 55.0  # of 22 S³: 89 ms at 600, U and V too
 
 #: Seconds of what does not grow: Python, small products, tens of calls.
@@ -30,7 +30,7 @@ TRIANGLE = 0.66
 SPARE = 16
 
 #: Products with ΔW or ΔWᵀ of an iteration: 6 where the spectrum decays, 60 where it is flat.
-PRODUCTS = 20
+PRODUCTS = 18
 
 #: Total ranks beyond which `gram` iterates on its core, and sides up to which `subspace` does not.
 WHOLE, SMALL = 1000, 600
@@ -177,7 +177,10 @@ def _dense(work: _Work) -> Estimate:
     held = (min(work.S, CHUNK) + work.rank) * work.both
     memory = held * (2 * work.item + BYTES[work.dtype]) + 2 * work.item * work.entries
     memory += 8 * work.item * work.both * work.columns
-    return _estimate("dense", accumulate + iterate + exact, seconds, memory)
+    found = _estimate("dense", accumulate + iterate + exact, seconds, memory)
+    if work.dtype == "float64" and not work.full:
+        return _impossible(found, "float64 wants every digit")
+    return found
 
 
 def _factored(work: _Work) -> Estimate:

@@ -63,25 +63,26 @@ def carry_out(task: Preparation, stage: engine.Stage = engine.quiet) -> Aggregat
     with claimed(output, force=options.force, foreign=_foreign):
         check_space(output, written_bytes(task.plan))
         device = _device(options.device)
-        task, digests = screened(task, jobs, stage)
-        with engine.executor(options.cluster, jobs) as workers:
-            plan = replace(task.plan, options=replace(options, device=device))
-            plan = _settled(plan, workers, stage)
-            check_server(plan, plan.rank)
-            if task.plan.rank is None:  # only now is it known what is written
-                check_space(output, written_bytes(plan))
-            with new_folder(output, force=options.force, foreign=_foreign) as folder:
+        with new_folder(output, force=options.force, foreign=_foreign) as folder:
+            # What it started has ended before the folder gets its name.
+            with engine.executor(options.cluster, jobs) as workers:
+                task, digests = screened(task, jobs, stage)
+                plan = replace(task.plan, options=replace(options, device=device))
+                plan = _settled(plan, workers, stage)
+                check_server(plan, plan.rank)
+                if task.plan.rank is None:  # only now is it known what is written
+                    check_space(output, written_bytes(plan))
                 progress = stage("aggregating modules")
                 outcomes = write_adapter(folder, plan, digests, workers, progress)
-                told = (digests, task.clients, task.remarks, str(output))
-                report = summarize(plan, outcomes, plan.rank, *told)
-                (folder / "README.md").write_text(model_card(report), encoding="utf-8")
-                if options.verify:
-                    checked = verify(plan, folder, jobs, stage("verifying"))
-                    report = replace(report, verification=checked)
-                report = replace(report, files=sha256_of_all(folder))
-                document = to_json(aggregate_document(_seen_from(output, report)))
-                (folder / "fedlora.json").write_text(document, encoding="utf-8")
+            told = (digests, task.clients, task.remarks, str(output))
+            report = summarize(plan, outcomes, plan.rank, *told)
+            (folder / "README.md").write_text(model_card(report), encoding="utf-8")
+            if options.verify:
+                checked = verify(plan, folder, jobs, stage("verifying"))
+                report = replace(report, verification=checked)
+            report = replace(report, files=sha256_of_all(folder))
+            document = to_json(aggregate_document(_seen_from(output, report)))
+            (folder / "fedlora.json").write_text(document, encoding="utf-8")
         return _explained(plan, jobs, report) if options.explain else report
 
 
