@@ -38,6 +38,9 @@ CLEAR = 10
 #: Random combinations of directions by which a residual is measured.
 PROBES = 16
 
+#: How many times more exact the directions in the core are than the residual has to be.
+DIRECTIONS = 64
+
 #: The relative difference between the energy that K sees and the factors have, at most.
 SEEN = 1e-3
 
@@ -122,7 +125,7 @@ def leading(grams: Grams, weights: Tensor, rank: int) -> Leading:
         raise Unresolved("the terms cancel, or leave the range of float64")
     norm = math.sqrt(total)
     C, T, K = _core(G_L, G_R, v)
-    squared, Y = eigen.top(K, rank)
+    squared, Y = eigen.top(K, rank, grams.tolerance / DIRECTIONS)
     s = squared.clamp(min=torch.finfo(torch.float64).tiny).sqrt()
     h, g = v[:, None] * (C @ Y), T @ Y / s  # ΔWᵀ u_i = Rᵀ h_i and ΔW v_i = L g_i
     noise = _noise(G_L, grams.rounding) * g.square().sum(dim=0)
@@ -204,7 +207,9 @@ def _values(grams: Grams, held: Tensor | slice, v: Tensor) -> Tensor:
         return v
     G_L, G_R = _part(grams.L, held), _part(grams.R, held)
     _, _, K = _core(G_L, G_R, v)
-    squared = torch.linalg.eigvalsh(K).flip(0)
+    # Never more exact than the Gram matrices are.
+    single = grams.rounding > torch.finfo(torch.float64).eps
+    squared = eigen.values(K, torch.float32 if single else torch.float64)
     # Without eigenvectors: every piece in full.
     rounding = _noise(G_L, grams.rounding) + _noise(G_R, grams.rounding)
     noise = rounding * float(v.square().sum()) + _core_noise(G_L, G_R, v)
