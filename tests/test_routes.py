@@ -166,6 +166,16 @@ def test_a_large_module_is_summed_client_by_client(
     assert seen == [2, 4, 6, 8, 10]
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_device_is_found_and_changes_nothing(tmp_path: Path, device: str) -> None:
+    make_round(tmp_path)
+    aggregate([tmp_path / "round"], tmp_path / "plain")
+    aggregate([tmp_path / "round"], tmp_path / "there", Options(device=device))
+
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+
+
 def test_the_rank_for_an_energy_is_found_first_and_then_written(tmp_path: Path) -> None:
     make_round(tmp_path)
     found = aggregate([tmp_path / "round"], tmp_path / "found", Options(energy=0.9))

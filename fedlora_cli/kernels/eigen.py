@@ -71,8 +71,9 @@ def _refined(K: Tensor, rank: int, error: float) -> tuple[Tensor, Tensor] | None
     """By LAPACK in float32, which takes half the time, and a few steps of refinement in float64.
 
     Of the leading eigenvectors p_i with a few to spare, the part K p_i - θ_i p_i that is left
-    belongs to the others, q_j; to first order p_i lacks (q_jᵀ K p_i) / (θ_i - λ_j) of them.
-    None where what is left then is still too much.
+    belongs to the others, q_j; to first order p_i lacks (q_jᵀ K p_i) / (θ_i - λ_j) of them. A
+    product with K then damps what the rounding of the q_j leaves, where the spectrum falls steeply.
+    None where what is left in the end is still too much.
     """
     scale = float(K.diagonal().max())
     if not scale > 0.0:
@@ -83,7 +84,7 @@ def _refined(K: Tensor, rank: int, error: float) -> tuple[Tensor, Tensor] | None
     P = orthonormal(Q[:, -wide:].double())[0]
     values, P, left = _ritz(K, P)
     for _ in range(STEPS):
-        P = orthonormal(P + others @ ((others.T @ left) / (values - beyond)))[0]
+        P = orthonormal(K @ (P + others @ ((others.T @ left) / (values - beyond))))[0]
         values, P, left = _ritz(K, P)
         gaps = values[:rank] - beyond[-1]
         angles = torch.linalg.vector_norm(left[:, :rank], dim=0) / gaps
