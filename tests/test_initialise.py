@@ -325,6 +325,7 @@ def test_quiet_says_nothing_and_json_is_one_document(tmp_path: Path, monkeypatch
     assert document["targets"][0]["shape"] == [48, 48]
 
 
+@pytest.mark.long
 def test_the_libraries_that_are_used_say_nothing_and_are_as_before(
     tmp_path: Path, base: Base
 ) -> None:

@@ -215,6 +215,7 @@ def test_a_pickle_is_refused_where_a_head_is_needed_and_only_there(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.long
 def test_a_model_of_the_hub_is_read_where_it_was_downloaded(tmp_path: Path, base: Base) -> None:
     """Offline, from the hub's own folders; a head is never drawn because nothing was downloaded."""
     home = base(vit)

@@ -193,6 +193,7 @@ def test_the_report_says_what_the_files_say(done: Path) -> None:
     assert json.loads((done / "report.json").read_text())["arms"][1]["arm"] == "raflora-b0.5"
 
 
+@pytest.mark.long
 def test_the_same_options_give_the_same_run_on_processes_too(done: Path, place: Place) -> None:
     from dataclasses import replace
 

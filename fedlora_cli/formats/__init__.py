@@ -95,15 +95,3 @@ def read(path: Location, report: Report = refuse) -> Adapter:
         raise InputError(path, "no such folder", "check the path")
     names = ", or ".join(known.summary for known in FORMATS.values())
     raise InputError(path, "no adapter in this folder", f"it must hold: {names}")
-
-
-def write(name: str, adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Put an adapter and its provenance into an existing folder, in the format of that name.
-
-    Raises OSError, and InputError for what the format cannot hold.
-    """
-    with FORMATS[name].writing(adapter, folder, provenance) as put:
-        for module, factors in adapter.factors.items():
-            put(module, factors)
-        for tensor, value in adapter.tensors.items():
-            put(tensor, value)

@@ -27,7 +27,7 @@ from fedlora_cli.formats.peft.names import LORA_BIAS
 from fedlora_cli.remote import Location, Remote
 from fedlora_cli.render.report.handout import HandoutRow
 from fedlora_cli.rounds.recipients import Recipient
-from fedlora_cli.stored import at_rank, cast, stored_bytes
+from fedlora_cli.stored import at_rank, cast, described, stored_bytes
 
 #: The leading directions of a module in float64, at most that many, stored at that scale.
 Take = Callable[[str, int, float], Factors]
@@ -74,29 +74,40 @@ def hand_out(
             raise UsageError("--alpha", found, f"give one of at most {LARGEST_ALPHA:g}")
 
     def write(folder: Path, one: Recipient) -> int:
-        factors = {}
-        for name, share in one.shares.items():
-            leading = take(name, share.rank, one.scale(name))
-            factors[name] = at_rank(
-                cast(leading, one.dtype, f"{one.name}: {name}"), share.rank, name
-            )
-        owners = {tensor.owner for tensor in one.tensors.values()}
-        adapter = NewAdapter(
-            factors=factors,
-            alphas={name: share.alpha for name, share in one.shares.items()},
-            layouts={name: share.layout for name, share in one.shares.items()},
-            tensors={name: _at_scale(one, name) for name in one.tensors},
-            modules_to_save=tuple(sorted(owner for owner in owners if owner is not None)),
-            facts=one.facts,
-        )
         folder.mkdir()
-        formats.write(one.format, adapter, folder, provenance)
-        return (folder / formats.FORMATS[one.format].weights).stat().st_size
+        chosen = formats.FORMATS[one.format]
+        with chosen.writing(_described(one), folder, provenance) as put:
+            for name, share in one.shares.items():
+                leading = take(name, share.rank, one.scale(name))
+                made = cast(leading, one.dtype, f"{one.name}: {name}")
+                put(name, at_rank(made, share.rank, name))
+            for name in one.tensors:
+                put(name, _at_scale(one, name))
+        return (folder / chosen.weights).stat().st_size
 
     with new_folder(output, force=force, foreign=_foreign) as place:
         return tuple(
             engine.run(lambda one: write(place / one.name, one), recipients, jobs, progress)
         )
+
+
+def _described(one: Recipient) -> NewAdapter:
+    """What a recipient's adapter will be, without any values."""
+    shares, tensors = one.shares, one.tensors
+    owners = {tensor.owner for tensor in tensors.values()}
+    return NewAdapter(
+        factors={
+            name: described(share.shape, share.rank, one.dtype) for name, share in shares.items()
+        },
+        alphas={name: share.alpha for name, share in shares.items()},
+        layouts={name: share.layout for name, share in shares.items()},
+        tensors={
+            name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="meta")
+            for name, tensor in tensors.items()
+        },
+        modules_to_save=tuple(sorted(owner for owner in owners if owner is not None)),
+        facts=one.facts,
+    )
 
 
 def _at_scale(one: Recipient, name: str) -> Tensor:

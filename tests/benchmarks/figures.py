@@ -46,9 +46,10 @@ def made(work: Work, scratch: Path) -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-def aggregated(cohort: Path, repeat: int = 1, jobs: int = 0) -> Usage:
+def aggregated(cohort: Path, repeat: int = 1, jobs: int = 0, cluster: str = "") -> Usage:
     """The medians of `fedlora aggregate`, whole."""
     options = ("--jobs", str(jobs)) if jobs else ()
+    options += ("--cluster", cluster) if cluster else ()
     output = cohort.with_name("out")
     runs = []
     for _ in range(repeat):
@@ -190,6 +191,23 @@ def jobs(size: Size, scratch: Path) -> Iterator[Row]:
     yield replace(row, at_least=1.6 if size.has_bars and processes.cores() >= 2 else None)
 
 
+def cluster(size: Size, scratch: Path) -> Iterator[Row]:
+    """Threads, processes and Dask, as many of each as there are cores, on the same work."""
+    work, cores = size.cluster, processes.cores()
+    with made(work, scratch) as cohort:
+        threads = aggregated(cohort)
+        apart = aggregated(cohort, cluster=f"processes:{cores}")
+        dask = aggregated(cohort, cluster=f"local:{cores}")
+
+    def row(what: str, ours: float, against: str, theirs: float) -> Row:
+        return Row("cluster", work.words, what, ours, against, theirs, cost=True)
+
+    yield row(f"wall, processes:{cores}", apart.wall, f"{cores} threads", threads.wall)
+    bar = 1.5 if size.has_bars else None
+    against = f"processes:{cores}"
+    yield replace(row(f"wall, local:{cores}", dask.wall, against, apart.wall), at_most=bar)
+
+
 def models(size: Size, scratch: Path) -> Iterator[Row]:
     """Other shapes, each against its floor and, where one takes seconds, its dense SVDs."""
     for work in size.models:
@@ -262,6 +280,7 @@ FIGURES: dict[str, Figure] = {
     "many": many,
     "memory": memory,
     "jobs": jobs,
+    "cluster": cluster,
     "models": models,
     "growth": growth,
 }

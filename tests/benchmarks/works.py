@@ -64,6 +64,7 @@ class Size:
     few_large: Work
     many_small: Work
     jobs: Work
+    cluster: Work
     models: tuple[Work, ...]
     by_clients: tuple[Work, ...] = ()  # what is small is over before it can be seen to grow
     by_rank: tuple[Work, ...] = ()
@@ -83,6 +84,7 @@ SMALL = Size(
     few_large=Work("llama-8b/4", 4, ranks=(64,)),
     many_small=Work("llama-8b/4", 32, ranks=(8,)),
     jobs=Work("llama-8b/2", 8),
+    cluster=Work("llama-8b/4", 4),
     models=(Work("vit-b", 4),),
 )
 
@@ -94,7 +96,8 @@ FULL = Size(
     many=Work("llama-8b", 1000, 2),
     few_large=Work("llama-8b", 16, 2, ranks=(64,)),
     many_small=Work("llama-8b", 128, 2, ranks=(8,)),
-    jobs=Work("llama-8b", 20, 4),
+    jobs=Work("llama-8b", 20, 8),
+    cluster=Work("llama-8b", 20, 32),
     models=(
         Work("bert-base", 20, 12),
         Work("vit-b", 20, 12),
