@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedlora_cli.analysis.inspection.inspect import inspect
     from fedlora_cli.analysis.prediction.predict import predict
     from fedlora_cli.clients import read_clients
+    from fedlora_cli.cluster import ClusterWarning
     from fedlora_cli.cohort import Client, Cohort, align
     from fedlora_cli.errors import (
         ClusterError,
@@ -66,6 +67,7 @@ _HOMES = {
     "Arm": "simulation.options",
     "Client": "cohort",
     "ClusterError": "errors",
+    "ClusterWarning": "cluster",
     "Cohort": "cohort",
     "CompareReport": "render.report.compare",
     "DiagnoseOptions": "analysis.diagnosis.options",
@@ -114,6 +116,7 @@ __all__ = [
     "Arm",
     "Client",
     "ClusterError",
+    "ClusterWarning",
     "Cohort",
     "CompareReport",
     "DiagnoseOptions",

@@ -87,8 +87,9 @@ def executor(cluster: str | None, jobs: int) -> Iterator[Workers]:
         yield workers
 
 
-#: A block of memory that glibc would give back to the system at once, and after it no smaller one:
-#: pages that every module asks for anew take a twentieth of its time.
+#: glibc gives a large block of memory back to the system at once, and then keeps all that are
+#: smaller: this one is for that, just below the limit of 32 MiB. Pages that every module would ask
+#: for anew take a twentieth of its time.
 _KEPT = 31 * 1024 * 1024
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fedlora_cli.adapter import Adapter, Module
+from fedlora_cli.adapter import Adapter
 from fedlora_cli.files.entries import DTYPES
 
 #: Bytes of all adapters together that one group holds at most, if it is more than one module: a
@@ -42,9 +42,5 @@ def _pair(adapters: Iterable[Adapter], name: str) -> str:
 
 def module_bytes(adapters: Iterable[Adapter], name: str) -> int:
     """What the factors of one module take in the files of these adapters."""
-    return sum(stored_size(one.modules[name]) for one in adapters if name in one.modules)
-
-
-def stored_size(module: Module) -> int:
-    """What the factors of a module take in a file."""
-    return module.rank * sum(module.shape) * _SIZES[module.dtype]
+    modules = (one.modules[name] for one in adapters if name in one.modules)
+    return sum(one.rank * sum(one.shape) * _SIZES[one.dtype] for one in modules)

@@ -7,6 +7,7 @@ and find their credentials themselves, in the environment or their own files.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -206,7 +207,12 @@ class Remote:
         import fsspec
 
         # Its own listings would outlive a command. There are ours.
-        return fsspec.filesystem(self.protocol, use_listings_cache=False)
+        store = fsspec.filesystem(self.protocol, use_listings_cache=False)
+        # What goes wrong is raised. A log that nobody handles would be printed besides.
+        library = logging.getLogger(type(store).__module__.partition(".")[0])
+        if not library.handlers:
+            library.addHandler(logging.NullHandler())
+        return store
 
     def _ask(self, method: str, *args: Any, **options: Any) -> Any:
         """What the store answers. Raises FileNotFoundError, and else StorageError."""

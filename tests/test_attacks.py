@@ -22,7 +22,7 @@ from readme_attacks import MORE, PLACE
 from fedlora_cli import Adapter, Cohort, InputError, Options, aggregate, engine, read, read_clients
 from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.plan import Plan, make_plan
-from fedlora_cli.aggregation.reading import read_module
+from fedlora_cli.aggregation.reading import read_modules
 from fedlora_cli.aggregation.sums import weighted_sum
 from fedlora_cli.rounds.tensors import average_tensor
 from fedlora_cli.weights import FloatArray
@@ -87,7 +87,7 @@ def update(plan: Plan) -> Values:
     """The global update before it is truncated, by module."""
     sums = {}
     for name in plan.modules:
-        found = read_module(plan, name)
+        [found] = read_modules(plan, [name])
         rule = plan.rule(plan.holdings(name, found.norms))
         target = weighted_sum(plan, found, rule)
         terms = zip(target.terms, target.weights, strict=True)

@@ -317,7 +317,7 @@ sizes = st.integers(1, 30)
 
 @settings(max_examples=30)
 @given(sizes, sizes, st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 9))
-def test_gram_matrices_know_norms_energies_and_values(rows, columns, ranks, rank) -> None:
+def test_gram_matrices_know_norms_and_singular_values(rows, columns, ranks, rank) -> None:
     terms = some((rows, columns), ranks)
     weights = even(terms)
     grams = gram.prepare(terms, "float32")
@@ -328,14 +328,14 @@ def test_gram_matrices_know_norms_energies_and_values(rows, columns, ranks, rank
     singles = [np.linalg.svd(summed([term], one))[1] for term, one in zip(terms, ones, strict=True)]
     np.testing.assert_allclose(gram.norms(grams), [np.linalg.norm(x) for x in singles], rtol=1e-6)
     for k, single in enumerate(singles):
-        found = gram.energies(grams, k).numpy()
+        found = gram.spectrum(grams, k).numpy()
         np.testing.assert_allclose(found, single[: found.size], atol=1e-6 * single[0])
         np.testing.assert_array_less(single[found.size :], 1e-5 * single[0])
     assert math.isclose(gram.energy(grams, weights), np.linalg.norm(update) ** 2, rel_tol=1e-6)
     stacked = factored.prepare(terms, "float64")
     energy = factored.energy(stacked, weights)
     assert math.isclose(energy, np.linalg.norm(update) ** 2, rel_tol=1e-12)
-    values = gram.values(grams, weights, rank).numpy()
+    values = gram.singular_values(grams, weights, rank).numpy()
     np.testing.assert_allclose(values, s[: values.size], atol=1e-6 * s[0])
     assert values.size == min(rank, sum(ranks), rows, columns) or s[values.size] < 1e-5 * s[0]
 

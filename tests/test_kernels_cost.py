@@ -10,14 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlora_cli.kernels import dense, eigen, subspace
-from fedlora_cli.kernels.cost import BYTES, CHUNK, SMALL, SPARE, WHOLE, Choice, choose
+from fedlora_cli.kernels.cost import BYTES, CHUNK, QUICK, SMALL, SPARE, WHOLE, choose
 
 sides, ranks = st.integers(1, 16384), st.integers(1, 128)
 dtypes = st.sampled_from(sorted(BYTES))
-
-
-def estimate(choice: Choice, route: str):
-    return next(one for one in choice.estimates if one.route == route)
 
 
 @pytest.mark.parametrize(
@@ -46,9 +42,12 @@ def test_a_possible_route_that_nothing_beats(rows, columns, total, rank, dtype) 
     choice = choose((rows, columns), total, rank, dtype)
 
     assert [one.route for one in choice.estimates] == ["stack", "gram", "dense", "factored"]
-    assert estimate(choice, choice.route).possible is None
+    assert choice.chosen.possible is None
+    possible = [one.seconds for one in choice.estimates if one.possible is None]
+    quick = choice.route == "stack" and choice.chosen.seconds <= QUICK
+    assert quick or choice.chosen.seconds == min(possible)
     for one in choice.estimates:
-        assert min(one.flops, one.seconds, one.bytes) > 0
+        assert min(one.seconds, one.bytes) > 0
     if total >= min(rows, columns):
         assert choice.route in ("stack", "dense")
     elif dtype == "float64":
@@ -74,17 +73,6 @@ def test_more_of_anything_costs_more(rows, columns, total, rank, dtype, grown) -
             continue
         assert other.bytes >= one.bytes
         assert other.seconds >= one.seconds
-
-
-def test_memory_is_kept_to() -> None:
-    free = choose((4096, 4096), 600, 64, "bfloat16")
-    least = min(free.estimates, key=lambda one: one.bytes)
-    tight = choose((4096, 4096), 600, 64, "bfloat16", memory=least.bytes)
-
-    assert tight.route == least.route
-    others = [one for one in tight.estimates if one.route != least.route]
-    assert {one.possible for one in others} == {"more memory than there is"}
-    assert choose((4096, 4096), 600, 64, "bfloat16", memory=1).route in ("stack", "dense")
 
 
 def test_the_model_speaks_of_the_routes_as_they_are() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import pickle
 import re
 import subprocess
@@ -526,6 +527,15 @@ def test_a_store_that_answers_no_more(clients: Path, store: Store, tmp_path: Pat
             else:
                 assert "(gone)" in error_of(done, code)
         assert answered > 5
+
+
+def test_what_a_library_logs_is_not_printed_besides(store: Store) -> None:
+    """Python prints what nobody handles: gcsfs logs a traceback for a network that is not there."""
+    log = logging.getLogger(Store.__module__)
+    log.handlers.clear()
+    for _ in range(2):
+        assert run("predict", ROUND).exit_code == 0
+    assert [type(one) for one in log.handlers] == [logging.NullHandler]
 
 
 def test_places_that_are_not_there(clients: Path, store: Store) -> None:

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from fedlora_cli import lowrank
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import (
-    Read,
-    check_norms,
-)
+from fedlora_cli.aggregation.reading import Read, check_norms
 from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.aggregation.sums import (
     WeightedSum,
@@ -73,8 +70,8 @@ def _by_grams(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decompo
     return Decomposed(
         update=Svd(found.U, found.s, found.Vh),
         energy=found.energy,
-        flexlora_s=found.s if same else gram.values(grams, reference, rank),
-        client_s={k: array(gram.energies(grams, i)) for i, k in enumerate(read.holders)},
+        flexlora_s=found.s if same else gram.singular_values(grams, reference, rank),
+        client_s={k: array(gram.spectrum(grams, i)) for i, k in enumerate(read.holders)},
     )
 
 
@@ -120,7 +117,9 @@ _FAST = {"gram": _by_grams, "factored": _by_factors}
 
 
 def summed(plan: Plan, read: Read, rank: int, clients: Terms) -> Decomposed:
-    """The sum as a dense matrix, client by client; `read` is without them. Raises InputError."""
+    """The sum as a dense matrix, client by client; those in `read` do not count. Raises
+    InputError.
+    """
     for dtype in (torch.float32, torch.float64):
         if plan.dtype != "float64" or dtype == torch.float64:
             with suppress(Unresolved):
@@ -162,7 +161,7 @@ def _spectrum(plan: Plan, name: str, k: int, factors: Factors) -> FloatArray:
     """The singular values of client k's own update."""
     if plan.dtype != "float64":
         with suppress(Unresolved):
-            return array(gram.energies(gram.prepare([factors], plan.dtype), 0))
+            return array(gram.spectrum(gram.prepare([factors], plan.dtype), 0))
     check_norms(plan, name, np.array([lowrank.norm(factors)]), first=k)
     return array(lowrank.spectrum(factors))
 

@@ -40,13 +40,6 @@ class Read:
         return norms
 
 
-def read_module(plan: Plan, name: str) -> Read:
-    """The factors of one module; every update has a norm. Raises InputError."""
-    [read] = read_modules(plan, [name])
-    check_norms(plan, name, read.norms)
-    return read
-
-
 def check_norms(plan: Plan, name: str, norms: FloatArray, first: int = 0) -> None:
     """Whether these norms of clients, `first` and those after it, are finite. Raises InputError."""
     if not np.isfinite(norms).all():

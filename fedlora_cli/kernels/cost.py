@@ -6,7 +6,7 @@ run asks too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Billions of operations per second of one core (AMD EPYC, AVX-512, MKL), by
 #: tests/benchmarks/calibrate.py. Their ratios decide, and those differ less between machines.
@@ -14,7 +14,7 @@ GEMM = {4: 105.0, 8: 50.0}  # 4096 × 600 and larger, by the bytes of a number
 SKINNY = {4: 75.0, 8: 33.0}  # times 80 columns
 QR = 24.0  # 4096 × 600 with Q, float64
 EIGH = 31.0  # of 5 S³: 35 ms at 600 for the leading 64, as `eigen` finds them
-SVD = 55.0  # of 22 S³: 89 ms at 600, U and V too
+SVD = 55.0  # of 22 S³: 86 ms at 600, U and V too
 
 #: Seconds of what does not grow: Python, small products, tens of calls.
 CALLS = 0.002
@@ -50,7 +50,6 @@ class Estimate:
     """
 
     route: str
-    flops: float
     seconds: float
     bytes: int
     possible: str | None = None
@@ -58,10 +57,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The fastest possible route, and the estimates of all, in a fixed order."""
+    """The route to take, and the estimates of all, in a fixed order."""
 
     route: str
     estimates: tuple[Estimate, ...]
+
+    @property
+    def chosen(self) -> Estimate:
+        """What the route would take."""
+        return next(one for one in self.estimates if one.route == self.route)
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,9 @@ class _Work:
         return 8 if self.dtype == "float64" else 4
 
 
-def choose(
-    shape: tuple[int, int], total_rank: int, rank: int, dtype: str, memory: int | None = None
-) -> Choice:
-    """The route for one module of that shape (out, in), within `memory` bytes if any are given.
-
-    Where nothing fits, the route that needs least is taken: to refuse is not the kernels' affair.
+def choose(shape: tuple[int, int], total_rank: int, rank: int, dtype: str) -> Choice:
+    """The route for one module of that shape (out, in): the fastest possible one, or `stack` where
+    that is quick.
 
     >>> choose((4096, 4096), total_rank=600, rank=64, dtype="float32").route
     'gram'
@@ -121,16 +122,12 @@ def choose(
     'dense'
     """
     work = _Work(shape, total_rank, rank, dtype)
-    estimates = tuple(
-        _within(estimate, memory)
-        for estimate in (_stack(work), _gram(work), _dense(work), _factored(work))
-    )
-    possible = [one for one in estimates if one.possible is None]
-    if estimates[0].possible is None and estimates[0].seconds <= QUICK:
+    stack = _stack(work)
+    estimates = (stack, _gram(work), _dense(work), _factored(work))
+    if stack.seconds <= QUICK:
         return Choice("stack", estimates)
-    if possible:
-        return Choice(min(possible, key=lambda one: one.seconds).route, estimates)
-    return Choice(min(estimates[::2], key=lambda one: one.bytes).route, estimates)
+    possible = (one for one in estimates if one.possible is None)
+    return Choice(min(possible, key=lambda one: one.seconds).route, estimates)
 
 
 def _stack(work: _Work) -> Estimate:
@@ -145,7 +142,7 @@ def _stack(work: _Work) -> Estimate:
         gemm = 2 * work.entries * S
         memory = work.read + 8 * n * S + 32 * work.entries
     seconds = qr / QR + svd / SVD + gemm / GEMM[8]
-    return _estimate("stack", qr + svd + gemm, seconds, memory)
+    return _estimate("stack", seconds, memory)
 
 
 def _gram(work: _Work) -> Estimate:
@@ -154,14 +151,12 @@ def _gram(work: _Work) -> Estimate:
     gram, core, skinny = 2 * n * S**2 * TRIANGLE, 5 * S**3 * TRIANGLE, 4 * n * S * r
     seconds = gram / GEMM[precision] + core / GEMM[8] + skinny / SKINNY[4]
     if S <= WHOLE:
-        eigh = 5.0 * S**3
-        seconds += eigh / EIGH
+        seconds += 5 * S**3 / EIGH
     else:
-        eigh = 2 * S**2 * (r + SPARE) * PRODUCTS
-        seconds += eigh / SKINNY[8]
+        seconds += 2 * S**2 * (r + SPARE) * PRODUCTS / SKINNY[8]
     # Both stacks, five cores, and a few bases.
     memory = work.read + 4 * n * S + 8 * 6 * S**2 + 28 * n * r
-    found = _estimate("gram", gram + core + skinny + eigh, seconds, memory)
+    found = _estimate("gram", seconds, memory)
     if work.dtype == "float64":
         return _impossible(found, "Gram matrices square the condition number")
     if work.full:
@@ -177,7 +172,7 @@ def _dense(work: _Work) -> Estimate:
     held = (min(work.S, CHUNK) + work.rank) * work.both
     memory = held * (2 * work.item + BYTES[work.dtype]) + 2 * work.item * work.entries
     memory += 8 * work.item * work.both * work.columns
-    found = _estimate("dense", accumulate + iterate + exact, seconds, memory)
+    found = _estimate("dense", seconds, memory)
     if work.dtype == "float64" and not work.full:
         return _impossible(found, "float64 wants every digit")
     return found
@@ -189,7 +184,7 @@ def _factored(work: _Work) -> Estimate:
     iterate, exact = _iteration(work, 2 * n * S)
     seconds = energy / GEMM[work.item] + iterate / SKINNY[work.item] + exact / SVD
     memory = work.read + work.item * n * S + 8 * work.item * n * work.columns
-    found = _estimate("factored", energy + iterate + exact, seconds, memory)
+    found = _estimate("factored", seconds, memory)
     if work.dtype == "float64":
         return _impossible(found, "float64 wants every digit")
     if work.full:
@@ -205,15 +200,9 @@ def _iteration(work: _Work, product: float) -> tuple[float, float]:
     return PRODUCTS * product * work.columns, PRODUCTS / 4 * small
 
 
-def _estimate(route: str, flops: float, nanoseconds: float, memory: float) -> Estimate:
-    return Estimate(route, float(flops), CALLS + nanoseconds * 1e-9, int(memory))
+def _estimate(route: str, nanoseconds: float, memory: float) -> Estimate:
+    return Estimate(route, CALLS + nanoseconds * 1e-9, int(memory))
 
 
 def _impossible(estimate: Estimate, why: str) -> Estimate:
-    return Estimate(estimate.route, estimate.flops, estimate.seconds, estimate.bytes, why)
-
-
-def _within(estimate: Estimate, memory: int | None) -> Estimate:
-    if memory is None or estimate.bytes <= memory or estimate.possible is not None:
-        return estimate
-    return _impossible(estimate, "more memory than there is")
+    return replace(estimate, possible=why)

@@ -1,4 +1,4 @@
-"""ΔW itself, summed term by term, where the total rank reaches the smaller side.
+"""ΔW itself, summed term by term, where the total rank comes near the smaller side or exceeds it.
 
 The terms come as an iterable, and no more than a chunk of their columns is in memory. A second sum
 under other weights w' of the same terms, which a comparison of methods needs, comes out of the same

@@ -89,7 +89,7 @@ def norms(grams: Grams) -> Tensor:
     return squared.clamp(min=0.0).sqrt()
 
 
-def energies(grams: Grams, k: int) -> Tensor:
+def spectrum(grams: Grams, k: int) -> Tensor:
     """The singular values of term k's own update, descending, those in the rounding left out."""
     own = _places(grams)[k]
     return _values(grams, own, grams.lengths[own])
@@ -101,8 +101,8 @@ def energy(grams: Grams, weights: Tensor) -> float:
     return max(float(v @ (grams.L * grams.R) @ v), 0.0)
 
 
-def values(grams: Grams, weights: Tensor, count: int | None = None) -> Tensor:
-    """The leading singular values of the weighted sum, those in the rounding left out."""
+def singular_values(grams: Grams, weights: Tensor, count: int) -> Tensor:
+    """The leading `count` singular values of the weighted sum, those in the rounding left out."""
     v = weights * grams.lengths
     held = v.nonzero()[:, 0]
     return _values(grams, held, v[held])[:count]

@@ -41,14 +41,11 @@ def work_of(plan: Plan, jobs: int) -> Work:
 def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
     """What one group takes: its factors, and the work on one module after the other."""
     read = sum(module_bytes(plan.adapters, name) for name in names)
-    choices = {name: route_of(plan, name) for name in names}
-    needed = {
-        name: next(one.bytes for one in choice.estimates if one.route == choice.route)
-        for name, choice in choices.items()
-    }
-    if len(names) == 1 and choices[names[0]].route == "dense":
-        return needed[names[0]]
-    return read + max(needed.values())
+    choices = [route_of(plan, name) for name in names]
+    needed = max(choice.chosen.bytes for choice in choices)
+    if len(names) == 1 and choices[0].route == "dense":
+        return needed
+    return read + needed
 
 
 def _routes(plan: Plan) -> tuple[RouteRow, ...]:
@@ -60,19 +57,18 @@ def _routes(plan: Plan) -> tuple[RouteRow, ...]:
     rows = []
     for (shape, total), names in alike.items():
         choice = route_of(plan, names[0])
-        chosen = next(one for one in choice.estimates if one.route == choice.route)
         rows.append(
             RouteRow(
                 modules=len(names),
                 shape=shape,
                 total_rank=total,
                 route=choice.route,
-                seconds=len(names) * chosen.seconds,
-                bytes=chosen.bytes,
+                seconds=len(names) * choice.chosen.seconds,
+                bytes=choice.chosen.bytes,
                 others={
                     one.route: len(names) * one.seconds if one.possible is None else one.possible
                     for one in choice.estimates
-                    if one is not chosen
+                    if one.route != choice.route
                 },
             )
         )

@@ -14,7 +14,7 @@ from fedlora_cli.adapter import Layout, NewAdapter, Put
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.writing import declare
-from fedlora_cli.files.writing import writing as safetensors
+from fedlora_cli.files.writing import writing as write_tensors
 from fedlora_cli.formats.peft.experts import joined
 from fedlora_cli.formats.peft.names import (
     CONFIG,
@@ -46,7 +46,7 @@ def writing(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) ->
     content: dict[str, Factors | Tensor] = {**adapter.factors, **adapter.tensors}
     together = Counter(_stored_as(adapter, name) for name in content)
     declared = {name: declare(one) for name, one in _stored(adapter, content).items()}
-    with safetensors(folder / WEIGHTS, declared, metadata) as write:
+    with write_tensors(folder / WEIGHTS, declared, metadata) as write:
         waiting: dict[str, dict[str, Factors | Tensor]] = {}
 
         def put(name: str, content: Factors | Tensor) -> None:
