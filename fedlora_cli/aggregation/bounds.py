@@ -19,6 +19,7 @@ from fedlora_cli.cluster import Workers
 from fedlora_cli.distances import Comparison, compare, relative
 from fedlora_cli.errors import InputError, without_norm
 from fedlora_cli.factors import Factors
+from fedlora_cli.groups import grouped
 from fedlora_cli.robust import clip_factors, clip_limit, geometric_median, multi_krum
 from fedlora_cli.weights import FloatArray
 
@@ -41,16 +42,18 @@ def bounded(plan: Plan, executor: Workers | int, progress: engine.Progress) -> P
 
     Raises InputError.
     """
-    names = [*plan.cohort.modules, *_biases(plan)]
-    parts = Parts(plan, [(name,) for name in names])
+    clients = [client.adapter for client in plan.cohort.clients]
+    biases = [(name,) for name in _biases(plan)]
+    parts = Parts(plan, [*grouped(clients, plan.cohort.modules), *biases])
     look = partial(_look, plan.cohort.distinct_ranks)
     energies = np.zeros(len(plan.cohort.clients))
     total: Comparison | None = None
     # Summed as they come: matrices of all pairs of clients for every module would not fit.
-    for seen in engine.run(look, parts, executor, progress):
-        energies += seen.energies
-        if seen.comparison is not None:
-            total = seen.comparison if total is None else total + seen.comparison
+    for group in engine.run(look, parts, executor, progress):
+        for seen in group:
+            energies += seen.energies
+            if seen.comparison is not None:
+                total = seen.comparison if total is None else total + seen.comparison
     norms = np.sqrt(energies)
     clip = np.ones_like(norms)
     if plan.options.clip_norm is not None:
@@ -65,23 +68,31 @@ def _biases(plan: Plan) -> list[str]:
     return sorted({n for a in adapters for n, one in a.tensors.items() if one.role == "lora_bias"})
 
 
-def _update(plan: Plan, k: int, name: str) -> Factors | None:
-    """What client k changes in a module, or by a bias: (out, 1), of rank 1. Raises InputError."""
-    adapter = plan.cohort.clients[k].adapter
-    if name in adapter.modules:
-        return client_factors(plan, k, name)
-    if name not in adapter.tensors:
-        return None
-    tensor = adapter.tensors[name]
-    bias = tensor.read().to(plan.options.device)[:, None]
-    return Factors(bias, torch.ones(1, 1, dtype=bias.dtype, device=bias.device), tensor.scale or 1)
+def _updates(plan: Plan, k: int, names: Sequence[str]) -> dict[str, Factors]:
+    """What client k changes in modules, or by biases: (out, 1), of rank 1. Raises InputError."""
+    found = client_factors(plan, k, names)
+    tensors = plan.cohort.clients[k].adapter.tensors
+    for name in names:
+        if name in tensors:
+            bias = tensors[name].read().to(plan.options.device)[:, None]
+            one = torch.ones(1, 1, dtype=bias.dtype, device=bias.device)
+            found[name] = Factors(bias, one, tensors[name].scale or 1)
+    return found
 
 
-def _look(distinct_ranks: tuple[int, ...], part: tuple[Plan, Sequence[str]]) -> _Look:
-    """One module or bias; the ranks are those of the whole cohort."""
-    plan, [name] = part
+def _look(distinct_ranks: tuple[int, ...], part: tuple[Plan, Sequence[str]]) -> list[_Look]:
+    """Modules or biases; the ranks are those of the whole cohort."""
+    plan, names = part
+    own = [_updates(plan, k, names) for k in range(len(plan.cohort.clients))]
+    return [
+        _look_at(plan, name, [one.pop(name, None) for one in own], distinct_ranks) for name in names
+    ]
+
+
+def _look_at(
+    plan: Plan, name: str, updates: Sequence[Factors | None], distinct_ranks: tuple[int, ...]
+) -> _Look:
     clients = plan.cohort.clients
-    updates = [_update(plan, k, name) for k in range(len(clients))]
     norms = np.array([0.0 if one is None else lowrank.norm(one) for one in updates])
     if not np.isfinite(norms).all():
         raise without_norm(clients[int((~np.isfinite(norms)).argmax())].adapter.path, name)

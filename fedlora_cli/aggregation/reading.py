@@ -89,10 +89,10 @@ def _with_clients(plan: Plan, earlier: Read, clients: Sequence[dict[str, Factors
     return replace(earlier, holders=holders, factors=tuple(factors))
 
 
-def client_factors(plan: Plan, k: int, name: str) -> Factors:
-    """One module of client k, clipped. Raises InputError."""
-    found = _factors(plan, plan.cohort.clients[k].adapter, [name])
-    return _clipped(plan, k, found[name])
+def client_factors(plan: Plan, k: int, names: Sequence[str]) -> dict[str, Factors]:
+    """Those of the modules that client k has, clipped. Raises InputError."""
+    found = _factors(plan, plan.cohort.clients[k].adapter, names)
+    return {name: _clipped(plan, k, one) for name, one in found.items()}
 
 
 def _term(plan: Plan, k: int, factors: Factors) -> Factors:

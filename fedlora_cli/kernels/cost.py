@@ -65,7 +65,11 @@ class Choice:
     @property
     def chosen(self) -> Estimate:
         """What the route would take."""
-        return next(one for one in self.estimates if one.route == self.route)
+        return self.of(self.route)
+
+    def of(self, route: str) -> Estimate:
+        """What that route would take."""
+        return next(one for one in self.estimates if one.route == route)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ _AVERAGED = 8
 
 
 def work_of(plan: Plan, jobs: int) -> Work:
-    """The estimates for this plan, with so many modules at a time."""
+    """The estimates for this plan, with so many modules at a time; of one worker on a cluster."""
+    if plan.options.cluster is not None:
+        jobs = 1
     adapters = plan.adapters
     groups = grouped(adapters, plan.modules)
     largest = max((_group_bytes(plan, names) for names in groups), default=0)
@@ -42,8 +44,11 @@ def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
     """What one group takes: its factors, and the work on one module after the other."""
     read = sum(module_bytes(plan.adapters, name) for name in names)
     choices = [route_of(plan, name) for name in names]
-    needed = max(choice.chosen.bytes for choice in choices)
-    if len(names) == 1 and choices[0].route == "dense":
+    # Methods that do not truncate, and --verify, know one way only.
+    exact = plan.method.compress == "none" or plan.options.verify
+    chosen = [choice.of("stack") if exact else choice.chosen for choice in choices]
+    needed = max(one.bytes for one in chosen)
+    if len(names) == 1 and chosen[0].route == "dense":
         return needed
     return read + needed
 
