@@ -91,6 +91,25 @@ def test_a_dry_run_gives_the_same_document_without_what_only_tensors_tell(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_states_no_numbers_that_it_does_not_know(clients: Path, tmp_path: Path) -> None:
+    command = ("aggregate", str(clients), "-o", str(tmp_path / "out"), "-n", "--energy", "0.9")
+    shown = run(*command, "-v", "--explain").stdout
+
+    assert "factors and writes what --energy decides" in shown
+    assert "--energy decides the rank first" in shown
+    row = next(line.split() for line in shown.splitlines() if "layers.0.v_proj" in line)
+    assert row[-3:] == ["-", "-", "-"]
+    assert json.loads(run(*command, "--json").stdout)["work"]["write"] is None
+
+
+def test_explain_says_why_there_are_no_routes(clients: Path, tmp_path: Path) -> None:
+    command = ("aggregate", str(clients), "-o", str(tmp_path / "out"), "-n", "-m", "flora")
+    says = "flora does not truncate: every module is computed by stack"
+
+    assert says in run(*command, "--explain").stdout
+    assert says not in run(*command).stdout
+
+
 def test_quiet_says_nothing(clients: Path, tmp_path: Path) -> None:
     assert run("aggregate", str(clients), "-o", str(tmp_path / "out"), "-q").output == ""
 
@@ -224,6 +243,18 @@ def test_an_interrupt_is_exit_code_130(clients: Path, tmp_path: Path, monkeypatc
 
     assert result.exit_code == 130
     assert "interrupted; nothing was written" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["round"]
+
+
+def test_being_ended_by_a_scheduler_is_said(clients: Path, tmp_path: Path, monkeypatch) -> None:
+    def ended(*_: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("fedlora_cli.rounds.output.aggregate_part", ended)
+    result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "-j", "1")
+
+    assert result.exit_code == 143
+    assert "error: ended by SIGTERM; nothing is half written" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["round"]
 
 

@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -37,10 +38,11 @@ from fedlora_cli import (
 )
 from fedlora_cli.aggregation.plan import Parts, Plan, make_plan
 from fedlora_cli.cli import app
-from fedlora_cli.cluster.calls import packed, run_elsewhere, run_here, taken
+from fedlora_cli.cluster.calls import packed, run_elsewhere, run_here, taken, versions_here
 from fedlora_cli.cluster.workers import Workers
 from fedlora_cli.errors import FedloraError, NotFinite
 from fedlora_cli.methods import METHODS
+from fedlora_cli.remote import Remote
 
 #: What is in this process or on threads of it is cheap; a process takes seconds to import torch.
 CHEAP = ["in turn", "threads", "dask"]
@@ -279,6 +281,20 @@ def test_a_file_that_a_worker_does_not_see_is_told_as_such(
     assert raised.value.path == tmp_path / "absent"
 
 
+def test_a_copy_that_a_worker_sees_is_told_as_such(tmp_path: Path) -> None:
+    error = InputError(tmp_path, "changed while being read", "wait until it is uploaded")
+
+    with pytest.raises(InputError, match=r"uploaded; or the worker on .* sees a copy"):
+        taken(run_elsewhere(packed((executors.refused, error)), versions_here()))
+
+
+def test_what_only_this_process_sees_is_not_sent() -> None:
+    sent = pickle.loads(packed(Remote("s3", "bucket/ann")))
+    assert sent == Remote("s3", "bucket/ann")
+    with pytest.raises(UsageError, match=r"memory://ann is in the memory of this process"):
+        packed((executors.read_whole, [Remote("memory", "ann")]), Path.cwd())
+
+
 def test_a_worker_with_other_versions_is_refused() -> None:
     call = packed((executors.square, 3))
 
@@ -287,7 +303,17 @@ def test_a_worker_with_other_versions_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "cluster", ["", "head:8786", "local", "local:0", "processes:-1", "http://a:1"]
+    "cluster",
+    [
+        "",
+        "head:8786",
+        "local",
+        "local:0",
+        "processes:-1",
+        "http://a:1",
+        "tcp://a:65536",
+        "tcp://a:0",
+    ],
 )
 def test_what_is_no_cluster_is_wrong_usage(cluster: str) -> None:
     with pytest.raises(UsageError, match=r"--cluster: '.*' is no cluster; give tcp://HOST:PORT"):
@@ -330,6 +356,34 @@ def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch: pytest.Mo
     found = r"has no worker for .*; start one: dask worker tcp"
     with none, pytest.raises(ClusterError, match=found), engine.executor(none.scheduler_address, 0):
         pass
+
+
+@pytest.mark.parametrize(("workers", "warned"), [({}, 1), ({"tcp://a:2": 1}, 0)])
+def test_that_all_workers_are_gone_is_said_once(
+    workers: dict[str, int], warned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dask = pytest.importorskip("fedlora_cli.cluster.dask")
+    monkeypatch.setattr(dask, "_PAUSE", 0.01)
+    future: Future[int] = Future()
+    asked = []
+
+    class Cluster:
+        def nthreads(self) -> dict[str, int]:
+            asked.append(0)
+            return workers
+
+        def wait_for_workers(self, number: int, timeout: float) -> None:
+            threading.Timer(0.1, future.set_result, [7]).start()
+            raise TimeoutError
+
+    if workers:
+        threading.Timer(0.1, future.set_result, [7]).start()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert dask._awaited("tcp://a:1", Cluster(), future) == 7
+    assert asked
+    expected = ["tcp://a:1: no worker left; waiting for one: dask worker tcp://a:1"] * warned
+    assert [str(one.message) for one in told] == expected
 
 
 def test_a_mismatch_that_dask_sees_is_a_warning_of_ours(

@@ -27,7 +27,8 @@ def by_gram(terms: Sequence[Factors], weights: Tensor, rank: int, dtype: str) ->
 def by_dense(terms: Sequence[Factors], weights: Tensor, rank: int, dtype: str) -> Leading:
     parts = torch.split(weights, [term.rank for term in terms])
     stream = (dense.Term(*pair) for pair in zip(terms, parts, strict=True))
-    whole, _ = dense.accumulate(stream, terms[0].shape, torch.float32)
+    working = torch.float32 if dtype.endswith("16") else torch.float64
+    whole, _ = dense.accumulate(stream, terms[0].shape, working)
     return dense.leading(whole, rank, dtype)
 
 
@@ -267,7 +268,7 @@ def test_a_flat_spectrum_is_refused(route: Route) -> None:
     Q, P = (torch.linalg.qr(random(seed, 200, 150))[0] for seed in (1, 2))
     terms = [Factors(Q * torch.linspace(1, 1.001, 150), P.T)]
 
-    with pytest.raises(Unresolved, match=r"a residual of .* products"):
+    with pytest.raises(Unresolved, match=r"an error of .* products"):
         route(terms, torch.ones(150, dtype=torch.float64), 4, "float32")
 
 
@@ -483,3 +484,75 @@ def test_nothing_large_is_formed_from_factors() -> None:
 
     assert {(700, 20), (640, 20)} <= shapes
     assert not {(640, 640), (700, 900), (900, 700)} & shapes
+
+
+@routes
+@dtypes
+@pytest.mark.usefixtures("iterating")
+def test_the_truncation_is_found_in_a_flat_spectrum_or_refused(route: Route, dtype: str) -> None:
+    """What keeps as much energy is not enough: it must be that very truncation, as `--verify` has
+    it.
+    """
+    Q, P = (torch.linalg.qr(random(seed, 120, 90))[0] for seed in (1, 2))
+    spectrum = torch.linspace(1, 0.8, 90, dtype=torch.float64)
+    terms = [
+        Factors((Q * spectrum)[:, part].float(), P[:, part].T.float())
+        for part in torch.arange(90).chunk(3)
+    ]
+    update = summed(terms, even(terms))
+    U, s, Vh = np.linalg.svd(update)
+    best = (U[:, :8] * s[:8]) @ Vh[:8]
+
+    try:
+        found = route(terms, even(terms), 8, dtype)
+    except Unresolved:
+        return
+    ours = (found.U.double() * found.s) @ found.Vh.double()
+    distance = np.linalg.norm(ours.numpy() - best) / np.linalg.norm(update)
+    assert distance < 2 * max(TOLERANCES[dtype], 2e-7)
+
+
+@routes
+@dtypes
+def test_clients_in_one_space_are_resolved_or_refused(route: Route, dtype: str) -> None:
+    """Of fewer directions than the rank that is asked for: LAPACK in float32 gives up on some."""
+    B, A = random(1, 200, 6), random(2, 6, 180)
+    terms = [
+        Factors((B @ random(k, 6, 6)).float(), (random(k + 50, 6, 6) @ A).float())
+        for k in range(20)
+    ]
+    try:
+        found = route(terms, even(terms), 12, dtype)
+    except Unresolved:
+        return
+    check(found, summed(terms, even(terms)), 12, TOLERANCES[dtype])
+
+
+@routes
+@pytest.mark.parametrize("left", [1e-2, 1e-5, 1e-8])
+def test_terms_that_cancel_are_never_nothing(route: Route, left: float) -> None:
+    """What is left of them is the update, however small it is."""
+    terms = []
+    for k in range(4):
+        B, A = random(k, 96, 8).float(), random(k + 9, 8, 80).float()
+        terms += [Factors(B, A), Factors(-B + left * random(k + 20, 96, 8).float(), A)]
+    update = summed(terms, even(terms))
+    try:
+        found = route(terms, even(terms), 4, "float32")
+    except Unresolved:
+        return
+    assert found.s.numel() == 4
+    assert abs(found.s[0] - np.linalg.norm(update, 2)) < 1e-5 * np.linalg.norm(update)
+
+
+def test_a_refined_subspace_is_as_exact_as_it_says_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    Q = torch.linalg.qr(random(3, 300, 300))[0]
+    flat = torch.linspace(1, 0.9, 300, dtype=torch.float64)
+    K = (Q * flat) @ Q.T
+    found = eigen._refined(K, 8, 1e-9)
+    if found is not None:
+        _, P = found
+        outside = Q[:, 8:].T @ P
+        assert float((outside.square().sum() * flat[0] / K.trace()).sqrt()) < 1e-8
+    monkeypatch.setattr(eigen, "STEPS", 0)
+    assert eigen._refined(K, 8, 1e-9) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from makers import Spec, make
@@ -15,6 +16,7 @@ from fedlora_cli import (
     Options,
     UsageError,
     aggregate,
+    location,
 )
 
 
@@ -28,7 +30,8 @@ from fedlora_cli import (
         ({"momentum": 0.5}, "without two earlier global adapters"),
         ({"rank": 99}, "no module has more than 31 directions"),
         ({"method": "rbla", "basis": "svd"}, "rbla averages factors"),
-        ({"device": "abacus"}, "abacus cannot be used"),
+        ({"device": "abacus"}, "abacus cannot be used; give cpu, cuda, cuda:N or auto"),
+        ({"device": "mps:9"}, "mps:9 cannot be used; give cpu, cuda, cuda:N or auto"),
     ],
 )
 def test_choices_that_contradict_each_other_are_usage_errors(
@@ -39,6 +42,14 @@ def test_choices_that_contradict_each_other_are_usage_errors(
     with pytest.raises(UsageError, match=message):
         aggregate([tmp_path / "round"], tmp_path / "out", Options(**options))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["previous", "before_previous", "rounds", "samples"])
+def test_places_may_be_text(name: str) -> None:
+    given: dict[str, Any] = {name: "round/global"}
+    assert getattr(Options(**given), name) == Path("round/global")
+    given = {name: "s3://bucket/global"}
+    assert getattr(Options(**given), name) == location("s3://bucket/global")
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,11 @@ def summed(plan: Plan, read: Read, rank: int, clients: Terms) -> Decomposed:
     """The sum as a dense matrix, client by client; those in `read` do not count. Raises
     InputError.
     """
-    for dtype in (torch.float32, torch.float64):
-        if plan.dtype != "float64" or dtype == torch.float64:
-            with suppress(Unresolved):
-                return _by_dense(plan, read, rank, clients, dtype)
+    # Products in float32 are exact enough for an output of 16 bits alone.
+    short = plan.dtype in ("float16", "bfloat16")
+    for dtype in (torch.float32, torch.float64) if short else (torch.float64,):
+        with suppress(Unresolved):
+            return _by_dense(plan, read, rank, clients, dtype)
     held = list(clients())
     holders, factors = tuple(k for k, _ in held), tuple(one for _, one in held)
     whole = replace(read, holders=holders, factors=factors)

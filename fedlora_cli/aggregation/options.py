@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from fedlora_cli.cluster import check_form
 from fedlora_cli.counts import MAX_RATIO
 from fedlora_cli.errors import UsageError, require
+from fedlora_cli.files.locations import optional
 from fedlora_cli.remote import Location
 
 Basis = Literal["stored", "svd"]
@@ -63,7 +64,7 @@ class Options:
     - `verify`: read the result back and compare. `force`: replace an existing adapter.
       `dry_run`: read headers only and write nothing. `explain`: tell how modules are computed.
 
-    Raises UsageError for a number out of its range.
+    Places may be given as text, a path or a URL. Raises UsageError for a number out of its range.
     """
 
     method: str = "raflora"
@@ -101,6 +102,8 @@ class Options:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("samples", "rounds", "previous", "before_previous"):
+            object.__setattr__(self, name, optional(getattr(self, name)))
         for name, words in _WORDS.items():
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"

@@ -219,7 +219,13 @@ def aggregate(
         option("--target", panel=_OUTPUT, help="Refuse what this server could not load."),
     ] = None,
     device: Annotated[
-        str, option("--device", panel=_OUTPUT, show_default=True, help="Where to compute.")
+        str,
+        option(
+            "--device",
+            panel=_OUTPUT,
+            show_default=True,
+            help="Where to compute: cpu, cuda, cuda:N or auto.",
+        ),
     ] = "cpu",
     jobs: Annotated[
         int, option("--jobs", "-j", panel=_OUTPUT, help="Modules at a time; default: all cores.")
@@ -310,7 +316,7 @@ def aggregate(
     if json:
         typer.echo(to_json(aggregate_document(report)), nl=False)
     elif not quiet:
-        show(aggregate_view(report, modules=verbose))
+        show(aggregate_view(report, modules=verbose, explain=explain))
     if not quiet:
         _say_what_next(errors(), task.output, options)
         if options.target == "vllm" and report.rank is not None:

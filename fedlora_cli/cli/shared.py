@@ -73,6 +73,8 @@ FINDING = 1
 
 #: The exit code of a program that was interrupted at the keyboard: 128 + SIGINT.
 INTERRUPTED = 130
+#: The same by a scheduler, with SIGTERM.
+TERMINATED = 143
 
 
 def listed(paths: Sequence[str], *, null: bool) -> list[Location]:
@@ -207,6 +209,10 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
         except KeyboardInterrupt:
             say(errors(), "error", "interrupted; nothing was written", "bold red")
             raise typer.Exit(INTERRUPTED) from None
+        except SystemExit as stop:
+            if stop.code == TERMINATED:
+                say(errors(), "error", "ended by SIGTERM; nothing is half written", "bold red")
+            raise
 
     return run
 

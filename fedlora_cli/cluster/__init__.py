@@ -10,7 +10,9 @@ from fedlora_cli.errors import UsageError
 
 __all__ = ["ClusterWarning", "Workers", "check_form", "connected"]
 
-_FORM = re.compile(r"(processes|local):[1-9][0-9]{0,3}|(tcp|tls)://[^\s/]+:[0-9]{1,5}")
+_FORM = re.compile(r"(processes|local):[1-9][0-9]{0,3}|(tcp|tls)://[^\s/]+:([0-9]{1,5})")
+
+_LAST_PORT = 65535
 
 
 def check_form(cluster: str) -> None:
@@ -19,8 +21,10 @@ def check_form(cluster: str) -> None:
     >>> check_form("processes:4"), check_form("local:2"), check_form("tcp://head:8786")
     (None, None, None)
     """
-    if not _FORM.fullmatch(cluster):
+    found = _FORM.fullmatch(cluster)
+    if not found or not 1 <= int(found[3] or 1) <= _LAST_PORT:
         cure = "give tcp://HOST:PORT or tls://HOST:PORT of a scheduler, local:N or processes:N"
+        cure += f", N from 1 to 9999, PORT from 1 to {_LAST_PORT}"
         raise UsageError("--cluster", f"{cluster[:80]!r} is no cluster", cure)
 
 

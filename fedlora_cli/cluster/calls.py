@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.errors import ClusterError, FedloraError, InputError
+from fedlora_cli.errors import ClusterError, FedloraError, InputError, UsageError
+from fedlora_cli.remote import Remote
 from fedlora_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def run_elsewhere(call: bytes, versions: tuple[str, ...]) -> bytes:
         found = f"not to be found by the {place}"
         cure = "all workers must see the same files at the same path: share the folder, or give "
         error = InputError(path, found, f"{cure}URLs such as s3://")
+    elif isinstance(path, Path) and error is not None and error.found.startswith("changed"):
+        cure = f"{error.cure}; or the {place} sees a copy, which is another file: share the folder"
+        error = InputError(path, error.found, cure)
     return packed((result, error))
 
 
@@ -78,17 +82,25 @@ def packed(value: object, home: Path | None = None) -> bytes:
     """A plain pickle, tensors in it as their bytes: torch would write all memory that a view is a
     part of, or leave it in shared memory, of which containers have little.
 
-    With `home`, paths that are relative to it are written in full.
+    With `home`, paths that are relative to it are written in full. Raises UsageError for places
+    that only this process sees.
     """
     import torch
 
     file = io.BytesIO()
     pickler = pickle.Pickler(file, protocol=5)
-    pickler.dispatch_table = {**copyreg.dispatch_table, torch.Tensor: _reduced}
+    pickler.dispatch_table = {**copyreg.dispatch_table, torch.Tensor: _reduced, Remote: _seen}
     if home is not None:
         pickler.dispatch_table[type(home)] = lambda path: (Path, (str(home / path),))
     pickler.dump(value)
     return file.getvalue()
+
+
+def _seen(place: Remote) -> Any:
+    if place.protocol == "memory":
+        found = f"{place} is in the memory of this process, where no other sees it"
+        raise UsageError("--cluster", found, "leave it out, or give files that all see")
+    return place.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
 
 
 def _reduced(tensor: Tensor) -> tuple[Any, ...]:

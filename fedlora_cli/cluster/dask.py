@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Seconds within which a scheduler answers, and has a worker.
 _PATIENCE = 10
+
+#: Seconds of waiting for a result after which it is asked whether there is a worker.
+_PAUSE = 1
 
 #: How often Dask runs a call again that failed by more than bad input: by a network, for example.
 _RETRIES = 2
@@ -62,7 +67,7 @@ def _workers(cluster: str, client: Client) -> Workers:
 
     def result(future: Future[Any]) -> Any:
         with _present(cluster):
-            outcome = future.result()
+            outcome = _awaited(cluster, client, future)
         return taken(outcome)
 
     def window() -> int:
@@ -71,6 +76,31 @@ def _workers(cluster: str, client: Client) -> Workers:
         return 2 * max(1, sum(threads.values()))
 
     return Workers(submit, result, window)
+
+
+def _awaited(cluster: str, client: Client, future: Future[Any]) -> Any:
+    """Its result, and a warning where nobody is there to give it."""
+    told = False
+    while not future.done():
+        wait([future], _PAUSE)
+        # What a lost scheduler does to the future is told by the future.
+        with suppress(OSError):
+            if told or future.done() or client.nthreads() or _has_worker(client):
+                continue
+            told = True
+            cure = "" if cluster.startswith("local") else f": dask worker {cluster}"
+            text = f"{cluster}: no worker left; waiting for one{cure}"
+            warnings.warn(text, ClusterWarning, stacklevel=2)
+    return future.result()
+
+
+def _has_worker(client: Client) -> bool:
+    """Whether there is one, or comes in time."""
+    try:
+        client.wait_for_workers(1, timeout=_PATIENCE)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    return True
 
 
 @contextmanager
@@ -99,16 +129,36 @@ def _local(number: int) -> Iterator[LocalCluster]:
     # Whoever reaches a scheduler runs programs as its owner: others on this machine cannot without
     # the certificate, which never leaves memory.
     secret = distributed.Security.temporary()
-    with distributed.LocalCluster(
-        n_workers=number,
-        threads_per_worker=1,
-        memory_limit=0,
-        # Its usual port may be somebody's already.
-        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-        security=secret,
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
+    try:
+        with _uninterrupted():
+            cluster = distributed.LocalCluster(
+                n_workers=number,
+                threads_per_worker=1,
+                memory_limit=0,
+                # Its usual port may be somebody's already.
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                security=secret,
+                silence_logs=logging.CRITICAL,
+            )
+    except (RuntimeError, OSError, asyncio.TimeoutError):
+        found = "its workers could not start (killed, or too little memory)"
+        raise ClusterError(f"local:{number}", found, "give fewer") from None
+    with cluster:
         yield cluster
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Threads and processes that begin in the block, and theirs, never see an interruption: it is
+    this thread's to handle, after the block.
+    """
+    # Where it begins later, it lets interruptions through again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_answer(cluster: str) -> None:
@@ -144,11 +194,9 @@ def _client(cluster: str, target: str | LocalCluster) -> Iterator[Client]:
             if one.category.__name__ == "VersionMismatchWarning":
                 text = " ".join(str(one.message).split())
                 warnings.warn(f"{cluster}: {text}", ClusterWarning, stacklevel=2)
-        try:
-            client.wait_for_workers(1, timeout=_PATIENCE)
-        except (OSError, asyncio.TimeoutError):
+        if not _has_worker(client):
             found = f"the scheduler has no worker for {_PATIENCE} s"
-            raise ClusterError(cluster, found, f"start one: dask worker {cluster}") from None
+            raise ClusterError(cluster, found, f"start one: dask worker {cluster}")
         yield client
 
 
@@ -170,6 +218,7 @@ def _reached(cluster: str) -> Iterator[None]:
 def _hushed() -> Iterator[None]:
     """Dask logs nothing here: what goes wrong is raised."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    names += ["tornado", "tornado.application", "asyncio"]
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -63,7 +63,8 @@ def check_apart(target: Location, read: Iterable[Location]) -> None:
     place = target.resolve()
     for path in sorted({path.resolve() for path in read}, key=lambda one: one.parts):
         if place == path or path in place.parents or place in path.parents:
-            found = f"the output would stand inside the input {path}"
+            inside = place == path or path in place.parents
+            found = f"the output would stand {'inside' if inside else 'around'} the input {path}"
             raise InputError(target, found, "choose a folder beside the clients, not among them")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.kernels import subspace
-from fedlora_cli.kernels.leading import Unresolved, orthonormal
+from fedlora_cli.kernels.leading import Unresolved, orthonormal, solvable
 
 #: Beyond this size the leading part is iterated for; below it, LAPACK is faster.
 WHOLE = 1000
@@ -18,6 +18,13 @@ FEW = 4
 
 #: Products with the matrix after which LAPACK would have been done, at `WHOLE`.
 LIMIT = 40
+
+#: How far iterated eigenvectors may be from the best, in K itself, where their residual is 1e-13.
+NEAR = 1e-9
+
+#: Entries below this share of the largest are left out in float32, where they would underflow:
+#: LAPACK does not get on with what is left of them.
+FAINT = 1e-20
 
 #: Refinements after which LAPACK in float64 would have been done: each takes a tenth of its time.
 STEPS = 3
@@ -36,7 +43,8 @@ def top(K: Tensor, rank: int, error: float) -> tuple[Tensor, Tensor]:
         found = _refined(K, rank, error)
     if found is not None:
         return found
-    values, vectors = torch.linalg.eigh(K)
+    with solvable():
+        values, vectors = torch.linalg.eigh(K)
     return values[-rank:].flip(0), vectors[:, -rank:].flip(1)
 
 
@@ -47,8 +55,14 @@ def values(K: Tensor, precision: torch.dtype) -> Tensor:
     scale = K.diagonal().max()
     if precision == torch.float64 or not bool(scale > 0.0):
         scale, precision = torch.ones_like(scale), torch.float64
-    found: Tensor = torch.linalg.eigvalsh((K / scale).to(precision)).double()
+    with solvable():
+        found: Tensor = torch.linalg.eigvalsh(_clear(K / scale).to(precision)).double()
     return found.flip(0) * scale
+
+
+def _clear(K: Tensor) -> Tensor:
+    """Without entries that underflow in float32."""
+    return torch.where(K.abs() < FAINT, 0.0, K)
 
 
 def _iterated(K: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
@@ -61,7 +75,7 @@ def _iterated(K: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
         like=K,
     )
     with contextlib.suppress(Unresolved):
-        found = subspace.leading(operator, rank, 1e-13, LIMIT)
+        found = subspace.leading(operator, rank, 1e-13, LIMIT, NEAR)
         if found.s.numel() == rank:
             return found.s, found.Vh.T
     return None
@@ -78,7 +92,11 @@ def _refined(K: Tensor, rank: int, error: float) -> tuple[Tensor, Tensor] | None
     scale = float(K.diagonal().max())
     if not scale > 0.0:
         return None
-    rough, Q = torch.linalg.eigh((K / scale).float())
+    try:
+        with solvable():
+            rough, Q = torch.linalg.eigh(_clear(K / scale).float())
+    except Unresolved:
+        return None
     wide = rank + subspace.SPARE
     others, beyond = Q[:, :-wide].double(), rough[:-wide, None].double() * scale
     P = orthonormal(Q[:, -wide:].double())[0]

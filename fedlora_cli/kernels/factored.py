@@ -9,13 +9,19 @@ from torch import Tensor
 
 from fedlora_cli.factors import Factors
 from fedlora_cli.kernels import subspace
+from fedlora_cli.kernels.cost import BYTES
 from fedlora_cli.kernels.leading import TOLERANCES, Leading, Unresolved
 from fedlora_cli.kernels.stacking import CHUNK, Stacked, blocks, lengths, side_by_side
 
+#: The rounding of products with the stacked factors, in roundings of a number: that of `dense`.
+GROWTH = 3.0
+
 
 def prepare(terms: Sequence[Factors], dtype: str) -> Stacked:
-    """The factors side by side, in float64 for an output in float64 and in float32 otherwise."""
-    return side_by_side(terms, torch.float64 if dtype == "float64" else torch.float32)
+    """The factors side by side, in float32 for an output of 16 bits: products in it are too coarse
+    for one in float32, where the spectrum is flat.
+    """
+    return side_by_side(terms, torch.float32 if BYTES[dtype] == 2 else torch.float64)
 
 
 def energy(stacked: Stacked, weights: Tensor) -> float:
@@ -31,20 +37,30 @@ def energy(stacked: Stacked, weights: Tensor) -> float:
             pieces *= stacked.R[block] @ stacked.R[other].T
             twice = 1 if other.stop == block.stop else 2
             total += twice * float(v[block] @ pieces @ v[other])
-    return max(total, 0.0)
+    return total
 
 
 def leading(stacked: Stacked, weights: Tensor, rank: int, dtype: str) -> Leading:
     """The leading `rank` directions of the weighted sum. Raises Unresolved."""
     _check_range(stacked, weights)
+    total, tolerance = energy(stacked, weights), TOLERANCES[dtype]
+    b, a = lengths(stacked.L), lengths(stacked.R.T)
+    pieces = float((weights * stacked.scales * b * a).square().sum())
+    rounding = GROWTH * torch.finfo(stacked.L.dtype).eps / 2
+    # Where pieces cancel, nothing but rounding may be left: of the sum, and of its energy.
+    if (
+        pieces > 0.0
+        and not rounding * (total + pieces) ** 0.5 <= tolerance * max(total, 0.0) ** 0.5
+    ):
+        raise Unresolved(f"rounding in a sum of {max(total, 0.0) ** 0.5:.0e}")
     operator = subspace.Operator(
         shape=stacked.shape,
         apply=lambda V: stacked.apply(weights, V),
         adjoint=lambda U: stacked.adjoint(weights, U),
-        energy=energy(stacked, weights),
+        energy=total,
         like=stacked.L,
     )
-    return subspace.leading(operator, rank, TOLERANCES[dtype])
+    return subspace.leading(operator, rank, tolerance)
 
 
 def _check_range(stacked: Stacked, weights: Tensor) -> None:

@@ -29,6 +29,7 @@ from fedlora_cli.kernels.leading import (
     oriented,
     orthonormal,
     ritz,
+    solvable,
 )
 from fedlora_cli.kernels.stacking import WIDTH, Stacked, blocks, gram, mirrored, side_by_side
 
@@ -108,6 +109,7 @@ def singular_values(grams: Grams, weights: Tensor, count: int) -> Tensor:
     return _values(grams, held, v[held])[:count]
 
 
+@solvable()
 def leading(grams: Grams, weights: Tensor, rank: int) -> Leading:
     """The leading `rank` directions of the weighted sum; fewer where fewer pieces have weight.
 
@@ -188,7 +190,8 @@ def _core(G_L: Tensor, G_R: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     C, failed = torch.linalg.cholesky_ex(G_L)
     if failed:
         # Parallel columns: not positive definite in this precision.
-        squared, Q = torch.linalg.eigh(G_L)
+        with solvable():
+            squared, Q = torch.linalg.eigh(G_L)
         C = torch.linalg.qr((Q * squared.clamp(min=0.0).sqrt()).T, mode="r")[1].T
     weighted = v[:, None] * G_R * v
     T, K = torch.empty_like(weighted), torch.empty_like(weighted)

@@ -47,13 +47,14 @@ class Stacked:
 
 
 def side_by_side(terms: Sequence[Factors], dtype: torch.dtype) -> Stacked:
-    """The factors in one dtype, converted once. A single term that has it is not copied."""
+    """The factors in one dtype, copied once.
+
+    Always copied: where a tensor begins in memory would show in the last bits of products.
+    """
     first, ranks = terms[0], [term.rank for term in terms]
     (rows, columns), S, device = first.shape, sum(ranks), first.B.device
     scales = torch.tensor([term.scale for term in terms], dtype=torch.float64, device=device)
     scales = scales.repeat_interleave(torch.tensor(ranks, device=device))
-    if len(terms) == 1:
-        return Stacked(first.B.to(dtype), first.A.to(dtype), scales)
     L = torch.empty(rows, S, dtype=dtype, device=device)
     R = torch.empty(S, columns, dtype=dtype, device=device)
     # Copied into their places, which converts on the way.

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlora_cli.kernels.leading import Leading, Unresolved, nothing, oriented, orthonormal, ritz
+from fedlora_cli.kernels.leading import (
+    Leading,
+    Unresolved,
+    nothing,
+    oriented,
+    orthonormal,
+    ritz,
+    solvable,
+)
 
 #: Directions beyond those wanted: their spectrum is what the filters damp.
 SPARE = 16
@@ -51,8 +59,17 @@ class Operator:
     like: Tensor
 
 
-def leading(operator: Operator, rank: int, tolerance: float, limit: int = LIMIT) -> Leading:
-    """The leading `rank` directions, to a residual of at most tolerance · ‖ΔW‖_F.
+@solvable()
+def leading(
+    operator: Operator,
+    rank: int,
+    tolerance: float,
+    limit: int = LIMIT,
+    near: float | None = None,
+) -> Leading:
+    """The leading `rank` directions, with a residual of at most tolerance · ‖ΔW‖_F, and not further
+    than near · ‖ΔW‖_F from the best approximation (where that is not given, the same): where the
+    spectrum is flat, that asks for more.
 
     Directions that the dtype cannot tell from rounding are left out: s <= eps · ‖ΔW‖_F. The start
     is random with a fixed seed. Raises Unresolved.
@@ -71,13 +88,35 @@ def leading(operator: Operator, rank: int, tolerance: float, limit: int = LIMIT)
         kept = int((s[:rank] > eps * norm).sum())
         rest = image[:, :kept] - V[:, :kept] * s[:kept].to(V)
         residual = float(torch.linalg.vector_norm(rest, dtype=torch.float64))
-        if residual <= tolerance * norm:
+        distance = _distance(s, kept, rest, eps * norm, whole=whole)
+        error = max(residual, distance * tolerance / (near or tolerance))
+        if error <= tolerance * norm:
             return oriented(U[:, :kept], s[:kept], V[:, :kept], operator.energy, residual)
-        history.append((used, residual / norm))
+        history.append((used, error / norm))
         if whole or _hopeless(history, tolerance, limit):
-            raise Unresolved(f"a residual of {residual / norm:.1e} after {used} products")
+            raise Unresolved(f"an error of {history[-1][1]:.1e} after {used} products")
         V, degree = _filtered(operator, V, s, image, (limit - used) // 2)
         used += 2 * (degree - 1)
+
+
+def _distance(s: Tensor, kept: int, rest: Tensor, rounding: float, *, whole: bool) -> float:
+    """About how far the leading `kept` directions are from the best ones, in the Frobenius norm.
+
+    To first order, direction i lacks s_i ‖rest_i‖ / (s_i² - a) of those outside of the basis, a the
+    square of the last Ritz value, which bounds theirs; and what rounding there is mixes the last
+    one kept with the first one left out, the more the nearer they are.
+    """
+    if kept == 0:
+        return 0.0
+    squares = s[:kept].square()
+    moved = s.new_zeros(kept)
+    if not whole:
+        gaps = (squares - (s[-1] ** 2 if kept < s.numel() else 0.0)).clamp(min=0.0)
+        moved = squares * torch.linalg.vector_norm(rest, dim=0, dtype=torch.float64) / gaps
+    following = float(s[kept]) if kept < s.numel() else 0.0
+    last = float(s[kept - 1])
+    mixed = math.inf if last <= following else rounding * last / (last - following)
+    return math.hypot(float(torch.linalg.vector_norm(moved)), mixed)
 
 
 def _hopeless(history: list[tuple[int, float]], tolerance: float, limit: int) -> bool:

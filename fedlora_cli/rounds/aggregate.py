@@ -151,6 +151,8 @@ def _device(name: str) -> str:
     try:
         torch.ones(1, dtype=torch.float64, device=name).sum().item()
     except (RuntimeError, TypeError, AssertionError, ImportError, ValueError) as error:
-        found = f"{name} cannot be used ({first_line(error)})"
-        raise UsageError("--device", found, "try cpu") from None
+        # Of other devices, torch tells how it is built.
+        reason = f" ({first_line(error).partition('. ')[0]})" if name.startswith("cuda") else ""
+        found = f"{name} cannot be used{reason}"
+        raise UsageError("--device", found, "give cpu, cuda, cuda:N or auto") from None
     return name

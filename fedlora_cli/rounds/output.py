@@ -42,12 +42,13 @@ def write_adapter(
     weights: dict[bytes, FloatArray] = {}
     with chosen.writing(described, folder, _provenance(plan, digests)) as put:
         groups = grouped(plan.adapters, plan.modules)
-        for part in engine.run(aggregate_part, Parts(plan, groups), workers, progress):
+        for part in engine.run(aggregate_part, Parts(plan, groups), workers):
             for factors, outcome in part:
                 put(outcome.name, factors)
                 # Most modules have the same weights, which are large where clients are many.
                 alike = weights.setdefault(outcome.weights.tobytes(), outcome.weights)
                 outcomes.append(replace(outcome, weights=alike))
+            progress(len(outcomes), len(plan.modules))
         for name in described.tensors:
             put(name, average_tensor(plan, name))
     return outcomes

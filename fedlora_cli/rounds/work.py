@@ -34,7 +34,7 @@ def work_of(plan: Plan, jobs: int) -> Work:
     return Work(
         memory=_PROCESS + _ENTRY * entries + max(jobs * largest, full),
         read=sum(module_bytes(adapters, name) for name in plan.modules),
-        write=written_bytes(plan),
+        write=None if plan.rank is None else written_bytes(plan),
         jobs=jobs,
         routes=_routes(plan) if plan.method.compress == "svd" and plan.rank is not None else (),
     )
@@ -44,8 +44,9 @@ def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
     """What one group takes: its factors, and the work on one module after the other."""
     read = sum(module_bytes(plan.adapters, name) for name in names)
     choices = [route_of(plan, name) for name in names]
-    # Methods that do not truncate, and --verify, know one way only.
-    exact = plan.method.compress == "none" or plan.options.verify
+    # These know one way only.
+    options = plan.options
+    exact = plan.method.compress == "none" or options.verify or options.energy is not None
     chosen = [choice.of("stack") if exact else choice.chosen for choice in choices]
     needed = max(one.bytes for one in chosen)
     if len(names) == 1 and chosen[0].route == "dense":

@@ -118,7 +118,7 @@ def fedlora(work: Work) -> Run:
 
     def by_dense() -> Leading:
         stream = (dense_kernel.Term(*pair) for pair in zip(terms, pieces, strict=True))
-        update, _ = dense_kernel.accumulate(stream, shape, torch.float32)
+        update, _ = dense_kernel.accumulate(stream, shape, torch.float64)
         return dense_kernel.leading(update, work.rank, "float32")
 
     def by_gram() -> Leading:

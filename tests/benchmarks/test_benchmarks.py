@@ -17,6 +17,7 @@ from benchmarks.cohorts import Recipe, write
 from benchmarks.models import MODELS
 from benchmarks.readme import BLOCK, README, RESULTS
 from benchmarks.rows import Curve, Results, Row, by_work, from_json, load, markdown, to_json
+from benchmarks.run import renewed
 from benchmarks.works import SMALL, Work
 from fedlora_cli import read_clients
 
@@ -152,3 +153,20 @@ def test_the_readme_shows_what_was_measured() -> None:
     assert found is not None
     if RESULTS.exists():
         assert found[2] == markdown(load(RESULTS))
+
+
+def test_a_figure_that_is_measured_again_takes_the_place_of_the_old_one() -> None:
+    before = Results(
+        "full",
+        _MACHINE,
+        (Row("jobs", "w", "wall", 2.0, "one", 3.0), Row("memory", "w", "peak", 1.0, "few", 1.0)),
+        (Curve("rank", (8, 16), (1.0, 2.0), (1.0, 4.0)),),
+    )
+    now = Results("full", _MACHINE, (Row("jobs", "w", "wall", 2.0, "one", 4.0),))
+
+    found = renewed(before, now)
+
+    assert [(row.figure, row.theirs) for row in found.rows] == [("memory", 1.0), ("jobs", 4.0)]
+    assert found.curves == before.curves
+    with pytest.raises(SystemExit, match="another size or machine"):
+        renewed(before, replace(now, size="small"))

@@ -115,12 +115,13 @@ class RouteRow:
 @dataclass(frozen=True)
 class Work:
     """Estimates for one machine: peak `memory`, the factors to `read` and the files to `write`, all
-    in bytes, with so many modules at a time. `routes` is empty for methods that do not truncate.
+    in bytes, with so many modules at a time. While `--energy` has still to decide the rank, `write`
+    is None and `routes` is empty, as it is for methods that do not truncate.
     """
 
     memory: int
     read: int
-    write: int
+    write: int | None
     jobs: int
     routes: tuple[RouteRow, ...]
 

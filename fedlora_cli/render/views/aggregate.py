@@ -31,8 +31,10 @@ from fedlora_cli.render.view import (
 )
 
 
-def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
-    """Clients, rank partitions and findings; with `modules`, one row for each."""
+def aggregate_view(report: AggregateReport, *, modules: bool, explain: bool = False) -> View:
+    """Clients, rank partitions and findings; with `modules`, one row for each; with `explain`, why
+    there are no routes where there are none.
+    """
     rank = "of --energy" if report.rank is None else str(report.rank)
     blocks: list[Block] = [
         _clients(report, whole=modules),
@@ -44,6 +46,8 @@ def aggregate_view(report: AggregateReport, *, modules: bool) -> View:
     if findings := "\n".join(_findings(report)):
         blocks.append(Paragraph(findings))
     if report.work is not None:
+        if explain and not report.work.routes:
+            blocks.append(Paragraph(_one_way(report)))
         blocks += _work(report.work)
     return View(
         report.method,
@@ -81,9 +85,10 @@ def _clients(report: AggregateReport, *, whole: bool) -> Table:
 
 def _work(work: Work) -> list[Block]:
     """The route of every module, and what all of it takes."""
+    written = "what --energy decides" if work.write is None else file_size(work.write)
     takes = Paragraph(
         f"takes about {file_size(work.memory)} of memory with {count(work.jobs, 'module')} at a "
-        f"time;\n    reads {file_size(work.read)} of factors and writes {file_size(work.write)}"
+        f"time;\n    reads {file_size(work.read)} of factors and writes {written}"
     )
     rows = tuple(
         (
@@ -93,7 +98,7 @@ def _work(work: Work) -> list[Block]:
             row.route,
             duration(row.seconds),
             file_size(row.bytes),
-            _next_best(row),
+            _alternative(row),
         )
         for row in work.routes
     )
@@ -101,13 +106,23 @@ def _work(work: Work) -> list[Block]:
         Column("shape", "text"),
         *columns("modules", "ranks"),
         Column("route", "text"),
-        *columns("one core", "memory"),
-        Column("next best", "text"),
+        *columns("time, all", "bytes, one"),
+        Column("alternative", "text"),
     )
     return [Table(heads, rows, shown=None), takes] if rows else [takes]
 
 
-def _next_best(row: RouteRow) -> str:
+def _one_way(report: AggregateReport) -> str:
+    """Why modules have no choice of routes."""
+    if "--energy" in report.options:
+        return (
+            "--energy decides the rank first: every module is decomposed by stack for it,\n"
+            "    then computed by the route that is the quickest at that rank"
+        )
+    return f"{report.method} does not truncate: every module is computed by stack"
+
+
+def _alternative(row: RouteRow) -> str:
     """The quickest other route that could be taken."""
     possible = {name: one for name, one in row.others.items() if isinstance(one, float)}
     if not possible:
@@ -146,7 +161,8 @@ def _modules(modules: tuple[ModuleRow, ...]) -> Table:
             row.name,
             f"{row.shape[0]} x {row.shape[1]}",
             str(sum(rank > 0 for rank in row.ranks)),
-            str(row.rank),
+            # After a dry run, nobody knows how many directions there are.
+            "-" if row.rank == 0 and row.energy_ratio is None else str(row.rank),
             number(row.energy_ratio),
             number(row.kept_energy),
         )
