@@ -90,14 +90,14 @@ def executor(cluster: str | None, jobs: int) -> Iterator[Workers]:
 #: glibc gives a large block of memory back to the system at once, and then keeps all that are
 #: smaller: this one is for that, just below the limit of 32 MiB. Pages that every module would ask
 #: for anew take a twentieth of its time.
-_KEPT = 31 * 1024 * 1024
+KEPT = 31 * 1024 * 1024
 
 
 @contextmanager
 def _threads(number: int) -> Iterator[Workers]:
     import torch
 
-    torch.empty(_KEPT, dtype=torch.uint8)
+    torch.empty(KEPT, dtype=torch.uint8)
     if number == 1:
         yield Workers(submit=_done, result=Future.result, window=lambda: 1)
         return

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.calibrate import cohort, routes
-from fedlora_cli import lowrank
+from fedlora_cli import engine, lowrank
 from fedlora_cli.kernels import cost
 from fedlora_cli.kernels.leading import TOLERANCES
 
@@ -27,7 +27,7 @@ def _one_core() -> Iterator[None]:
     torch.set_num_threads(1)
     # glibc keeps freed memory for the next module only once it has seen a block as large as this
     # freed: what any earlier module of a real run does.
-    torch.empty(31 * 2**20, dtype=torch.uint8).zero_()
+    torch.empty(engine.KEPT, dtype=torch.uint8)
     yield
     torch.set_num_threads(before)
 
