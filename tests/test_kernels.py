@@ -556,3 +556,22 @@ def test_a_refined_subspace_is_as_exact_as_it_says_or_none(monkeypatch: pytest.M
         assert float((outside.square().sum() * flat[0] / K.trace()).sqrt()) < 1e-8
     monkeypatch.setattr(eigen, "STEPS", 0)
     assert eigen._refined(K, 8, 1e-9) is None
+
+
+@pytest.mark.usefixtures("iterating")
+@pytest.mark.parametrize("route", ["dense", "factored"])
+def test_singular_values_are_found_where_directions_cannot_be_told_apart(route: str) -> None:
+    """Two equal singular values, of which one is wanted: no gap, and no need of one."""
+    spectrum = torch.cat([torch.linspace(1, 0.5, 7), torch.full((2,), 0.5), torch.full((40,), 0.1)])
+    Q, P = (torch.linalg.qr(random(seed, 90, 49))[0] for seed in (1, 2))
+    terms = [Factors((Q * spectrum).float(), P.T.float())]
+    ones = torch.ones(49, dtype=torch.float64)
+    stacked = factored.prepare(terms, "bfloat16")
+    whole, _ = dense.accumulate([dense.Term(terms[0], ones)], (90, 90), torch.float64)
+
+    if route == "dense":
+        found = dense.singular_values(whole, 8, "bfloat16")
+    else:
+        found = factored.singular_values(stacked, ones, 8, "bfloat16")
+
+    torch.testing.assert_close(found, spectrum[:8].double(), atol=1e-5, rtol=0)

@@ -83,11 +83,13 @@ def _by_factors(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decom
     found = factored.leading(stacked, weights, rank, plan.dtype)
     reference = _reference(plan, read, weights)
     same = torch.equal(reference, weights)
-    other = found if same else factored.leading(stacked, reference, rank, plan.dtype)
+    other = found.s
+    if not same:
+        other = factored.singular_values(stacked, reference, rank, plan.dtype)
     return Decomposed(
         update=Svd(found.U, found.s, found.Vh),
         energy=found.energy,
-        flexlora_s=other.s,
+        flexlora_s=other,
         client_s={
             k: _spectrum(plan, read.name, k, one)
             for k, one in zip(read.holders, read.factors, strict=True)
@@ -154,8 +156,10 @@ def _by_dense(plan: Plan, read: Read, rank: int, clients: Terms, dtype: torch.dt
     whole, reference = dense.accumulate(terms(), plan.shape(name), dtype, device, reference=apart)
     found = dense.leading(whole, rank, plan.dtype)
     del whole
-    other = found if reference is None else dense.leading(reference, rank, plan.dtype)
-    return Decomposed(Svd(found.U, found.s, found.Vh), found.energy, other.s, spectra)
+    other = found.s
+    if reference is not None:
+        other = dense.singular_values(reference, rank, plan.dtype)
+    return Decomposed(Svd(found.U, found.s, found.Vh), found.energy, other, spectra)
 
 
 def _spectrum(plan: Plan, name: str, k: int, factors: Factors) -> FloatArray:

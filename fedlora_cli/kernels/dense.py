@@ -83,8 +83,16 @@ def accumulate(
     return found[0], found[1] if reference else None
 
 
-def leading(dense: Dense, rank: int, dtype: str) -> Leading:
-    """The leading `rank` directions, for an output in `dtype`.
+def singular_values(dense: Dense, rank: int, dtype: str) -> Tensor:
+    """The leading `rank` singular values, as exact as an output in `dtype` asks for.
+
+    A flat spectrum is no obstacle, as their directions need not be told apart. Raises Unresolved.
+    """
+    return leading(dense, rank, dtype, near=math.inf).s
+
+
+def leading(dense: Dense, rank: int, dtype: str, near: float | None = None) -> Leading:
+    """The leading `rank` directions, for an output in `dtype`; `near` as in `subspace.leading`.
 
     Raises Unresolved; where the message names rounding, a sum in float64 may do.
     """
@@ -103,7 +111,7 @@ def leading(dense: Dense, rank: int, dtype: str) -> Leading:
         energy=energy,
         like=dense.matrix,
     )
-    return subspace.leading(operator, rank, tolerance)
+    return subspace.leading(operator, rank, tolerance, near=near)
 
 
 def _add(held: list[Term], sums: list[Tensor], pieces: list[float]) -> None:

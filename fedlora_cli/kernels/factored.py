@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,8 +41,21 @@ def energy(stacked: Stacked, weights: Tensor) -> float:
     return total
 
 
-def leading(stacked: Stacked, weights: Tensor, rank: int, dtype: str) -> Leading:
-    """The leading `rank` directions of the weighted sum. Raises Unresolved."""
+def singular_values(stacked: Stacked, weights: Tensor, rank: int, dtype: str) -> Tensor:
+    """The leading `rank` singular values of the weighted sum, in a flat spectrum too.
+
+    Raises Unresolved.
+    """
+    return leading(stacked, weights, rank, dtype, near=math.inf).s
+
+
+def leading(
+    stacked: Stacked, weights: Tensor, rank: int, dtype: str, near: float | None = None
+) -> Leading:
+    """The leading `rank` directions of the weighted sum; `near` as in `subspace.leading`.
+
+    Raises Unresolved.
+    """
     _check_range(stacked, weights)
     total, tolerance = energy(stacked, weights), TOLERANCES[dtype]
     b, a = lengths(stacked.L), lengths(stacked.R.T)
@@ -60,7 +74,7 @@ def leading(stacked: Stacked, weights: Tensor, rank: int, dtype: str) -> Leading
         energy=total,
         like=stacked.L,
     )
-    return subspace.leading(operator, rank, tolerance)
+    return subspace.leading(operator, rank, tolerance, near=near)
 
 
 def _check_range(stacked: Stacked, weights: Tensor) -> None:

@@ -69,7 +69,7 @@ def leading(
 ) -> Leading:
     """The leading `rank` directions, with a residual of at most tolerance · ‖ΔW‖_F, and not further
     than near · ‖ΔW‖_F from the best approximation (where that is not given, the same): where the
-    spectrum is flat, that asks for more.
+    spectrum is flat, that asks for more. Who wants the singular values alone gives infinity.
 
     Directions that the dtype cannot tell from rounding are left out: s <= eps · ‖ΔW‖_F. The start
     is random with a fixed seed. Raises Unresolved.
@@ -89,7 +89,9 @@ def leading(
         rest = image[:, :kept] - V[:, :kept] * s[:kept].to(V)
         residual = float(torch.linalg.vector_norm(rest, dtype=torch.float64))
         distance = _distance(s, kept, rest, eps * norm, whole=whole)
-        error = max(residual, distance * tolerance / (near or tolerance))
+        error = residual
+        if near != math.inf:
+            error = max(residual, distance * tolerance / (near or tolerance))
         if error <= tolerance * norm:
             return oriented(U[:, :kept], s[:kept], V[:, :kept], operator.energy, residual)
         history.append((used, error / norm))
