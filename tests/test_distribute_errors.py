@@ -102,7 +102,7 @@ def test_output_at_the_place_of_a_linked_client_is_refused(tmp_path: Path) -> No
     (tmp_path / "round").mkdir()
     (tmp_path / "round/ann").symlink_to(real.folder)
 
-    with pytest.raises(InputError, match="inside the input"):
+    with pytest.raises(InputError, match="around the input"):
         distribute(
             whole.folder,
             tmp_path / "elsewhere",

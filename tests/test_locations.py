@@ -599,9 +599,10 @@ def test_what_is_not_of_an_adapter_is_never_removed(name: str, store: Store) -> 
 
 
 def test_an_output_may_not_stand_among_the_clients(store: Store) -> None:
-    for output in (f"{ROUND}/global", ROUND, "s3://bucket"):
+    places = {f"{ROUND}/global": "inside", ROUND: "inside", "s3://bucket": "around"}
+    for output, where in places.items():
         said = error_of(run("aggregate", ROUND, "-o", output, "--force"), 3)
-        assert "inside the input" in said
+        assert f"{where} the input" in said
 
 
 def _failing(method: str, name: str, error: BaseException) -> Callable[[str, str], None]:

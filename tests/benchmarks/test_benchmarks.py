@@ -29,7 +29,8 @@ def test_the_promises_hold_with_room_to_spare(tmp_path: Path) -> None:
     """A machine that others use as well is slower, but at everything: ratios stay."""
     script = Path(__file__).with_name("run.py")
     command = [sys.executable, str(script), "--output", str(tmp_path), "--scratch", str(tmp_path)]
-    subprocess.run(command, check=True)
+    only = [word for name in ("kernel", "whole", "memory") for word in ("--only", name)]
+    subprocess.run([*command, *only], check=True)
     results = load(tmp_path / "benchmark.json")
 
     def ratio(figure: str, what: str, against: str) -> float:
@@ -45,7 +46,6 @@ def test_the_promises_hold_with_room_to_spare(tmp_path: Path) -> None:
     assert ratio("whole command", "wall", "dense SVD") >= 10
     assert ratio("whole command", "diagnose, wall", "dense SVD") >= 8
     assert ratio("whole command", "peak memory", "limit") <= 0.5
-    assert ratio("many clients", "peak memory", "limit") <= 0.7
     assert ratio("memory", "peak memory", "4 clients") <= 1.25
     assert ElementTree.parse(tmp_path / "benchmark.svg").getroot().tag.endswith("svg")
     assert not list(tmp_path.glob("benchmark-*"))
