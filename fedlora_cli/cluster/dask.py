@@ -152,6 +152,9 @@ def _uninterrupted() -> Iterator[None]:
     """Threads and processes that begin in the block, and theirs, never see an interruption: it is
     this thread's to handle, after the block.
     """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     # Where it begins later, it lets interruptions through again.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
