@@ -66,7 +66,7 @@ def routes(
     terms: list[Factors], weights: Tensor, rank: int, dtype: str
 ) -> dict[str, Callable[[], object]]:
     """Every route on the same work, from the factors as they were read."""
-    single = torch.float64 if dtype == "float64" else torch.float32
+    single = torch.float32 if cost.BYTES[dtype] == 2 else torch.float64
 
     def by_dense() -> object:
         pieces = weights.split([term.rank for term in terms])

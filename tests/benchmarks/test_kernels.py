@@ -81,19 +81,3 @@ def test_leading_directions_in_three_times_the_two_gram_products(
     assert error <= (1e-6 if dtype == "float32" else TOLERANCES[dtype])
     assert dense_svd / taken >= 50
     assert taken / floor <= 3.3  # 3 where nobody else uses the machine's caches
-
-
-@pytest.mark.benchmark
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["shared", "independent"])
-@pytest.mark.parametrize("total", [120, 600, 900])
-def test_the_cost_model_chooses_well(total: int, kind: str, dtype: str) -> None:
-    """Within 1.5 times of the best route that holds, a tenth for noise."""
-    shape = (768, 768)
-    work = routes(*cohort(shape, total, RANK, kind), RANK, dtype)
-    choice = cost.choose(shape, total, RANK, dtype)
-    possible = [one.route for one in choice.estimates if one.possible is None]
-    taken = {route: seconds(work[route], 5) for route in possible if route != "stack"}
-    taken["stack"] = seconds(work["stack"], 1)
-
-    assert taken[choice.route] <= max(1.6 * min(taken.values()), cost.QUICK)
