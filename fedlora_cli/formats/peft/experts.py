@@ -38,20 +38,40 @@ _MOST_PARAMETERS = 4
 _MOST_EXPERTS = 2048
 
 
-def parameters_of(config: Config, module: str) -> tuple[str, ...]:
-    """The parameters of this module that `target_parameters` names, as PEFT matches them."""
+def parameters_of(config: Config, module: str, rows: Sequence[int]) -> tuple[str, ...]:
+    """The parameters of this module that its pairs of factors adapt, sorted; empty where the pairs
+    adapt the module itself. `rows` are those of every pair's lora_A.
+
+    A target `experts.down_proj` names the module. A target `down_proj` names no module: it owns
+    only pairs that `target_modules` does not explain. Where `target_modules` leaves the choice to
+    the base model, one pair whose rows are the module's own rank is the module's.
+    """
     parts = module.split(".")
-    owners = ["", *(".".join(parts[start:]) for start in range(len(parts)))]
-    return tuple(sorted({name for one in owners for name in config.parameters.get(one, ())}))
+    owners = (".".join(parts[start:]) for start in range(len(parts)))
+    named = {name for owner in owners for name in config.parameters.get(owner, ())}
+    bare = {*config.parameters.get("", ())}
+    if named:
+        return tuple(sorted(named | bare if len(rows) > len(named) else named))
+    if not bare or config.targets.names(module):
+        return ()
+    if not config.targets.explicit and list(rows) == [config.rank(module)]:
+        return ()
+    return tuple(sorted(bare))
 
 
-def shares_of(weights: Location, config: Config, module: str, rows: Sequence[int]) -> list[Share]:
+def shares_of(
+    weights: Location,
+    config: Config,
+    module: str,
+    parameters: Sequence[str],
+    rows: Sequence[int],
+) -> list[Share]:
     """What each pair around one module holds; `rows` are those of their lora_A, experts · rank.
+    The pairs adapt some of the `parameters`.
 
     The file does not say which pair belongs to which parameter. Where their ranks differ, only one
     order gives all pairs the same number of experts. Raises InputError.
     """
-    parameters = parameters_of(config, module)
     if len(parameters) > _MOST_PARAMETERS:
         found = f"{len(parameters)} parameters of {module} in target_parameters"
         raise InputError(weights, found, f"name at most {_MOST_PARAMETERS} of one module")

@@ -49,8 +49,11 @@ def modules_of(
     modules: dict[str, Module] = {}
     for target, names in nested.items():
         with reporting(report):
-            if config.known and parameters_of(config, target):
-                modules |= _experts(weights, target, {name: whole[name] for name in names}, config)
+            own = {name: whole[name] for name in names}
+            rows = [A.shape[0] for _, A in own.values()]
+            parameters = parameters_of(config, target, rows) if config.known else ()
+            if parameters:
+                modules |= _experts(weights, target, own, parameters, config)
                 continue
             for name in names:
                 B, A = whole[name]
@@ -146,17 +149,22 @@ def _factors_of(scale: float, tensors: Sequence[Tensor]) -> Factors:
 
 
 def _experts(
-    weights: Location, target: str, pairs: Mapping[str, tuple[Entry, Entry]], config: Config
+    weights: Location,
+    target: str,
+    pairs: Mapping[str, tuple[Entry, Entry]],
+    parameters: Sequence[str],
+    config: Config,
 ) -> dict[str, Module]:
     """The experts of all pairs around one module, as modules of their own. Raises InputError."""
     names = sorted(pairs)
-    if len(names) > len(parameters_of(config, target)):
+    if len(names) > len(parameters):
         found = f"{len(names)} pairs of factors of {target}, more than target_parameters names"
         raise InputError(weights, found, "save the adapter again, whole")
     for name in names:
         if len(pairs[name][1].shape) > 2:
             raise InputError(weights, f"{name} is no matrix", "save the adapter again, whole")
-    shares = shares_of(weights, config, target, [pairs[name][1].shape[0] for name in names])
+    rows = [pairs[name][1].shape[0] for name in names]
+    shares = shares_of(weights, config, target, parameters, rows)
     return {
         f"{name}[{number}]": module
         for name, share in zip(names, shares, strict=True)

@@ -116,17 +116,29 @@ class Targets:
         A string must match the whole name; a list entry is the name or follows its last dots.
         "all-linear" and null depend on the model, and are believed.
         """
-        if self.exclude and self._named(self.exclude, module):
+        if self.explicit:
+            return self.names(module)
+        return not self._is_excluded(module)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the config itself names the modules, and does not leave them to the model."""
+        return self.target is not None and self.target != "all-linear"
+
+    def names(self, module: str) -> bool:
+        """Whether the config itself names a module of that name. Raises InputError."""
+        if self.target is None or not self.explicit or self._is_excluded(module):
             return False
-        if any(self._full(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved):
-            return False
-        if self.target is None or self.target == "all-linear":
-            return True
         if not self._named(self.target, module):
             return False
         # PEFT looks at layer numbers only for names that a list matches by their ending.
         exact = isinstance(self.target, str) or module in self.target
         return exact or self.layers is None or self._layer(module) in self.layers
+
+    def _is_excluded(self, module: str) -> bool:
+        if self.exclude and self._named(self.exclude, module):
+            return True
+        return any(self._full(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved)
 
     def _named(self, names: str | frozenset[str], module: str) -> bool:
         if isinstance(names, str):
