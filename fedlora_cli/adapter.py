@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -111,6 +112,11 @@ class Facts:
 
     `bias`, `lora_bias`, `target_parameters`, `layer_replication` and `dora` are the fields of
     PEFT's config, `invocation_tokens` those of an activated LoRA.
+
+    The last three are the names that configs use. `selections` are the `target_modules` of the
+    adapters that this comes from, the most frequent first: names or an expression, () for one that
+    cannot be taken over. `saved_names` are from `modules_to_save`, `token_names` the keys of
+    `trainable_token_indices`.
     """
 
     base_model: str | None = None
@@ -125,6 +131,19 @@ class Facts:
     target_parameters: tuple[str, ...] = ()
     layer_replication: tuple[tuple[int, int], ...] = ()
     invocation_tokens: tuple[int, ...] = ()
+    selections: tuple[str | tuple[str, ...], ...] = ()
+    saved_names: tuple[str, ...] = ()
+    token_names: tuple[str, ...] = ()
+
+    def named_like(self, others: Sequence[Facts]) -> Facts:
+        """The same with the names that the configs of these adapters use."""
+        votes = Counter(one for other in others for one in other.selections)
+        return replace(
+            self,
+            selections=tuple(sorted(votes, key=lambda one: (-votes[one], str(one)))),
+            saved_names=tuple(sorted({name for one in others for name in one.saved_names})),
+            token_names=tuple(sorted({name for one in others for name in one.token_names})),
+        )
 
 
 @dataclass(frozen=True, eq=False)

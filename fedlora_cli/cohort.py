@@ -157,7 +157,7 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: R
         fan_in_fan_out=all(one.fan_in_fan_out for one in facts),
         # Its scaling is written as alpha / r.
         rslora=False,
-    )
+    ).named_like(facts)
 
 
 def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:

@@ -146,7 +146,10 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path, monkeyp
 
 
 def test_top_level_names_are_targets_that_match_nothing_else(tmp_path: Path) -> None:
-    """As a list entry, `fc` would also match `mlp.fc`, which no client adapts."""
+    """As a list entry, `fc` would also match `mlp.fc`, which no client adapts.
+
+    So the clients' own configs name it by an expression: PEFT takes it for whole names only.
+    """
     import warnings
 
     from peft import PeftModel
@@ -162,7 +165,8 @@ def test_top_level_names_are_targets_that_match_nothing_else(tmp_path: Path) -> 
             self.fc, self.mlp = torch.nn.Linear(5, 4), Mlp()
 
     shapes = {"fc": (4, 5)}
-    make_round(tmp_path, [Spec(name, rank=2, shapes=shapes) for name in "ab"])
+    own = {"target_modules": "fc"}
+    make_round(tmp_path, [Spec(name, rank=2, shapes=shapes, config=own) for name in "ab"])
     aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
 
     with warnings.catch_warnings():

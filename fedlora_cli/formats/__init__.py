@@ -20,7 +20,8 @@ class Format:
     """One format. `recognises` looks at names only, `read` reads headers, as the function below
     does; `writing` takes the pieces of an adapter into an existing folder. `files` are all that a
     folder of this format can hold when fedlora wrote it, `weights` is the one with the tensors.
-    `library` is what model hubs call the library that loads it, where one does.
+    `library` is what model hubs call the library that loads it, where one does. `check` raises
+    InputError where that library would not load all that a folder holds.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Format:
     files: tuple[str, ...]
     weights: str
     library: str | None = None
+    check: Callable[[Path], None] = lambda folder: None
 
 
 FORMATS: dict[str, Format] = {
@@ -45,6 +47,7 @@ FORMATS: dict[str, Format] = {
             files=peft.FILES,
             weights=peft.WEIGHTS,
             library="peft",
+            check=peft.check,
         ),
         Format(
             name="kohya",

@@ -63,7 +63,7 @@ def _described(plan: Plan) -> NewAdapter:
         layouts={name: plan.layout(name) for name in plan.modules},
         tensors={name: tensor_like(plan, name) for name in tensor_names(plan)},
         modules_to_save=modules_to_save(plan),
-        facts=plan.cohort.facts,
+        facts=plan.cohort.facts.named_like([adapter.facts for adapter in plan.adapters]),
     )
 
 

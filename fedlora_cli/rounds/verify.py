@@ -14,7 +14,7 @@ from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import Read
 from fedlora_cli.aggregation.reading import read_modules as modules_of
 from fedlora_cli.aggregation.sums import WeightedSum, weighted_sum
-from fedlora_cli.errors import VerificationError
+from fedlora_cli.errors import InputError, VerificationError
 from fedlora_cli.factors import Factors
 from fedlora_cli.groups import grouped
 from fedlora_cli.render.report.aggregate import Verification
@@ -34,9 +34,14 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
     The error of a module is its distance in the Frobenius norm from the weighted sum T, or from the
     best truncation of T to the output rank, relative to T; where all terms are kept, relative to
     the terms, which is how they are rounded. That no other matrix of the rank could be nearer to T
-    is checked as well (Eckart and Young). Raises VerificationError where the error exceeds four
+    is checked as well (Eckart and Young), and that the library of the format loads all of it by its
+    own rules. Raises VerificationError where the error exceeds four
     roundings of the output dtype, and InputError.
     """
+    try:
+        formats.FORMATS[plan.cohort.format].check(folder)
+    except InputError as error:
+        raise VerificationError("verification", error.found, "report this bug") from None
     written = formats.read(folder)
     if tuple(written.modules) != plan.modules or tuple(written.tensors) != tensor_names(plan):
         raise VerificationError("verification", "other modules were written", "report this bug")

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from fedlora_cli.formats.peft.names import CONFIG, FILES, WEIGHTS
 from fedlora_cli.formats.peft.reading import read, recognises
-from fedlora_cli.formats.peft.writing import writing
+from fedlora_cli.formats.peft.writing import check, writing
 
-__all__ = ["CONFIG", "FILES", "WEIGHTS", "read", "recognises", "writing"]
+__all__ = ["CONFIG", "FILES", "WEIGHTS", "check", "read", "recognises", "writing"]

@@ -212,12 +212,12 @@ def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts,
     for name in _MEANINGS:
         with reporting(report):
             getattr(config, name)
-    facts = _facts(fields, report)
+    facts = _facts(fields, config, report)
     known = fields.seen | _HARMLESS | set(NOT_UNDERSTOOD)
     return config, facts, tuple(sorted(set(raw) - known))
 
 
-def _facts(fields: Fields, report: Report) -> Facts:
+def _facts(fields: Fields, config: Config, report: Report) -> Facts:
     """What the config says of the base model and the training; what is no good is not said."""
 
     def told(read: Callable[[str], T], name: str, otherwise: T) -> T:
@@ -243,4 +243,27 @@ def _facts(fields: Fields, report: Report) -> Facts:
         ),
         layer_replication=told(fields.ranges, "layer_replication", ()),
         invocation_tokens=told(fields.tokens_of, "alora_invocation_tokens", ()),
+        selections=(_told(lambda: _selection(config), _NONE),),
+        saved_names=_told(lambda: config.modules_to_save, ()),
+        token_names=_told(lambda: tuple(filter(None, config.trainable_tokens)), ()),
     )
+
+
+def _told(read: Callable[[], T], otherwise: T) -> T:
+    """What a field says, where it is not at fault; the fault itself was reported before."""
+    try:
+        return read()
+    except InputError:
+        return otherwise
+
+
+#: The selection of a config that cannot be taken over.
+_NONE: str | tuple[str, ...] = ()
+
+
+def _selection(config: Config) -> str | tuple[str, ...]:
+    """`target_modules` where it alone selects the modules, else ()."""
+    if not config.targets.explicit or config.exclude_modules or config.layers_to_transform:
+        return _NONE
+    target = config.target_modules
+    return target if isinstance(target, str) else tuple(sorted(target or ()))

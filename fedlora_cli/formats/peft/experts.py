@@ -43,8 +43,8 @@ def parameters_of(config: Config, module: str, rows: Sequence[int]) -> tuple[str
     adapt the module itself. `rows` are those of every pair's lora_A.
 
     A target `experts.down_proj` names the module. A target `down_proj` names no module: it owns
-    only pairs that `target_modules` does not explain. Where `target_modules` leaves the choice to
-    the base model, one pair whose rows are the module's own rank is the module's.
+    only pairs that `target_modules` does not explain, and no single pair whose rows are the rank of
+    the module, which holds no experts.
     """
     parts = module.split(".")
     owners = (".".join(parts[start:]) for start in range(len(parts)))
@@ -54,9 +54,7 @@ def parameters_of(config: Config, module: str, rows: Sequence[int]) -> tuple[str
         return tuple(sorted(named | bare if len(rows) > len(named) else named))
     if not bare or config.targets.names(module):
         return ()
-    if not config.targets.explicit and list(rows) == [config.rank(module)]:
-        return ()
-    return tuple(sorted(bare))
+    return () if list(rows) == [config.rank(module)] else tuple(sorted(bare))
 
 
 def shares_of(

@@ -43,7 +43,7 @@ _BRACE = re.compile(r"\{(?![0-9]+(,[0-9]*)?\}|,[0-9]+\})")
 class Matcher:
     """Matches the expressions of one file, with one limit on the time of all of them together."""
 
-    where: Location
+    where: Location | str
     seconds_left: float = TIME_LIMIT
     stopped: InputError | None = None
     compiled: dict[str, regex.Pattern[str]] = field(default_factory=dict)
@@ -71,6 +71,10 @@ class Matcher:
             raise InputError(self.where, found, "correct it") from None
         finally:
             self.seconds_left -= time.perf_counter() - began
+
+    def full(self, pattern: str, text: str) -> bool:
+        """Whether `re.fullmatch` finds a match. Raises InputError as `match` does."""
+        return self.match(rf"(?:{pattern})\Z", text) is not None
 
     def first(self, patterns: Iterable[str], module: str) -> str | None:
         """The first pattern that matches the name or its ending after a dot, as PEFT resolves
@@ -138,16 +142,13 @@ class Targets:
     def _is_excluded(self, module: str) -> bool:
         if self.exclude and self._named(self.exclude, module):
             return True
-        return any(self._full(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved)
+        return any(self.matcher.full(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved)
 
     def _named(self, names: str | frozenset[str], module: str) -> bool:
         if isinstance(names, str):
-            return self._full(names, module)
+            return self.matcher.full(names, module)
         parts = module.split(".")
         return any(".".join(parts[start:]) in names for start in range(len(parts)))
-
-    def _full(self, pattern: str, module: str) -> bool:
-        return self.matcher.match(rf"(?:{pattern})\Z", module) is not None
 
     def _layer(self, module: str) -> int | None:
         """The first number in the name that stands for a layer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,18 +13,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fedlora_cli.adapter import Layout, NewAdapter, Put
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
+from fedlora_cli.files.documents import read_object
+from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.files.writing import declare
 from fedlora_cli.files.writing import writing as write_tensors
 from fedlora_cli.formats.peft.experts import joined
+from fedlora_cli.formats.peft.loading import check_loading
 from fedlora_cli.formats.peft.names import (
     CONFIG,
-    EMBEDDINGS,
     ENDINGS,
     PREFIX,
     TOKENS,
     WEIGHTS,
     target_of,
     token_of,
+)
+from fedlora_cli.formats.peft.selection import (
+    modules_to_save,
+    patterns,
+    target_modules,
+    token_indices,
 )
 
 if TYPE_CHECKING:
@@ -37,15 +45,18 @@ T = TypeVar("T")
 def writing(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> Iterator[Put]:
     """Config and weights in an existing folder; the block puts all that `adapter` describes.
 
-    Exact module names, and patterns only where ranks or alphas differ: what serving engines ignore
-    cannot be misread. `provenance` goes into the metadata, not into the config, where PEFT would
-    warn about it. Raises OSError.
+    The modules have the names of the clients' configs where these select exactly them, and there
+    are patterns only where ranks or alphas differ: what serving engines ignore cannot be misread.
+    `provenance` goes into the metadata, not into the config, where PEFT would warn about it. Raises
+    OSError, and before anything is written InputError where PEFT would not load all of it.
     """
-    config = json.dumps(_config(adapter), indent=2, sort_keys=True, allow_nan=False)
+    fields = _config(adapter)
+    config = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
     content: dict[str, Factors | Tensor] = {**adapter.factors, **adapter.tensors}
     together = Counter(_stored_as(adapter, name) for name in content)
     declared = {name: declare(one) for name, one in _stored(adapter, content).items()}
+    check_loading(CONFIG, fields, {name: one.shape for name, one in declared.items()})
     with write_tensors(folder / WEIGHTS, declared, metadata) as write:
         waiting: dict[str, dict[str, Factors | Tensor]] = {}
 
@@ -107,25 +118,18 @@ def _add(tensors: dict[str, Tensor], layout: Layout, B: Tensor, A: Tensor) -> No
     tensors[f"{layout.pair}{ending_A}"] = A.reshape(A.shape[0], *(layout.sides or A.shape[1:]))
 
 
-def _targets(names: Iterable[str]) -> list[str] | str:
-    """`target_modules` for these modules: their full names, which every tool understands.
-
-    An entry of a list also matches every name that ends in it after a dot. For a full name that
-    takes a model that holds a copy of itself; for a name without a dot it is likely, and then an
-    expression is written, which matches whole names only.
-    """
-    ordered = sorted(names)
-    if all("." in name or name in EMBEDDINGS for name in ordered):
-        return ordered
-    return "|".join(map(re.escape, ordered))
-
-
 def _config(adapter: NewAdapter) -> dict[str, Any]:
     """What PEFT needs to apply scale · B A, and nothing that came from a client unread."""
-    rank, ranks = _usual(_by_target(adapter, {n: one.rank for n, one in adapter.factors.items()}))
-    alpha, alphas = _usual(_by_target(adapter, {n: _number(a) for n, a in adapter.alphas.items()}))
+    rank, ranks = patterns(_by_target(adapter, {n: one.rank for n, one in adapter.factors.items()}))
+    alpha, alphas = patterns(
+        _by_target(adapter, {n: _number(a) for n, a in adapter.alphas.items()})
+    )
     facts = adapter.facts
     layouts = adapter.layouts.values()
+    targets = {target_of(layout.pair) for layout in layouts if layout.kind != "experts"}
+    known = {target_of(layout.pair) for layout in layouts} | {
+        target_of(name.rpartition(".")[0]) for name in adapter.tensors
+    }
     config: dict[str, Any] = {
         "alpha_pattern": alphas,
         "base_model_name_or_path": facts.base_model,
@@ -138,12 +142,13 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
         "layers_to_transform": None,
         "lora_alpha": alpha,
         "lora_dropout": facts.dropout,
-        "modules_to_save": list(adapter.modules_to_save) or None,
+        "modules_to_save": modules_to_save(adapter.modules_to_save, known, facts.saved_names)
+        or None,
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": ranks,
         "revision": facts.revision,
-        "target_modules": _targets({target_of(o.pair) for o in layouts if o.kind != "experts"}),
+        "target_modules": target_modules(targets, known, facts.selections),
         "task_type": facts.task_type,
         "use_dora": facts.dora,
         "use_rslora": facts.rslora,
@@ -158,41 +163,39 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
     rare = {
         "lora_bias": facts.lora_bias,
         "target_parameters": list(facts.target_parameters),
-        "trainable_token_indices": {name: sorted(own) for name, own in tokens.items()},
+        "trainable_token_indices": token_indices(tokens, facts.token_names),
         "layer_replication": [list(one) for one in facts.layer_replication],
         "alora_invocation_tokens": list(facts.invocation_tokens),
     }
     return config | {name: value for name, value in rare.items() if value}
 
 
-def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[str, T]:
-    """The value of every module that the config can give one: all in it must have the same.
+def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[tuple[str, ...], T]:
+    """The value of every module that the config can give one, by the parts of its name: all in it
+    must have the same.
 
     Raises InputError.
     """
-    result: dict[str, T] = {}
+    result: dict[tuple[str, ...], T] = {}
     for name in sorted(adapter.factors):
         layout = adapter.layouts[name]
-        target = f"^{re.escape(target_of(layout.pair))}"
+        target = tuple(map(re.escape, target_of(layout.pair).split(".")))
         if layout.kind == "experts":
             # Whichever of its parameters, where all of them are alike.
-            target += r"\." + (re.escape(layout.parameter) or "[^.]+")
+            parameter = re.escape(layout.parameter) or "[^.]+"
+            target = (*target[:-1], rf"{target[-1]}\.{parameter}")
         if result.setdefault(target, values[name]) != values[name]:
             found = "PEFT has one rank and one alpha for it and what is nested in it"
             raise InputError(name, found, "give all of it one rank")
     return result
 
 
-def _usual(values: Mapping[str, T]) -> tuple[T, dict[str, T]]:
-    """The value that most modules have, and those with another.
-
-    >>> _usual({"^a.q": 8, "^a.v": 8, "^a.o": 4})
-    (8, {'^a.o': 4})
-    """
-    usual = Counter(values[name] for name in sorted(values)).most_common(1)[0][0]
-    return usual, {name: values[name] for name in sorted(values) if values[name] != usual}
-
-
 def _number(value: float) -> int | float:
     """A whole number as one, as people write alpha."""
     return int(value) if value == int(value) else value
+
+
+def check(folder: Path) -> None:
+    """Whether PEFT loads all that the folder holds. Raises InputError."""
+    shapes = {name: one.shape for name, one in read_header(folder / WEIGHTS).items()}
+    check_loading(CONFIG, read_object(folder / CONFIG), shapes)

@@ -1,0 +1,224 @@
+"""Whether PEFT will load all that an adapter folder holds, by PEFT's own rules.
+
+PEFT passes over a tensor whose module the config does not select, without a word. So what is
+written is checked against a second reading of the rules, which shares no rule with the reader or
+the writer of configs: `check_target_module_exists` and `_inject_parameters` of
+`peft/tuners/tuners_utils.py`, `_set_trainable` of `peft/utils/other.py` and
+`set_peft_model_state_dict` of `peft/utils/save_and_load.py`, version 0.21.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedlora_cli.errors import InputError
+from fedlora_cli.formats.peft.patterns import Matcher
+from fedlora_cli.formats.peft.selection import endings, with_parents
+
+_PREFIX = "base_model.model."
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+_INNER = ".base_layer"
+
+#: Where the rank stands in the shape of each factor.
+_RANK_SIDE = {
+    "lora_A.weight": 0,
+    "lora_B.weight": 1,
+    "lora_embedding_A": 0,
+    "lora_embedding_B": 1,
+}
+
+#: The field of the config that gives a LoRA layer each further tensor.
+_FLAGS = {"lora_B.bias": "lora_bias", "lora_magnitude_vector": "use_dora"}
+
+#: The name of a tensor in a LoRA layer.
+_LAYER = re.compile(rf"(.+)\.({'|'.join(map(re.escape, (*_RANK_SIDE, *_FLAGS)))})")
+
+#: A pattern for `rank_pattern` without any of these characters is a plain ending of names.
+_SPECIAL = re.compile(r"[^A-Za-z0-9_]")
+
+_Shape = tuple[int, ...]
+_Pairs = Mapping[str, Mapping[str, _Shape]]
+
+
+def check_loading(where: object, config: Mapping[str, Any], shapes: Mapping[str, _Shape]) -> None:
+    """Whether PEFT loads every tensor under this config, at its rank, and asks for no other.
+
+    `shapes` are those of the tensors by their keys in the file. The names that are known of the
+    base model are those in the keys. Raises InputError, which names a tensor at fault.
+    """
+    file = _File()
+    for key, shape in shapes.items():
+        if not key.startswith(_PREFIX):
+            raise _fault(where, key, f"its name does not begin with {_PREFIX}")
+        file.add(key.removeprefix(_PREFIX), shape)
+    if not file.layers:
+        raise _fault(where, "anything", "there are no factors")
+    rules = _Rules(config)
+    known = with_parents(file.modules())
+    wrapped = {name for name in known if rules.selects(name)}
+    for module in sorted(wrapped - set(file.layers)):
+        raise _fault(where, module, "target_modules selects it, but it has no factors")
+    for module, pairs in sorted(file.layers.items()):
+        if module in wrapped:
+            rules.check_layer(where, module, pairs)
+        else:
+            rules.check_parameters(where, module, pairs)
+    rules.check_others(where, file.others, known, {*file.layers}, {*file.tokens})
+    rules.check_tokens(where, file.tokens, known)
+
+
+@dataclass
+class _File:
+    """The tensors of a file by what PEFT makes of their names: those of LoRA layers by module, then
+    by the common name of a pair, and rows of tokens by embedding.
+    """
+
+    layers: dict[str, dict[str, dict[str, _Shape]]] = field(default_factory=dict)
+    tokens: dict[str, _Shape] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+    def add(self, name: str, shape: _Shape) -> None:
+        layer = _LAYER.fullmatch(name)
+        if layer is not None:
+            pairs = self.layers.setdefault(layer[1].partition(_INNER)[0], {})
+            pairs.setdefault(layer[1], {})[layer[2]] = shape
+        elif name.endswith(_TOKENS):
+            self.tokens[name.removesuffix(_TOKENS).partition(_INNER)[0]] = shape
+        else:
+            self.others.append(name)
+
+    def modules(self) -> Iterator[str]:
+        """The names of all modules that the tensors tell."""
+        yield from self.layers
+        yield from self.tokens
+        for name in self.others:
+            outer, inner, _ = name.partition(_INNER)
+            yield outer.removesuffix(".token_adapter") if inner else name.rpartition(".")[0]
+
+
+class _Rules:
+    """What the fields of one config select."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.matcher = Matcher("adapter_config.json")
+        target = config.get("target_modules")
+        self.target = target if isinstance(target, str) else frozenset(target or ())
+        self.saved = tuple(config.get("modules_to_save") or ())
+        self.parameters = tuple(config.get("target_parameters") or ())
+        self.ranks = _Ranks(config.get("rank_pattern") or {}, config["r"], self.matcher)
+
+    def selects(self, module: str) -> bool:
+        """Whether `target_modules` selects a module of this name."""
+        if any(self.matcher.match(rf"(^|.*\.){one}($|\..*)", module) for one in self.saved):
+            return False
+        if isinstance(self.target, str):
+            return self.matcher.full(self.target, module)
+        return any(ending in self.target for ending in endings(module))
+
+    def check_layer(self, where: object, module: str, pairs: _Pairs) -> None:
+        """Whether the tensors of a selected module fit the layer that PEFT makes of it."""
+        rank = self.ranks.of(module)
+        for pair, parts in pairs.items():
+            for part, shape in parts.items():
+                if part in _FLAGS and not self.config.get(_FLAGS[part]):
+                    raise _fault(where, f"{pair}.{part}", f"{_FLAGS[part]} is not set")
+                if part in _RANK_SIDE and shape[_RANK_SIDE[part]] != rank:
+                    reason = f"its shape is {list(shape)}, but the config gives it rank {rank}"
+                    raise _fault(where, f"{pair}.{part}", reason)
+
+    def check_parameters(self, where: object, module: str, pairs: _Pairs) -> None:
+        """Whether `target_parameters` explains pairs of a module that is not selected itself."""
+        last = {name: name.rpartition(".")[2] for name in self.parameters}
+        own = {one for name, one in last.items() if f".{module}.{one}".endswith(f".{name}")}
+        nested = [module + depth * _INNER for depth in range(len(pairs))]
+        if len(pairs) > len(own) or sorted(pairs) != nested:
+            reason = "neither target_modules nor target_parameters selects it"
+            raise _fault(where, min(pairs), reason)
+        ranks = {self.ranks.of(f"{module}.{name}") for name in own}
+        # A parameter without its module could be any module's, were it not for several experts.
+        least = 1 if len(pairs) > 1 or own.isdisjoint(last) else 2
+        for pair, parts in pairs.items():
+            rows, columns = parts["lora_A.weight"][0], parts["lora_B.weight"][1]
+            if rows != columns or all(rows % rank or rows < least * rank for rank in ranks):
+                reason = f"its {rows} rows are not those of experts at a rank that the config gives"
+                raise _fault(where, pair, reason)
+
+    def check_others(
+        self,
+        where: object,
+        names: Iterable[str],
+        known: Collection[str],
+        layers: Collection[str],
+        embeddings: Collection[str],
+    ) -> None:
+        """Whether each further tensor has a place, and each module to save a tensor."""
+        owners = {name for name in known if self.saved and name.endswith(self.saved)}
+        filled: set[str] = set()
+        for name in names:
+            around = owners.intersection(with_parents([name]))
+            filled |= around
+            outer, inner, _ = name.partition(f"{_INNER}.")
+            embedding = outer.removesuffix(".token_adapter")
+            if around:
+                continue
+            if inner and embedding not in (layers if embedding == outer else embeddings):
+                raise _fault(where, name, f"no layer is put around {embedding}")
+            if not inner and name.rpartition(".")[0] in {*layers, *embeddings}:
+                raise _fault(where, name, "a layer is put around its module")
+        for owner in sorted(owners - filled):
+            raise _fault(where, owner, "modules_to_save selects it, but it has no tensor")
+
+    def check_tokens(
+        self, where: object, tokens: Mapping[str, _Shape], known: Collection[str]
+    ) -> None:
+        """Whether each tensor of rows belongs to one entry with as many tokens."""
+        indices = self.config.get("trainable_token_indices") or {}
+        if isinstance(indices, list):  # of the input embedding, whatever its name
+            indices = {next(iter(tokens), ""): indices}
+        rows: dict[str, int] = {}
+        for entry, own in indices.items():
+            for name in (name for name in known if name.endswith(entry)):
+                if name in rows or name not in tokens:
+                    reason = "trainable_token_indices selects it twice, or it has no rows"
+                    raise _fault(where, name, reason)
+                rows[name] = len(own)
+        for embedding, shape in tokens.items():
+            if rows.get(embedding) != shape[0]:
+                reason = f"{shape[0]} rows, but {rows.get(embedding, 0)} trainable_token_indices"
+                raise _fault(where, embedding, reason)
+
+
+class _Ranks:
+    """The rank of each module: the first pattern that matches, in the order of the file, else `r`.
+
+    Patterns that are plain endings are looked up, so that thousands of them cost no more than one.
+    """
+
+    def __init__(self, patterns: Mapping[str, int], otherwise: int, matcher: Matcher) -> None:
+        self.values = [*patterns.values(), otherwise]
+        self.matcher = matcher
+        self.plain: dict[str, int] = {}
+        self.expressions: list[tuple[int, str]] = []
+        for place, pattern in enumerate(patterns):
+            if _SPECIAL.search(pattern.removeprefix("^").replace(r"\.", "")):
+                self.expressions.append((place, pattern))
+            else:
+                self.plain.setdefault(pattern.replace(r"\.", "."), place)
+
+    def of(self, module: str) -> int:
+        places = [
+            self.plain[name] for name in (f"^{module}", *endings(module)) if name in self.plain
+        ]
+        for place, pattern in self.expressions:
+            if self.matcher.first([pattern], module) is not None:
+                places.append(place)
+        return self.values[min(places, default=-1)]
+
+
+def _fault(where: object, name: str, reason: str) -> InputError:
+    found = f"PEFT would not load {name}: {reason}"
+    return InputError(where, found, "give all clients one configuration, or report this bug")
