@@ -55,7 +55,7 @@ class Layout:
 
     `sides` are those of lora_A beyond the rank where it is a convolution: (in, *kernel). Of the
     `experts` that share one pair, the module is number `expert`; `parameter` is the one that they
-    adapt, "" where that is not known.
+    adapt, "" where that is not known. Where it is `turned`, the file holds the transposed update.
     """
 
     kind: Kind
@@ -64,6 +64,7 @@ class Layout:
     expert: int = 0
     experts: int = 1
     parameter: str = ""
+    turned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,8 @@ class Facts:
     """What an adapter says of its base model and training. Empty or None: it does not say.
 
     `bias`, `lora_bias`, `target_parameters`, `layer_replication` and `dora` are the fields of
-    PEFT's config, `invocation_tokens` those of an activated LoRA.
+    PEFT's config, `invocation_tokens` those of an activated LoRA. `old_experts` says that PEFT
+    before 0.19 stored the experts, if there are any.
 
     The last three are the names that configs use. `selections` are the `target_modules` of the
     adapters that this comes from, the most frequent first: names or an expression, () for one that
@@ -131,6 +133,7 @@ class Facts:
     target_parameters: tuple[str, ...] = ()
     layer_replication: tuple[tuple[int, int], ...] = ()
     invocation_tokens: tuple[int, ...] = ()
+    old_experts: bool = False
     selections: tuple[str | tuple[str, ...], ...] = ()
     saved_names: tuple[str, ...] = ()
     token_names: tuple[str, ...] = ()

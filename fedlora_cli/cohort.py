@@ -12,6 +12,7 @@ import numpy as np
 from fedlora_cli.adapter import Adapter, Facts, widest
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.fit import agreed, check_fit, usual
+from fedlora_cli.orientation import older_experts, with_one_orientation
 from fedlora_cli.weights import FloatArray, IntArray
 
 
@@ -110,7 +111,8 @@ def align(
             report(InputError(str(other.adapter.path), found, cure))
     if not sum(client.samples for client in ordered) > 0:
         report(InputError("samples", "all counts are zero", "give at least one client samples"))
-    adapters = [client.adapter for client in ordered]
+    adapters = with_one_orientation([client.adapter for client in ordered], report)
+    ordered = [replace(one, adapter=own) for one, own in zip(ordered, adapters, strict=True)]
     modules = sorted({name for adapter in adapters for name in adapter.modules})
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
     check_fit(adapters, report)
@@ -123,20 +125,29 @@ def align(
             *(note for adapter in adapters for note in adapter.notes),
             *_gaps(ordered),
             *_differences(adapters),
+            *older_experts(adapters),
             *_told_by_few(ordered, base_model),
         ),
     )
 
 
-def check_earlier(cohort: Cohort, earlier: Sequence[Adapter], *, base_declared: bool) -> None:
-    """Whether earlier global adapters belong to this cohort and to each other. Raises InputError.
+def with_earlier(
+    cohort: Cohort, earlier: Sequence[Adapter], *, base_declared: bool
+) -> tuple[Cohort, list[Adapter]]:
+    """The cohort and the earlier global adapters, which belong to it and to each other.
 
-    Their base model may have another name where the user has declared one.
+    Their base model may have another name where the user has declared one. Raises InputError.
     """
-    adapters = [*(client.adapter for client in cohort.clients), *earlier]
+    own = [client.adapter for client in cohort.clients]
+    adapters = with_one_orientation([*own, *earlier], refuse)
     check_fit(adapters, refuse)
     if not base_declared:
         agreed(adapters, "base_model", "give --base to declare it", refuse)
+    clients = [
+        replace(one, adapter=new) for one, new in zip(cohort.clients, adapters, strict=False)
+    ]
+    facts = replace(cohort.facts, old_experts=all(one.facts.old_experts for one in adapters))
+    return replace(cohort, clients=tuple(clients), facts=facts), adapters[len(own) :]
 
 
 def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: Report) -> Facts:
@@ -157,6 +168,7 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: R
         fan_in_fan_out=all(one.fan_in_fan_out for one in facts),
         # Its scaling is written as alpha / r.
         rslora=False,
+        old_experts=all(one.old_experts for one in facts),
     ).named_like(facts)
 
 

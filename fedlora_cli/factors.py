@@ -30,6 +30,11 @@ class Factors:
         return self.A.shape[0]
 
     @property
+    def transposed(self) -> Factors:
+        """ΔWᵀ = scale · Aᵀ Bᵀ."""
+        return Factors(self.A.T, self.B.T, self.scale)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the update."""
         return self.B.shape[0], self.A.shape[1]

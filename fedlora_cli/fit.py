@@ -6,8 +6,9 @@ something about it. Where there is none, nobody is.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -93,13 +94,19 @@ def usual(values: Sequence[tuple[T, Adapter]]) -> Usual[T]:
     return Usual(most, example, decides=2 * votes > len(values))
 
 
-def _check_usual(said: dict[str, list[tuple[str, Adapter]]], cure: str, report: Report) -> None:
-    """One description of everything that is described by name."""
+def _check_usual(
+    said: dict[str, list[tuple[str, Adapter]]],
+    cure: str,
+    report: Report,
+    note: Callable[[str, str], str] = lambda one, other: "",
+) -> None:
+    """One description of everything that is described by name; `note` on two that differ."""
     for name, values in said.items():
         most = usual(values)
         for described, adapter in values:
             if described != most.value:
                 found = f"{name} is {described}, but {most.value} in {most.example.path}"
+                found += note(described, most.value)
                 report(most.misfit(adapter.weights_file, found, cure))
 
 
@@ -109,7 +116,7 @@ def _check_modules(adapters: Sequence[Adapter], report: Report) -> None:
     for adapter in adapters:
         for name, module in adapter.modules.items():
             said.setdefault(name, []).append((_describe(module), adapter))
-    _check_usual(said, "leave out the adapters of another base model", report)
+    _check_usual(said, "leave out the adapters of another base model", report, _transposes)
 
 
 def _describe(module: Module) -> str:
@@ -118,6 +125,14 @@ def _describe(module: Module) -> str:
     if layout.sides:
         text += f" of kernel {' x '.join(map(str, layout.sides[1:]))}"
     return text + (f", one of {layout.experts}" if layout.kind == "experts" else "")
+
+
+def _transposes(one: str, other: str) -> str:
+    """A remark on two descriptions of fused experts whose sides are exchanged."""
+    mine, others = (re.fullmatch(r"experts (\d+) x (\d+)(.*)", text) for text in (one, other))
+    if mine is None or others is None or mine.groups() != (others[2], others[1], others[3]):
+        return ""
+    return ", its transpose, as PEFT before 0.19 stored experts"
 
 
 def _check_experts(adapters: Sequence[Adapter], report: Report) -> None:
@@ -136,7 +151,7 @@ def _check_experts(adapters: Sequence[Adapter], report: Report) -> None:
                     apart.setdefault(owner, {}).setdefault(adapter, name)
     for owner, single in apart.items():
         example = next(iter(single.values()))
-        _exclude(
+        exclude(
             (list(single), f"{example} is one expert, where all of {owner} are in one in"),
             (together[owner], f"all of {owner} are in one, where {example} is one expert in"),
             "train all clients with one version of transformers, 4 or 5",
@@ -155,7 +170,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
         yield ".".join(parts[:end]), ".".join(parts[end:])
 
 
-def _exclude(
+def exclude(
     one: tuple[Sequence[Adapter], str],
     other: tuple[Sequence[Adapter], str],
     cure: str,
@@ -190,7 +205,7 @@ def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
         holders = [adapter for _, adapter in values]
         lacking = [adapter for adapter in adapters if name not in adapter.tensors]
         if lacking and holders[0].tensors[name].role == "bias":
-            _exclude(
+            exclude(
                 (lacking, f"no {name}, which is trained in"),
                 (holders, f"{name} is trained, which is not in"),
                 "train the same biases everywhere; the base model's are not known here",
@@ -215,7 +230,7 @@ def _check_saved(adapters: Sequence[Adapter], report: Report) -> None:
                     factored.setdefault(owner, {}).setdefault(adapter, module)
     for owner, holders in factored.items():
         module = next(iter(holders.values()))
-        _exclude(
+        exclude(
             (savers[owner], f"{module} is saved in full, but has LoRA factors in"),
             (list(holders), f"{module} has LoRA factors, but is saved in full in"),
             _ONE_WAY,
@@ -241,7 +256,7 @@ def _check_tokens(adapters: Sequence[Adapter], report: Report) -> None:
         factored = [one for one in adapters if embedding in one.modules]
         for others, way in ((factored, "has LoRA factors"), (saved, "is saved in full")):
             if others:
-                _exclude(
+                exclude(
                     (others, f"{embedding} {way}, but has trained tokens in"),
                     (holders, f"{embedding} has trained tokens, but {way} in"),
                     _ONE_WAY,

@@ -223,8 +223,8 @@ def test_an_embedding_is_trained_by_tokens_or_in_another_way(
     assert f"{EMBEDDING} {found}, but has trained tokens in" in after.stderr
 
 
-def test_tokens_above_an_embedding_that_was_saved_with_them_are_one_way(tmp_path: Path) -> None:
-    """As PEFT writes modules_to_save with a list of trainable_token_indices."""
+def test_tokens_above_an_embedding_that_was_saved_with_them_are_refused(tmp_path: Path) -> None:
+    """As PEFT writes modules_to_save with a list of trainable_token_indices, and does not load."""
     for name, token in (("a", 1), ("b", 2)):
         tensors = {
             ROWS: torch.ones(1, 4),
@@ -235,7 +235,9 @@ def test_tokens_above_an_embedding_that_was_saved_with_them_are_one_way(tmp_path
 
     result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
 
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
+    assert "trained tokens of a module that modules_to_save names" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_few_say_for_all_is_told(tmp_path: Path) -> None:

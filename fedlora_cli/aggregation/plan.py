@@ -10,7 +10,7 @@ import numpy as np
 
 from fedlora_cli.adapter import Adapter, Layout, Module
 from fedlora_cli.aggregation.options import Options
-from fedlora_cli.cohort import Cohort, check_earlier
+from fedlora_cli.cohort import Cohort, with_earlier
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
 from fedlora_cli.method import Method
 from fedlora_cli.methods import find
@@ -91,8 +91,8 @@ class Plan:
         return self._first(module).shape
 
     def layout(self, module: str) -> Layout:
-        """How files hold the factors of a module."""
-        return self._first(module).layout
+        """How the output holds the factors of a module: never turned."""
+        return replace(self._first(module).layout, turned=False)
 
     def _first(self, module: str) -> Module:
         return next(one.modules[module] for one in self.adapters if module in one.modules)
@@ -142,9 +142,13 @@ def make_plan(
     check_ranks(cohort, options.max_rank, refuse)
     _check_robust(cohort, options, method)
     given = [adapter for adapter in (previous, before_previous) if adapter is not None]
-    check_earlier(cohort, given, base_declared=options.base is not None)
+    cohort, given = with_earlier(cohort, given, base_declared=options.base is not None)
     uses_previous = method.uses_previous or options.momentum > 0
     earlier = given if uses_previous else []
+    oriented = iter(given)
+    previous, before_previous = (
+        None if one is None else next(oriented) for one in (previous, before_previous)
+    )
     unused = previous is not None and options.rounds is None and not uses_previous
     return Plan(
         cohort=cohort,

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedlora_cli import engine, formats, lowrank
 from fedlora_cli.adapter import Adapter, Facts, read_modules, widest
 from fedlora_cli.clients import Paths, paths_of, read_adapters
-from fedlora_cli.cohort import Client, Cohort, align, check_earlier, shortened
+from fedlora_cli.cohort import Client, Cohort, align, shortened, with_earlier
 from fedlora_cli.errors import UsageError, refuse
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
@@ -54,7 +54,7 @@ def distribute(
         raise UsageError("--adapter", "given without --like", "it says where those adapters are")
     check_manifest(source)
     adapter = formats.read(source)
-    cohort, left_out = _cohort(adapter, places, options) if places else (None, ())
+    cohort, adapter, left_out = _cohort(adapter, places, options) if places else (None, adapter, ())
     read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
     check_apart(output, [adapter.path, *places, *read])
     recipients, remarks = (
@@ -155,15 +155,15 @@ def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
 
 def _cohort(
     adapter: Adapter, places: Sequence[Location], options: DistributeOptions
-) -> tuple[Cohort, tuple[str, ...]]:
-    """The clients to be like, which the global adapter fits, and remarks. Raises InputError."""
+) -> tuple[Cohort, Adapter, tuple[str, ...]]:
+    """The clients to be like, the global adapter that fits them, and remarks. Raises InputError."""
     named, left_out = name_folders(places, adapter=options.adapter)
     homes = [formats.inside(folder, options.adapter) for _, folder in named]
     read = read_adapters(homes, refuse)
     clients = [Client(name, one, 1.0) for (name, _), one in zip(named, read, strict=True)]
     cohort = align(clients, options.base)
-    check_earlier(cohort, [adapter], base_declared=options.base is not None)
-    return cohort, left_out
+    cohort, [adapter] = with_earlier(cohort, [adapter], base_declared=options.base is not None)
+    return cohort, adapter, left_out
 
 
 def _like_clients(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedlora_cli.adapter import Facts
 from fedlora_cli.errors import InputError, Report, refuse, reporting
@@ -20,6 +21,10 @@ T = TypeVar("T")
 
 #: A config that names every module of a 405B model has 100 000.
 MAX_BYTES = 1024 * 1024
+
+#: The first version of PEFT that stores fused experts with A for the input of the model's layer.
+#: Earlier ones exchanged the two sides of most models.
+NEW_EXPERTS = "0.19.0"
 
 #: Fields that are known and, having been looked at, change nothing in what the tensors mean.
 _HARMLESS = {
@@ -243,6 +248,7 @@ def _facts(fields: Fields, config: Config, report: Report) -> Facts:
         ),
         layer_replication=told(fields.ranges, "layer_replication", ()),
         invocation_tokens=told(fields.tokens_of, "alora_invocation_tokens", ()),
+        old_experts=_told(lambda: bool(config.target_parameters), False) and _is_old(fields.raw),
         selections=(_told(lambda: _selection(config), _NONE),),
         saved_names=_told(lambda: config.modules_to_save, ()),
         token_names=_told(lambda: tuple(filter(None, config.trainable_tokens)), ()),
@@ -255,6 +261,17 @@ def _told(read: Callable[[], T], otherwise: T) -> T:
         return read()
     except InputError:
         return otherwise
+
+
+def _is_old(raw: Mapping[str, Any]) -> bool:
+    """Whether a PEFT before `NEW_EXPERTS` wrote it; before 0.18, PEFT did not write its version."""
+    old, new = (
+        re.match(r"(\d{1,9})\.(\d{1,9})", str(version))
+        for version in (raw.get("peft_version"), NEW_EXPERTS)
+    )
+    if old is None or new is None:
+        return True
+    return (int(old[1]), int(old[2])) < (int(new[1]), int(new[2]))
 
 
 #: The selection of a config that cannot be taken over.

@@ -37,6 +37,9 @@ def role_of(
     Raises InputError.
     """
     if owner_of(name, config.modules_to_save) is not None:
+        if name.endswith(TOKENS):
+            found = f"{name}: trained tokens of a module that modules_to_save names"
+            raise InputError(weights, found, "train it one way; PEFT loads no adapter with both")
         return "saved"
     if name.endswith(TOKENS) and config.has_tokens:
         return "token"

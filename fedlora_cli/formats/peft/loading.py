@@ -140,7 +140,7 @@ class _Rules:
             raise _fault(where, min(pairs), reason)
         ranks = {self.ranks.of(f"{module}.{name}") for name in own}
         # A parameter without its module could be any module's, were it not for several experts.
-        least = 1 if len(pairs) > 1 or own.isdisjoint(last) else 2
+        least = 2 if len(pairs) == 1 and own <= last.keys() else 1
         for pair, parts in pairs.items():
             rows, columns = parts["lora_A.weight"][0], parts["lora_B.weight"][1]
             if rows != columns or all(rows % rank or rows < least * rank for rank in ranks):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedlora_cli.adapter import Layout, NewAdapter, Put
+from fedlora_cli.adapter import Facts, Layout, NewAdapter, Put
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.files.writing import declare
 from fedlora_cli.files.writing import writing as write_tensors
+from fedlora_cli.formats.peft.config import NEW_EXPERTS
 from fedlora_cli.formats.peft.experts import joined
 from fedlora_cli.formats.peft.loading import check_loading
 from fedlora_cli.formats.peft.names import (
@@ -94,7 +95,8 @@ def _stored(adapter: NewAdapter, content: Mapping[str, Factors | Tensor]) -> dic
         if isinstance(one, Factors):
             layout = adapter.layouts[name]
             if layout.kind == "experts":
-                experts.setdefault(layout.pair, {})[layout.expert] = one
+                stored = one.transposed if layout.turned else one
+                experts.setdefault(layout.pair, {})[layout.expert] = stored
             else:
                 _add(tensors, layout, one.B, one.A)
         elif (token := token_of(name)) is not None:
@@ -166,6 +168,7 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
         "trainable_token_indices": token_indices(tokens, facts.token_names),
         "layer_replication": [list(one) for one in facts.layer_replication],
         "alora_invocation_tokens": list(facts.invocation_tokens),
+        "peft_version": _experts_version(layouts, facts),
     }
     return config | {name: value for name, value in rare.items() if value}
 
@@ -188,6 +191,12 @@ def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[tuple[str, 
             found = "PEFT has one rank and one alpha for it and what is nested in it"
             raise InputError(name, found, "give all of it one rank")
     return result
+
+
+def _experts_version(layouts: Iterable[Layout], facts: Facts) -> str | None:
+    """`peft_version` where it tells how experts are stored: the first that stores them so."""
+    has_experts = any(layout.kind == "experts" for layout in layouts)
+    return NEW_EXPERTS if has_experts and not facts.old_experts else None
 
 
 def _number(value: float) -> int | float:
