@@ -111,6 +111,9 @@ class FullTensor:
 class Facts:
     """What an adapter says of its base model and training. Empty or None: it does not say.
 
+    Where a format has several ways, `key_prefix` is how the names of the main model's tensors begin
+    and `alpha_source` where its alphas stand.
+
     `bias`, `lora_bias`, `target_parameters`, `layer_replication` and `dora` are the fields of
     PEFT's config, `invocation_tokens` those of an activated LoRA. `old_experts` says that PEFT
     before 0.19 stored the experts, if there are any.
@@ -124,6 +127,8 @@ class Facts:
     base_model: str | None = None
     revision: str | None = None
     task_type: str | None = None
+    key_prefix: str | None = None
+    alpha_source: str | None = None
     dropout: float = 0.0
     fan_in_fan_out: bool = False
     rslora: bool = False

@@ -28,6 +28,9 @@ _MEANINGS = (
     "invocation_tokens",
 )
 
+#: Facts about how tools name and store the same things.
+_STYLES = ("key_prefix", "alpha_source")
+
 #: What a tensor is called in an error.
 _ROLES: dict[Role, str] = {
     "saved": "trained as {owner}",
@@ -73,18 +76,27 @@ _ONE_WAY = "train it one way everywhere"
 
 def check_fit(adapters: Sequence[Adapter], report: Report) -> None:
     """Whether what these adapters hold can be one model's."""
-    formats = [(adapter.format, adapter) for adapter in adapters]
+    _check_formats(adapters, report)
+    _check_experts(adapters, report)
+    for name in _MEANINGS:
+        agreed(adapters, name, "train all clients with the same configuration", report)
+    for name in _STYLES:
+        agreed(adapters, name, "save the adapters of all clients with one tool", report)
+    _check_modules(adapters, report)
+    _check_tensors(adapters, report)
+
+
+def _check_formats(adapters: Sequence[Adapter], report: Report) -> None:
+    """One format of all adapters; one that has nothing left in it has faults of its own."""
+    formats = [(one.format, one) for one in adapters if one.modules or one.tensors]
+    if not formats:
+        return
     most = usual(formats)
     for format_, adapter in formats:
         if format_ != most.value:
             found = f"in the format {format_}, but {most.example.path} is in {most.value}"
             cure = "give adapters of one format: the names of their modules differ"
             report(most.misfit(adapter.path, found, cure))
-    _check_experts(adapters, report)
-    for name in _MEANINGS:
-        agreed(adapters, name, "train all clients with the same configuration", report)
-    _check_modules(adapters, report)
-    _check_tensors(adapters, report)
 
 
 def usual(values: Sequence[tuple[T, Adapter]]) -> Usual[T]:

@@ -396,9 +396,9 @@ BROKEN: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "full": (changed(diff=ONES), "diff: a module that was trained in full; train plain LoRA"),
     "bias": (changed(diff_b=ONES), "diff_b: a module that was trained in full"),
     "unknown": (changed(lora_sideways__weight=ONES), "lora_sideways.weight: not part of LoRA"),
-    "PEFT": (
-        {"unet.to_q.lora_A.weight": ONES, "unet.to_q.lora_B.weight": 2 * ONES},
-        "lora_A.weight and 1 more: a name that PEFT .* folder with its adapter_config.json",
+    "diffusers": (
+        changed(lora_A__weight=ONES, lora_B__weight=2 * ONES),
+        "lora_A.weight and 1 more: names of PEFT or diffusers among .*; save one adapter in one",
     ),
     "no pair": (changed(lora_up__weight=None), f"{TO_Q} has no lora_up; save .* whole"),
     "only alpha": (

@@ -42,6 +42,13 @@ def read_header(path: Location, report: Report = refuse) -> dict[str, Entry]:
     Raises InputError for anything but a complete, regular file whose header describes it exactly.
     Faults of single tensors go to `report`; these tensors are left out.
     """
+    return read_contents(path, report)[0]
+
+
+def read_contents(
+    path: Location, report: Report = refuse
+) -> tuple[dict[str, Entry], dict[str, str]]:
+    """What `read_header` and `read_metadata` return, of one reading of the header."""
     header = _header(path)
     entries = {key: header.fields[key] for key in sorted(header.fields) if key != _METADATA}
     if len(entries) > MAX_TENSORS:
@@ -52,7 +59,7 @@ def read_header(path: Location, report: Report = refuse) -> dict[str, Entry]:
             result[key] = _entry(path, key, value, header.data, header.state)
     whole = len(result) == len(entries)
     _check_tiling(path, list(result.values()), header.data, header.state.size, holes=not whole)
-    return result
+    return result, header.fields.get(_METADATA, {})
 
 
 def read_metadata(path: Location) -> dict[str, str]:

@@ -10,29 +10,39 @@ from typing import Any
 
 from fedlora_cli.adapter import Adapter, NewAdapter, Put
 from fedlora_cli.errors import InputError, Report, refuse
-from fedlora_cli.formats import kohya, peft
+from fedlora_cli.formats import diffusers, kohya, peft, single
+from fedlora_cli.formats.single import LoraFile
 from fedlora_cli.natural import natural
 from fedlora_cli.remote import Location
 
 
 @dataclass(frozen=True)
+class OneFile:
+    """How a format that is one file of weights is told and read: `owns` looks at the name of a
+    tensor, `read` takes the header.
+    """
+
+    owns: Callable[[str], bool]
+    read: Callable[[LoraFile, Report], Adapter]
+
+
+@dataclass(frozen=True)
 class Format:
-    """One format. `recognises` looks at names only, `read` reads headers, as the function below
-    does; `writing` takes the pieces of an adapter into an existing folder. `files` are all that a
-    folder of this format can hold when fedlora wrote it, `weights` is the one with the tensors.
-    `library` is what model hubs call the library that loads it, where one does. `check` raises
-    InputError where that library would not load all that a folder holds.
+    """One format. `writing` takes the pieces of an adapter into an existing folder. `files` are all
+    that a folder of this format can hold when fedlora wrote it, `weights` is the one with the
+    tensors. `library` is what model hubs call the library that loads it, where one does. `check`
+    raises InputError where that library would not load all that a folder holds. `one_file` is None
+    for PEFT's folders, which the names of their files tell.
     """
 
     name: str
     summary: str
-    recognises: Callable[[Location], bool]
-    read: Callable[[Location, Report], Adapter]
     writing: Callable[[NewAdapter, Path, Mapping[str, Any]], AbstractContextManager[Put]]
     files: tuple[str, ...]
     weights: str
     library: str | None = None
     check: Callable[[Path], None] = lambda folder: None
+    one_file: OneFile | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -41,8 +51,6 @@ FORMATS: dict[str, Format] = {
         Format(
             name="peft",
             summary=f"PEFT LoRA ({peft.CONFIG}, {peft.WEIGHTS})",
-            recognises=peft.recognises,
-            read=peft.read,
             writing=peft.writing,
             files=peft.FILES,
             weights=peft.WEIGHTS,
@@ -52,17 +60,28 @@ FORMATS: dict[str, Format] = {
         Format(
             name="kohya",
             summary=f"kohya LoRA ({kohya.WEIGHTS}, or name its file)",
-            recognises=kohya.recognises,
-            read=kohya.read,
             writing=kohya.writing,
             files=kohya.FILES,
             weights=kohya.WEIGHTS,
+            one_file=OneFile(kohya.owns, kohya.read),
+        ),
+        Format(
+            name="diffusers",
+            summary=f"diffusers LoRA ({diffusers.WEIGHTS}, or name its file)",
+            writing=diffusers.writing,
+            files=diffusers.FILES,
+            weights=diffusers.WEIGHTS,
+            library="diffusers",
+            one_file=OneFile(diffusers.owns, diffusers.read),
         ),
     )
 }
 
 #: Every file of an adapter that fedlora can have written, in whichever format.
 FILES = frozenset(name for one in FORMATS.values() for name in one.files)
+
+#: The formats that are one file, under whatever name, and the names that one has in a folder.
+_ONE_FILE = {one.weights: one.one_file for one in FORMATS.values() if one.one_file is not None}
 
 
 def inside(folder: Location, adapter: str | None) -> Location:
@@ -82,8 +101,10 @@ def inside(folder: Location, adapter: str | None) -> Location:
 
 
 def is_adapter(path: Location) -> bool:
-    """Whether any format takes this folder or file for one of its adapters, whole or damaged."""
-    return any(known.recognises(path) for known in FORMATS.values())
+    """Whether any format takes this folder or file for one of its adapters, whole or damaged. Only
+    names are looked at.
+    """
+    return peft.recognises(path) or bool(single.weights_in(path, _ONE_FILE))
 
 
 def read(path: Location, report: Report = refuse) -> Adapter:
@@ -91,10 +112,19 @@ def read(path: Location, report: Report = refuse) -> Adapter:
 
     Every fault goes to `report`; if that returns, the adapter is what is left without it.
     """
-    for known in FORMATS.values():
-        if known.recognises(path):
-            return known.read(path, report)
+    if peft.recognises(path):
+        return peft.read(path, report)
+    weights = single.the_weights(path, _ONE_FILE)
+    if weights is not None:
+        file = single.read_header(path, weights, report)
+        return _owner(file).read(file, report)
     if not path.is_dir():
         raise InputError(path, "no such folder", "check the path")
     names = ", or ".join(known.summary for known in FORMATS.values())
     raise InputError(path, "no adapter in this folder", f"it must hold: {names}")
+
+
+def _owner(file: LoraFile) -> OneFile:
+    """The format that owns a tensor of this file, or the first one, to say that there is none."""
+    formats = list(_ONE_FILE.values())
+    return next((one for one in formats if any(map(one.owns, file.entries))), formats[0])

@@ -200,7 +200,6 @@ def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts,
 
     Every fault goes to `report`.
     """
-    matcher = Matcher(path)
     try:
         raw = read_object(path, most=MAX_BYTES)
         if raw.get("peft_type") != "LORA":
@@ -208,12 +207,19 @@ def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts,
             raise InputError(path, found, "only LORA adapters are understood")
     except InputError as error:
         report(error)
-        return Config(path, error, matcher), Facts(), ()
+        return Config(path, error, Matcher(path)), Facts(), ()
+    return config_of(path, raw, report)
+
+
+def config_of(
+    path: Location, raw: Mapping[str, Any], report: Report = refuse
+) -> tuple[Config, Facts, tuple[str, ...]]:
+    """`read_config` for fields that stand in the file `path`."""
     fields = Fields(path, raw)
     variants = tuple(variants_of(path, raw))
     for variant in variants:
         report(variant)
-    config = Config(path, fields, matcher, variants)
+    config = Config(path, fields, Matcher(path), variants)
     for name in _MEANINGS:
         with reporting(report):
             getattr(config, name)

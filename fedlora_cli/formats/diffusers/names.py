@@ -1,0 +1,116 @@
+"""The names that diffusers and its relatives give to files, components and tensors."""
+
+from __future__ import annotations
+
+import re
+
+from fedlora_cli.formats.peft.names import PREFIX as PEFT_PREFIX
+from fedlora_cli.formats.single import Names
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+#: Every file of an adapter folder that fedlora writes.
+FILES = (WEIGHTS, "README.md", "fedlora.json")
+
+#: Where diffusers keeps the fields of PEFT's config in the metadata of the file.
+METADATA = "lora_adapter_metadata"
+
+ENDING_B, ENDING_A, ALPHA = ".lora_B.weight", ".lora_A.weight", ".alpha"
+
+#: diffusers' training scripts for Stable Diffusion write the second pair of names for attention
+#: layers, and the third for text encoders. Every loader knows the first, which is written.
+NAMES = Names(
+    endings={
+        ENDING_B: "B",
+        ENDING_A: "A",
+        ".lora.up.weight": "B",
+        ".lora.down.weight": "A",
+        ".lora_linear_layer.up.weight": "B",
+        ".lora_linear_layer.down.weight": "A",
+        ALPHA: "alpha",
+    },
+    B="lora_B",
+    A="lora_A",
+)
+
+#: The model that is trained, under its own name in diffusers, or ComfyUI's for any: an adapter is
+#: of one of these.
+MAIN = ("unet", "transformer", "prior", "diffusion_model")
+
+#: The models that may be trained beside it.
+BESIDE = (
+    "transformer_2",
+    "transformer_ref",
+    "connectors",
+    "text_conditioner",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+)
+
+#: transformers 5 took this part out of the names of CLIP's modules. diffusers takes it out of the
+#: names of tensors, but not out of the metadata.
+FLATTENED = "text_model."
+
+#: Where alphas can stand.
+IN_TENSORS, IN_METADATA, NOWHERE = ".alpha tensors", METADATA, "the rank"
+
+PLAIN = "train plain LoRA"
+_RESAVE = (
+    'load it with diffusers (pipe.load_lora_weights(FILE, adapter_name="default")), then save it '
+    "with pipe.unet.save_lora_adapter(FOLDER) or pipe.transformer.save_lora_adapter(FOLDER)"
+)
+
+#: What a key of another kind is, told by a part of it, and the way out.
+OTHERS = (
+    (("lora_magnitude_vector", "dora_scale"), "DoRA", "train without use_dora"),
+    (("lora_B.bias", "up.bias"), "a bias on lora_B", "train without lora_bias"),
+    (("lora_embedding_",), "factors of an embedding", "train linear layers and convolutions"),
+    (("processor.",), "names of diffusers before 0.20, or of XLabs", _RESAVE),
+    (("hada_",), "LoHa", PLAIN),
+    (("lokr_",), "LoKr", PLAIN),
+    (
+        (".lora_A.", ".lora_B."),
+        "the name of an adapter in that of a factor",
+        "save what PEFT's get_peft_model_state_dict returns, which leaves it out",
+    ),
+    ((".norm", "norm_"), "a norm, as control LoRA trains it", PLAIN),
+    ((".diff",), "a module that was trained in full", PLAIN),
+)
+
+UNKNOWN = ("not part of LoRA", PLAIN)
+
+_OWNED = re.compile(
+    r"\.lora_[AB]\.|\.lora_(magnitude_vector|embedding_[AB])"
+    r"|[._]lora(\d*|_linear_layer)\.(down|up)\.weight$"
+)
+
+
+def owns(key: str) -> bool:
+    """Whether a tensor of this name makes a file one of this format."""
+    return _OWNED.search(key) is not None
+
+
+def component_of(name: str, *, bare: bool) -> str | None:
+    """The component of a module; "" where one was saved alone, with `bare` names, and None where
+    the name does not tell it.
+
+    >>> component_of("text_encoder_2.encoder.layers.0.mlp.fc1", bare=False)
+    'text_encoder_2'
+    """
+    head = name.partition(".")[0]
+    if head in MAIN or head in BESIDE:
+        return head
+    return "" if bare and not name.startswith(PEFT_PREFIX) else None
+
+
+def prefix_of(name: str) -> str:
+    """What names of the main model begin with, up to the names of its own modules.
+
+    >>> prefix_of("transformer.base_model.model.proj_out"), prefix_of("unet.conv_in")
+    ('transformer.base_model.model.', 'unet.')
+    """
+    head, dot, rest = name.partition(".")
+    if head not in MAIN:
+        return ""
+    return head + dot + (PEFT_PREFIX if rest.startswith(PEFT_PREFIX) else "")

@@ -1,0 +1,63 @@
+"""An adapter to a file that diffusers loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlora_cli.adapter import NewAdapter, Put
+from fedlora_cli.errors import InputError
+from fedlora_cli.factors import Factors
+from fedlora_cli.formats import single
+from fedlora_cli.formats.diffusers.metadata import metadata_for
+from fedlora_cli.formats.diffusers.names import (
+    ALPHA,
+    ENDING_A,
+    ENDING_B,
+    IN_METADATA,
+    IN_TENSORS,
+    METADATA,
+    NOWHERE,
+    WEIGHTS,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def writing(
+    adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]
+) -> AbstractContextManager[Put]:
+    """The weights file in an existing folder; the block puts all that `adapter` describes.
+
+    Alphas stand where the clients have them. Raises InputError where they have none and an alpha is
+    not the rank, and OSError.
+    """
+    source = adapter.facts.alpha_source
+    metadata = {
+        "format": "pt",
+        "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False),
+        **single.facts_as_metadata(adapter.facts),
+    }
+    if source == IN_METADATA:
+        metadata[METADATA] = json.dumps(
+            metadata_for(adapter), indent=2, sort_keys=True, allow_nan=False
+        )
+    if source == NOWHERE:
+        for name, factors in adapter.factors.items():
+            if adapter.alphas[name] != factors.rank:
+                found = f"alpha {adapter.alphas[name]:g} at rank {factors.rank}"
+                cure = "leave out --alpha: the clients' files have none, so that it is the rank"
+                raise InputError(name, found, cure)
+
+    def stored(name: str, factors: Factors) -> dict[str, Tensor]:
+        B, A = single.as_stored(adapter.layouts[name], factors)
+        tensors = {name + ENDING_B: B, name + ENDING_A: A}
+        if source == IN_TENSORS:
+            tensors[name + ALPHA] = single.alpha_as_stored(adapter.alphas[name])
+        return tensors
+
+    return single.writing(folder / WEIGHTS, adapter, metadata, stored)
