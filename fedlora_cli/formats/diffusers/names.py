@@ -58,7 +58,11 @@ IN_TENSORS, IN_METADATA, NOWHERE = ".alpha tensors", METADATA, "the rank"
 PLAIN = "train plain LoRA"
 _RESAVE = (
     'load it with diffusers (pipe.load_lora_weights(FILE, adapter_name="default")), then save it '
-    "with pipe.unet.save_lora_adapter(FOLDER) or pipe.transformer.save_lora_adapter(FOLDER)"
+    "with pipe.unet.save_lora_adapter(FOLDER)"
+)
+_CONVERT = (
+    "convert it with diffusers: tensors = FluxPipeline.lora_state_dict(FILE), then "
+    "safetensors.torch.save_file({name: t.clone() for name, t in tensors.items()}, NEW)"
 )
 
 #: What a key of another kind is, told by a part of it, and the way out.
@@ -66,7 +70,8 @@ OTHERS = (
     (("lora_magnitude_vector", "dora_scale"), "DoRA", "train without use_dora"),
     (("lora_B.bias", "up.bias"), "a bias on lora_B", "train without lora_bias"),
     (("lora_embedding_",), "factors of an embedding", "train linear layers and convolutions"),
-    (("processor.",), "names of diffusers before 0.20, or of XLabs", _RESAVE),
+    (("qkv_lora", "proj_lora"), "names of XLabs", _CONVERT),
+    (("_lora.",), "names of diffusers before 0.20", _RESAVE),
     (("hada_",), "LoHa", PLAIN),
     (("lokr_",), "LoKr", PLAIN),
     (
