@@ -140,8 +140,8 @@ def make_round(
 
 
 def applied(file: Path) -> dict[str, np.ndarray]:
-    """The update of every module, by the rules that diffusers documents: alpha / r · B A, alpha from
-    the file's metadata by component, else from its tensor, else r.
+    """The update of every module by the rules that diffusers documents: alpha / r · B A, with alpha
+    from the file's metadata by component, else from its tensor, else r.
     """
     with safe_open(file, "np") as opened:
         fields = json.loads(opened.metadata().get(KEY, "{}"))
