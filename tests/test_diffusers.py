@@ -367,9 +367,13 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "2023": (
         old("unet.down_blocks.0.attn1.processor.to_q_lora", "unet.mid.processor.to_out_lora"),
         None,
-        r"to_q_lora.down.weight and 3 more: names of diffusers before 0.20; .*save_lora_adapter",
+        r"to_q_lora.down.weight and 3 more: names that diffusers gave in 2023; .*save_lora_adapter",
     ),
-    "2023 text": (old("text_encoder.text_model.layers.0.to_q_lora"), None, "diffusers before 0.20"),
+    "2023 text": (
+        old("text_encoder.text_model.layers.0.to_q_lora"),
+        None,
+        "names that diffusers gave in 2023",
+    ),
     "XLabs": (
         old("double_blocks.0.processor.qkv_lora1", "single_blocks.0.processor.proj_lora"),
         None,

@@ -71,7 +71,7 @@ OTHERS = (
     (("lora_B.bias", "up.bias"), "a bias on lora_B", "train without lora_bias"),
     (("lora_embedding_",), "factors of an embedding", "train linear layers and convolutions"),
     (("qkv_lora", "proj_lora"), "names of XLabs", _CONVERT),
-    (("_lora.",), "names of diffusers before 0.20", _RESAVE),
+    (("_lora.",), "names that diffusers gave in 2023", _RESAVE),
     (("hada_",), "LoHa", PLAIN),
     (("lokr_",), "LoKr", PLAIN),
     (
