@@ -116,7 +116,8 @@ class Facts:
 
     `bias`, `lora_bias`, `target_parameters`, `layer_replication` and `dora` are the fields of
     PEFT's config, `invocation_tokens` those of an activated LoRA. `old_experts` says that PEFT
-    before 0.19 stored the experts, if there are any.
+    before 0.19 stored the experts, if there are any. `model_class` is the full name of the base
+    model's class in transformers, which tells what to load where there is no task.
 
     The last three are the names that configs use. `selections` are the `target_modules` of the
     adapters that this comes from, the most frequent first: names or an expression, () for one that
@@ -129,6 +130,7 @@ class Facts:
     task_type: str | None = None
     key_prefix: str | None = None
     alpha_source: str | None = None
+    model_class: str | None = None
     dropout: float = 0.0
     fan_in_fan_out: bool = False
     rslora: bool = False

@@ -154,6 +154,7 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: R
     """What the adapters say of themselves, where they agree; a contradiction is an error."""
     facts = [adapter.facts for adapter in adapters]
     dropouts = {one.dropout for one in facts}
+    classes = _model_classes(adapters)
     revision = agreed(adapters, "revision", "leave out the adapters of another revision", report)
     task_type = agreed(adapters, "task_type", "leave out the adapters of another task", report)
     return replace(
@@ -162,6 +163,7 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: R
         or agreed(adapters, "base_model", "give --base to declare it", report),
         revision=revision,
         task_type=task_type,
+        model_class=classes.pop() if len(classes) == 1 else None,
         # Dropout is a choice of training; where clients differ, the global adapter has none.
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         # PEFT corrects this by the type of the layer; false is its default.
@@ -191,7 +193,14 @@ def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     """A remark about every choice of training in which the clients differ."""
     dropouts = {adapter.facts.dropout for adapter in adapters}
     orientations = {adapter.facts.fan_in_fan_out for adapter in adapters}
+    classes = _model_classes(adapters)
     notes = []
+    if len(classes) > 1:
+        named = shortened(sorted(one.rpartition(".")[2] for one in classes))
+        notes.append(
+            f"the clients name different model classes ({named}); the global adapter names none, "
+            "so that AutoPeftModel does not load it"
+        )
     if len(dropouts) > 1:
         notes.append("the clients differ in lora_dropout; the global adapter has none")
     if len(orientations) > 1:
@@ -199,14 +208,27 @@ def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _model_classes(adapters: Sequence[Adapter]) -> set[str]:
+    """The classes that adapters name for their base model; none where any of them has a task, which
+    tells the class instead.
+    """
+    facts = [adapter.facts for adapter in adapters]
+    if any(one.task_type is not None for one in facts):
+        return set()
+    return {one.model_class for one in facts if one.model_class is not None}
+
+
 def _told_by_few(clients: Sequence[Client], base_model: str | None) -> tuple[str, ...]:
     """A remark about every fact that at most half of the clients tell and the others leave open,
     for then these decide it for all.
     """
     notes = []
-    for fact in ("base_model", "revision", "task_type"):
-        if fact == "base_model" and base_model is not None:
-            continue
+    facts = ["revision", "task_type"]
+    if base_model is None:
+        facts.insert(0, "base_model")
+    if len(_model_classes([one.adapter for one in clients])) == 1:
+        facts.append("model_class")
+    for fact in facts:
         told = {one.name: getattr(one.adapter.facts, fact) for one in clients}
         names = [name for name, value in told.items() if value is not None]
         if names and 2 * len(names) <= len(clients):

@@ -183,13 +183,6 @@ def test_an_expression_that_is_none_is_refused(tmp_path: Path, base: Base) -> No
         initialise(base(llama), tmp_path / "out", options=options)
 
 
-def test_convolutions_are_refused(tmp_path: Path, base: Base) -> None:
-    options = InitOptions(ranks=(2,), target_modules=("projection",))
-
-    with pytest.raises(UsageError, match="projection is a convolution; not understood yet"):
-        initialise(base(vit), tmp_path / "out", options=options)
-
-
 def test_an_architecture_that_peft_does_not_know_asks_for_names(tmp_path: Path, base: Base) -> None:
     found = "PEFT has no default for ViTForImageClassification; name some of q_proj, .* all-linear"
     with pytest.raises(UsageError, match=found):

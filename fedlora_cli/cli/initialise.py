@@ -66,6 +66,15 @@ def initialise(
             help="Modules to adapt, or all-linear; default: PEFT's for the architecture.",
         ),
     ] = None,
+    target_parameters: Annotated[
+        str | None,
+        option(
+            "--target-parameters",
+            panel=_TRAINED,
+            metavar="NAME,NAME,...",
+            help="Parameters to adapt, such as experts.down_proj of a mixture of experts.",
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         option(
@@ -128,6 +137,7 @@ def initialise(
         alpha=alpha,
         scaling=scaling,
         target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else targets,
+        target_parameters=names_of("--target-parameters", target_parameters),
         task=task,
         modules_to_save=names_of("--modules-to-save", modules_to_save),
         num_labels=num_labels,

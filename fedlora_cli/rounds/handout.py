@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedlora_cli import engine, formats
 from fedlora_cli.adapter import NewAdapter
-from fedlora_cli.errors import OutputError, UsageError
+from fedlora_cli.errors import InputError, OutputError, UsageError, VerificationError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import (
     check_space,
@@ -28,6 +28,9 @@ from fedlora_cli.remote import Location, Remote
 from fedlora_cli.render.report.handout import HandoutRow
 from fedlora_cli.rounds.recipients import Recipient
 from fedlora_cli.stored import at_rank, cast, described, stored_bytes
+
+#: Whether adapters in a folder, which nobody else sees yet, may be published. Raises FedloraError.
+Check = Callable[[Path], None]
 
 #: The leading directions of a module in float64, at most that many, stored at that scale.
 Take = Callable[[str, int, float], Factors]
@@ -60,12 +63,14 @@ def hand_out(
     force: bool,
     jobs: int,
     progress: engine.Progress,
+    check: Check = lambda folder: None,
 ) -> tuple[int, ...]:
     """Write `output/<name>/` for every recipient; the bytes of every weights file.
 
     Where a recipient's rank is beyond the directions that there are, A gets random rows and B zero
-    columns: the update is the same, and they can be trained. Raises UsageError, InputError and
-    OutputError.
+    columns: the update is the same, and they can be trained. Every adapter is read back before any
+    of them gets its place, and `check` sees them then. Raises UsageError, InputError, OutputError
+    and VerificationError.
     """
     for one in recipients:
         largest = max(share.alpha for share in one.shares.values())
@@ -83,12 +88,36 @@ def hand_out(
                 put(name, at_rank(made, share.rank, name))
             for name in one.tensors:
                 put(name, _at_scale(one, name))
+        _check_readable(folder, one)
         return (folder / chosen.weights).stat().st_size
 
     with new_folder(output, force=force, foreign=_foreign) as place:
-        return tuple(
+        sizes = tuple(
             engine.run(lambda one: write(place / one.name, one), recipients, jobs, progress)
         )
+        check(place)
+        return sizes
+
+
+def _check_readable(folder: Path, one: Recipient) -> None:
+    """Whether its headers say what was to be written. Raises VerificationError."""
+
+    def unreadable(found: str) -> VerificationError:
+        return VerificationError(one.name, found, "nothing was written; report this bug")
+
+    try:
+        written = formats.read(folder)
+    except InputError as error:
+        raise unreadable(f"fedlora would not read it again: {error.found}") from error
+    there = {name: (module.shape, module.rank) for name, module in written.modules.items()}
+    wanted = {name: (share.shape, share.rank) for name, share in one.shares.items()}
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            raise unreadable(f"fedlora would read {name} in another way")
+        if not math.isclose(written.modules[name].scale, one.scale(name), rel_tol=1e-6):
+            raise unreadable(f"fedlora would read another scaling of {name}")
+    for name in sorted(written.tensors.keys() ^ one.tensors.keys()):
+        raise unreadable(f"fedlora would read {name} in another way")
 
 
 def _described(one: Recipient) -> NewAdapter:

@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter, Facts, FullTensor, Layout
+from fedlora_cli.adapter import Adapter, Facts, FullTensor
 from fedlora_cli.clients import Paths, paths_of
-from fedlora_cli.cohort import Client, Cohort, align
+from fedlora_cli.cohort import Client, Cohort, align, shortened
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
+from fedlora_cli.formats.peft.names import target_of
 from fedlora_cli.libraries import hushed
 from fedlora_cli.naming import name_folders
 from fedlora_cli.remote import Location
 from fedlora_cli.render.report.handout import HeadRow, InitReport, TargetRow
+from fedlora_cli.rounds.acceptance import check_in_peft
 from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.heads import head_tensors
 from fedlora_cli.rounds.options import SCALING, InitOptions
+from fedlora_cli.rounds.peft_layers import parameter_name
 from fedlora_cli.rounds.recipients import Recipient, Share, like
 from fedlora_cli.rounds.skeleton import Skeleton, make_skeleton
 from fedlora_cli.stored import seed_of
@@ -80,11 +83,12 @@ def initialise(
             force=options.force,
             jobs=options.jobs or engine.available_cores(),
             progress=stage("writing adapters"),
+            check=partial(check_in_peft, skeleton.model, str(base), recipients),
         )
     rows = zip(recipients, sizes, strict=True)
     return InitReport(
         base_model=str(base),
-        model_class=skeleton.model_class,
+        model_class=skeleton.model_class.rpartition(".")[2],
         task_type=recipients[0].facts.task_type,
         seed=options.seed,
         output=str(output),
@@ -96,6 +100,7 @@ def initialise(
         adapters=tuple(handout_row(one, output, size, {}) for one, size in rows),
         warnings=(
             *remarks,
+            *_passed_over(skeleton),
             *(f"the base model has no {head} of this shape: drawn at random" for head in drawn),
         ),
         version=__version__,
@@ -110,6 +115,7 @@ def _check_choices(places: Sequence[Location], options: InitOptions) -> None:
         raise UsageError("--adapter", "given without --like", "it says where those adapters are")
     for flag, given in (
         ("--target-modules", options.target_modules),
+        ("--target-parameters", options.target_parameters),
         ("--modules-to-save", options.modules_to_save),
     ):
         if places and given:
@@ -131,14 +137,13 @@ def _cohort(
 
 
 def _check_plain(adapter: Adapter) -> None:
-    """Whether a start can be drawn for it: anything but factors and heads begins with values of the
-    base model. Raises InputError.
+    """Whether a start can be drawn for it: all but factors and heads begins with values of the base
+    model. Raises InputError.
     """
-    kinds = {module.layout.kind for module in adapter.modules.values()} - {"linear", "embedding"}
     roles = {tensor.role for tensor in adapter.tensors.values()} - {"saved", "base"}
-    special = sorted(kinds | {role.replace("_", " ") for role in roles})
+    special = sorted(role.replace("_", " ") for role in roles)
     if special or adapter.format != "peft":
-        found = f"it has more than linear layers and heads: {', '.join(special) or adapter.format}"
+        found = f"it has more than factors and heads: {', '.join(special) or adapter.format}"
         cure = "let one client save its start, and distribute that with --like"
         raise InputError(adapter.path, found, cure)
 
@@ -146,13 +151,18 @@ def _check_plain(adapter: Adapter) -> None:
 def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleton:
     """The base model with what is adapted: as asked for, or what any of these clients adapts."""
     targets: Sequence[str] | str | None = options.target_modules
-    task, saved = options.task, options.modules_to_save
+    task, saved, parameters = options.task, options.modules_to_save, options.target_parameters
     if cohort is not None:
-        targets, task = cohort.modules, task or cohort.facts.task_type
-        full = [tensor for client in cohort.clients for tensor in client.adapter.tensors.values()]
+        task, parameters = task or cohort.facts.task_type, cohort.facts.target_parameters
+        adapters = [client.adapter for client in cohort.clients]
+        layouts = [one.layout for adapter in adapters for one in adapter.modules.values()]
+        targets = sorted({target_of(one.pair) for one in layouts if one.kind != "experts"})
+        full = [tensor for adapter in adapters for tensor in adapter.tensors.values()]
         saved = tuple(sorted({tensor.owner for tensor in full if tensor.owner is not None}))
     try:
-        skeleton = make_skeleton(base, options.revision, task, targets, saved, options.num_labels)
+        skeleton = make_skeleton(
+            base, options.revision, task, targets, saved, options.num_labels, parameters
+        )
     except UsageError as error:
         if cohort is None:
             raise
@@ -163,7 +173,10 @@ def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleto
     if options.num_labels is not None and not skeleton.heads:
         cure = "give --task or --modules-to-save as well"
         raise UsageError("--num-labels", "no head is trained in full", cure)
-    largest = max(min(shape) for shape in skeleton.shapes.values())
+    if options.dropout and any(one.layout.kind == "experts" for one in skeleton.modules.values()):
+        found = "given for a mixture of experts, where PEFT takes no dropout"
+        raise UsageError("--dropout", found, "leave it out")
+    largest = max(min(one.shape) for one in skeleton.modules.values())
     for rank in options.ranks:
         if rank > largest:
             found = f"{rank}, where no module has more than {largest} directions"
@@ -175,7 +188,7 @@ def _check_client(adapter: Adapter, skeleton: Skeleton, base: str) -> None:
     """Whether what this client trains is in the base model. Raises InputError."""
     own: dict[str, tuple[int, ...]] = {name: m.shape for name, m in adapter.modules.items()}
     own |= {name: one.shape for name, one in adapter.tensors.items() if one.owner is not None}
-    there: dict[str, tuple[int, ...]] = dict(skeleton.shapes)
+    there: dict[str, tuple[int, ...]] = {name: m.shape for name, m in skeleton.modules.items()}
     there |= {name: tuple(meta.shape) for name, (meta, _) in skeleton.heads.items()}
     for name, shape in own.items():
         if there.get(name) != shape:
@@ -186,8 +199,9 @@ def _check_client(adapter: Adapter, skeleton: Skeleton, base: str) -> None:
 
 def _start(skeleton: Skeleton, seed: int, name: str, rank: int, scale: float) -> Factors:
     """The first `rank` directions of the shared start of a module; none of them has energy."""
-    shape = skeleton.shapes[name]
-    if skeleton.kinds[name] == "linear":
+    start = skeleton.modules[name]
+    shape = start.shape
+    if start.layout.kind != "embedding":
         return lowrank.pad(nothing(shape), rank, seed_of(name, seed))
     generator = torch.Generator().manual_seed(seed_of(name, seed))
     # One after the other: torch draws the last numbers of a whole matrix anew.
@@ -207,8 +221,8 @@ def _of_rank(
     return Recipient(
         name=f"rank-{rank}",
         shares={
-            name: Share(rank, alpha, shape, Layout(skeleton.kinds[name], name))
-            for name, shape in skeleton.shapes.items()
+            name: Share(one.rank * rank, one.alpha * alpha, one.shape, one.layout)
+            for name, one in skeleton.modules.items()
         },
         dtype=options.dtype or "float32",
         tensors=tensors,
@@ -216,8 +230,12 @@ def _of_rank(
             base_model=base,
             revision=options.revision,
             task_type=options.task_type,
+            model_class=skeleton.model_class,
             dropout=options.dropout or 0.0,
             fan_in_fan_out=skeleton.fan_in_fan_out,
+            target_parameters=skeleton.target_parameters,
+            selections=(skeleton.target_modules,),
+            saved_names=options.modules_to_save,
         ),
     )
 
@@ -231,7 +249,11 @@ def _like(
 ) -> Recipient:
     own = like(client.name, client.adapter, options.alpha, options.dtype)
     dropout = own.facts.dropout if options.dropout is None else options.dropout
-    shares = own.shares
+    # A file does not tell which of its factors belong to which parameter; the model does.
+    shares = {
+        name: replace(share, layout=skeleton.modules[name].layout)
+        for name, share in own.shares.items()
+    }
     if options.scaling is not None:
         root = 0.5 if own.facts.rslora else 1.0
         shares = {
@@ -247,6 +269,7 @@ def _like(
             base_model=base,
             revision=options.revision,
             task_type=options.task_type or own.facts.task_type,
+            model_class=skeleton.model_class,
             dropout=dropout,
         ),
     )
@@ -262,9 +285,22 @@ def _full(tensor: Tensor, owner: str) -> FullTensor:
     return FullTensor(tuple(tensor.shape), dtype, "saved", owner, read)
 
 
+def _passed_over(skeleton: Skeleton) -> tuple[str, ...]:
+    """A remark about layers that PEFT leaves out although they are named."""
+    if not skeleton.passed_over:
+        return ()
+    names = shortened(skeleton.passed_over)
+    return (f"PEFT takes names of experts for parameters alone and does not adapt {names}",)
+
+
 def _targets(skeleton: Skeleton) -> tuple[TargetRow, ...]:
-    """The adapted modules by their last name and shape, in the order of the model."""
+    """The adapted modules by their last name and shape, in the order of the model; experts by that
+    of their parameter.
+    """
     groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
-    for name, shape in skeleton.shapes.items():
-        groups.setdefault((name.rpartition(".")[2], shape), []).append(name)
+    for name, one in skeleton.modules.items():
+        last = name.rpartition(".")[2]
+        if one.layout.kind == "experts":
+            last = ".".join(parameter_name(one.layout).split(".")[-2:])
+        groups.setdefault((last, one.shape), []).append(name)
     return tuple(TargetRow(last, shape, tuple(all_)) for (last, shape), all_ in groups.items())

@@ -37,7 +37,8 @@ class InitOptions:
     - `alpha`: lora_alpha of all; `scaling`: instead, alpha / r of all, so that every rank trains at
       the same pace. None of both is the clients' own, or a scaling of 2.
     - `target_modules`: names of modules, an expression, or "all-linear"; None is PEFT's default for
-      the architecture. `task`: which class the model is, a key of `CLASSES`; None takes the one
+      the architecture. `target_parameters`: names of parameters, such as those of fused experts.
+      `task`: which class the model is, a key of `CLASSES`; None takes the one
       that the base was saved from.
     - `modules_to_save`: heads to train in full. `num_labels`: how many classes a new head has.
     - `seed`: of the random A and of new heads. `dropout`: lora_dropout. `dtype`: of the files.
@@ -51,6 +52,7 @@ class InitOptions:
     alpha: float | None = None
     scaling: float | None = None
     target_modules: tuple[str, ...] | str | None = None
+    target_parameters: tuple[str, ...] = ()
     task: str | None = None
     modules_to_save: tuple[str, ...] = ()
     num_labels: int | None = None

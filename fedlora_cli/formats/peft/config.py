@@ -28,7 +28,6 @@ NEW_EXPERTS = "0.19.0"
 
 #: Fields that are known and, having been looked at, change nothing in what the tensors mean.
 _HARMLESS = {
-    "auto_mapping",
     "eva_config",
     "inference_mode",
     "init_lora_weights",
@@ -243,6 +242,7 @@ def _facts(fields: Fields, config: Config, report: Report) -> Facts:
         base_model=told(fields.text, "base_model_name_or_path", None),
         revision=told(fields.text, "revision", None),
         task_type=told(fields.task_type, "task_type", None),
+        model_class=fields.model_class("auto_mapping"),
         dropout=told(fields.dropout, "lora_dropout", 0.0),
         fan_in_fan_out=told(flag, "fan_in_fan_out", False),
         rslora=told(flag, "use_rslora", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +23,11 @@ TASK_TYPES = (
 
 #: Which biases of the base model are trained too.
 BIASES = ("none", "all", "lora_only")
+
+#: The modules of transformers that hold the classes of one model, and a class by its name. PEFT
+#: imports the module that a config names and takes the class from it, so that nothing else passes.
+_MODEL_MODULE = re.compile(r"transformers\.models\.([a-z0-9_]{1,100})\.modeling_\1[a-z0-9_]{0,100}")
+_MODEL_CLASS = re.compile(r"[A-Z][A-Za-z0-9_]{0,200}")
 
 #: Beyond any vocabulary.
 _LAST_TOKEN = 2**24
@@ -93,6 +99,15 @@ class Fields:
         if value is not None and value not in TASK_TYPES:
             raise self._refuse(name, value, f"one of {', '.join(TASK_TYPES)}")
         return value
+
+    def model_class(self, name: str) -> str | None:
+        """The full name of a model's class in transformers; None where it names anything else."""
+        value = self._get(name)
+        if not isinstance(value, dict):
+            return None
+        library, one = (str(value.get(key)) for key in ("parent_library", "base_model_class"))
+        named = _MODEL_MODULE.fullmatch(library) and _MODEL_CLASS.fullmatch(one)
+        return f"{library}.{one}" if named else None
 
     def strings(self, name: str, most: int | None = None) -> tuple[str, ...]:
         """A list of names, at most so many; one name alone counts as a list of one."""

@@ -76,6 +76,11 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
     notes = []
     if unknown:
         notes.append(f"{folder.name}/{CONFIG}: unknown fields ignored: {', '.join(unknown)[:200]}")
+    foreign_class = config.known and facts.task_type is None and facts.model_class is None
+    if foreign_class and (named := config.fields.raw.get("auto_mapping")):
+        found = f"auto_mapping is {named!r:.120}, which names no model class of transformers"
+        cure = "it is not passed on, and AutoPeftModel needs it, or a task_type"
+        notes.append(f"{folder.name}/{CONFIG}: {found}; {cure}")
     if foreign:
         found = f"tensor names read as PEFT writes them: {shortened_keys(foreign)}"
         notes.append(f"{folder.name}: {found}")

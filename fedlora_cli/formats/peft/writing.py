@@ -163,6 +163,7 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
             tokens.setdefault(embedding, []).append(token[1])
     # Older versions of PEFT do not know these fields, so they are written where they say something.
     rare = {
+        "auto_mapping": _auto_mapping(facts),
         "lora_bias": facts.lora_bias,
         "target_parameters": list(facts.target_parameters),
         "trainable_token_indices": token_indices(tokens, facts.token_names),
@@ -171,6 +172,14 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
         "peft_version": _experts_version(layouts, facts),
     }
     return config | {name: value for name, value in rare.items() if value}
+
+
+def _auto_mapping(facts: Facts) -> dict[str, str] | None:
+    """What tells AutoPeftModel which class to load, where no task does."""
+    if facts.task_type is not None or facts.model_class is None:
+        return None
+    library, _, model_class = facts.model_class.rpartition(".")
+    return {"base_model_class": model_class, "parent_library": library}
 
 
 def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[tuple[str, ...], T]:

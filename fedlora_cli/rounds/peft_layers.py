@@ -1,0 +1,131 @@
+"""The layers that PEFT put into a model: their kinds, their shapes, their ranks.
+
+The model that PEFT wrapped is the only source: the names of modules and tensors do not tell fused
+experts from linear layers, and PEFT rewrites the targets of mixtures of experts on its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedlora_cli.adapter import Layout
+from fedlora_cli.errors import UsageError
+from fedlora_cli.formats.peft.names import ENDINGS, PREFIX, target_of
+from fedlora_cli.formats.peft.names import owner_of as saved_owner
+
+#: The name that PEFT gives to the adapter of a model.
+NAME = "default"
+
+#: The way out for a module that cannot be started.
+OTHERS = "leave it out, or train it in full with --modules-to-save"
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """How one module is adapted: `shape` is (out, in), `layout` how a file holds its factors.
+
+    `rank` and `alpha` are multiples of the config's r and lora_alpha: PEFT doubles both where it
+    fuses two projections of transformers 4 into one parameter.
+    """
+
+    shape: tuple[int, int]
+    layout: Layout
+    rank: int
+    alpha: float
+
+
+def adapted_modules(model: Any) -> dict[str, Adapted]:
+    """Every module that a LoRA layer in this model adapts, each expert as a module of its own.
+
+    The layers must have been made with r and lora_alpha of 1. Raises UsageError for a layer whose
+    factors are no plain LoRA.
+    """
+    from peft.tuners.lora.layer import LoraLayer
+
+    result: dict[str, Adapted] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            shape, layouts = _read(name, layer)
+            rank, alpha = int(layer.r[NAME]), float(layer.lora_alpha[NAME])
+            result |= {module: Adapted(shape, one, rank, alpha) for module, one in layouts}
+    return result
+
+
+def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, Layout]]]:
+    """The shape of one layer's update, and the modules that it adapts. Raises UsageError."""
+    if NAME in layer.lora_embedding_A:
+        A, B = layer.lora_embedding_A[NAME], layer.lora_embedding_B[NAME]
+        return (B.shape[0], A.shape[1]), [(name, Layout("embedding", name))]
+    A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    shape = (B.shape[0], math.prod(A.shape[1:]))
+    # PEFT's class for parameters, wherever they stand: `weight` of a router is one, too.
+    if hasattr(layer, "parameter_name"):
+        if not hasattr(layer, "_did_swap_in_out_features"):
+            found = f"{name}: this version of PEFT stores factors of parameters the other way round"
+            raise UsageError("--target-modules", found, "upgrade PEFT to 0.19 or later")
+        experts = layer.num_experts
+        layouts = (
+            Layout("experts", name, (), number, experts, layer.parameter_name)
+            for number in range(experts)
+        )
+        return shape, [(f"{name}[{one.expert}]", one) for one in layouts]
+    if B.shape[1] != A.shape[0]:
+        found = f"{name} is a convolution with groups"
+        raise UsageError("--target-modules", found, OTHERS)
+    if A.dim() > 2:
+        return shape, [(name, Layout("convolution", name, tuple(A.shape[1:])))]
+    return shape, [(name, Layout("linear", name))]
+
+
+def check_tensors(
+    modules: Mapping[str, Adapted], state: Mapping[str, Tensor], saved: tuple[str, ...]
+) -> dict[str, tuple[Tensor, str]]:
+    """The tensors of PEFT's state that are no factors: heads, with the module that owns each.
+
+    The factors must be those of `modules`, shape by shape. Raises UsageError.
+    """
+    expected = dict(_factor_shapes(modules))
+    stored = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    heads: dict[str, tuple[Tensor, str]] = {}
+    for name, tensor in stored.items():
+        owner = saved_owner(name, saved)
+        if expected.get(name) == tuple(tensor.shape):
+            del expected[name]
+        elif owner is not None:
+            heads[name] = (tensor, owner)
+        else:
+            raise UsageError("--target-modules", f"{name} would be no plain LoRA", OTHERS)
+    for name in expected:
+        raise UsageError("--target-modules", f"PEFT does not save {name}", OTHERS)
+    return heads
+
+
+def _factor_shapes(modules: Mapping[str, Adapted]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that hold the factors of these modules, by name."""
+    for one in modules.values():
+        layout = one.layout
+        ending_B, ending_A = ENDINGS[layout.kind]
+        rows = one.rank * layout.experts
+        kernel = (1,) * len(layout.sides[1:])
+        yield f"{layout.pair}{ending_B}", (one.shape[0], rows, *kernel)
+        yield f"{layout.pair}{ending_A}", (rows, *(layout.sides or one.shape[1:]))
+
+
+def parameter_name(layout: Layout) -> str:
+    """The full name of the parameter that a pair of experts adapts.
+
+    >>> parameter_name(Layout("experts", "mlp.experts.base_layer", parameter="gate_up_proj"))
+    'mlp.experts.gate_up_proj'
+    """
+    return f"{target_of(layout.pair)}.{layout.parameter}"
+
+
+def parameters_of(modules: Mapping[str, Adapted]) -> frozenset[str]:
+    """The full names of the parameters that are adapted."""
+    layouts = (one.layout for one in modules.values() if one.layout.kind == "experts")
+    return frozenset(map(parameter_name, layouts))
