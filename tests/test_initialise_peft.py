@@ -40,7 +40,16 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from fedlora_cli import InitOptions, InputError, UsageError, aggregate, initialise, read
+from fedlora_cli import (
+    DistributeOptions,
+    InitOptions,
+    InputError,
+    UsageError,
+    aggregate,
+    distribute,
+    initialise,
+    read,
+)
 from fedlora_cli.errors import VerificationError
 from fedlora_cli.libraries import hushed
 from fedlora_cli.rounds import acceptance, handout
@@ -150,6 +159,11 @@ def loaded(model: PreTrainedModel, folder: Path) -> PeftModel:
             "ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning
         )
         return PeftModel.from_pretrained(copy.deepcopy(model), str(folder), is_trainable=True)
+
+
+def set_fields(folder: Path, fields: dict[str, Any]) -> None:
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 ALL: dict[str, Any] = {"target_modules": "all-linear"}
@@ -381,29 +395,41 @@ def test_the_command_adapts_parameters(tmp_path: Path, base: Base, monkeypatch) 
 # What is written is read back before anybody sees it.
 
 
-def test_what_its_own_reader_refuses_is_not_published(
-    tmp_path: Path, base: Base, monkeypatch
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"r": 3}, "rank-2: fedlora would not read it again: .* has rank 2, but .* says 3"),
+        ({"target_modules": ["k_proj"]}, "would not read it again: .*target_modules does not"),
+        ({"lora_alpha": 9}, r"would read another scaling of model\.layers\.0"),
+        ({"use_rslora": True}, r"would read another scaling of model\.layers\.0"),
+    ],
+)
+@pytest.mark.parametrize("command", ["init", "distribute"])
+def test_what_its_own_reader_takes_otherwise_is_not_published(
+    tmp_path: Path, base: Base, monkeypatch, command: str, fields: dict[str, Any], message: str
 ) -> None:
     home = base(llama)
     options = InitOptions(ranks=(2,), target_modules=("q_proj",))
-    real = handout._described
-    for change, message in (
-        ({"alphas": 9.0}, "would read another scaling of model.layers.0"),
-        ({"modules_to_save": ("q_proj",)}, "would not read it again: "),
-    ):
+    initialise(home, tmp_path / "start", options=options)
+    real = handout._check_readable
 
-        def other(one: Any, change: dict[str, Any] = change) -> Any:
-            described = real(one)
-            alphas = dict.fromkeys(described.alphas, change.get("alphas", 4))
-            saved = change.get("modules_to_save", ())
-            return type(described)(
-                **(vars(described) | {"alphas": alphas, "modules_to_save": saved})
-            )
+    def spoiled(folder: Path, one: Any) -> None:
+        set_fields(folder, fields)
+        real(folder, one)
 
-        monkeypatch.setattr(handout, "_described", other)
-        with pytest.raises(VerificationError, match=message):
-            initialise(home, tmp_path / "out", options=options)
-        assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(handout, "_check_readable", spoiled)
+    again = {
+        "init": partial(initialise, home, tmp_path / "out", options=options),
+        "distribute": partial(
+            distribute,
+            tmp_path / "start/rank-2",
+            tmp_path / "out",
+            options=DistributeOptions(ranks=(2,)),
+        ),
+    }[command]
+    with pytest.raises(VerificationError, match=message):
+        again()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -421,8 +447,7 @@ def test_what_peft_loads_in_another_way_is_not_published(
     real = acceptance._check
 
     def spoiled(model: Any, base: str, folder: Path) -> None:
-        path = folder / CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+        set_fields(folder, fields)
         real(model, base, folder)
 
     monkeypatch.setattr(acceptance, "_check", spoiled)

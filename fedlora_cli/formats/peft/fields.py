@@ -26,7 +26,9 @@ BIASES = ("none", "all", "lora_only")
 
 #: The modules of transformers that hold the classes of one model, and a class by its name. PEFT
 #: imports the module that a config names and takes the class from it, so that nothing else passes.
-_MODEL_MODULE = re.compile(r"transformers\.models\.([a-z0-9_]{1,100})\.modeling_\1[a-z0-9_]{0,100}")
+_MODEL_MODULE = re.compile(
+    r"transformers\.models\.(?!auto\.)([a-z0-9_]{1,100})\.modeling_\1[a-z0-9_]{0,100}"
+)
 _MODEL_CLASS = re.compile(r"[A-Z][A-Za-z0-9_]{0,200}")
 
 #: Beyond any vocabulary.
