@@ -330,6 +330,14 @@ def test_like_clients_of_every_kind_of_layer(
         assert torch.equal(one.read().A, bob[module].read().A[: one.rank])
 
 
+def test_clients_of_an_older_peft_have_other_experts(tmp_path: Path, base: Base) -> None:
+    home = base(gpt_oss)
+    initialise(home, tmp_path / "start", options=InitOptions(ranks=(2,), **EXPLICIT))
+    set_fields(tmp_path / "start/rank-2", {"peft_version": "0.18.1"})
+    with pytest.raises(InputError, match=r"PEFT before 0\.19 stored its experts"):
+        initialise(home, tmp_path / "out", [tmp_path / "start"])
+
+
 # What cannot be started is refused by its name.
 
 

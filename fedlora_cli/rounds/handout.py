@@ -110,7 +110,11 @@ def _check_readable(folder: Path, one: Recipient) -> None:
     except InputError as error:
         raise unreadable(f"fedlora would not read it again: {error.found}") from error
     there = {name: (module.shape, module.rank) for name, module in written.modules.items()}
-    wanted = {name: (share.shape, share.rank) for name, share in one.shares.items()}
+    # A file of an older PEFT holds the transposed updates of experts.
+    wanted = {
+        name: (share.shape[::-1] if share.layout.turned else share.shape, share.rank)
+        for name, share in one.shares.items()
+    }
     for name in sorted(there.keys() | wanted.keys()):
         if there.get(name) != wanted.get(name):
             raise unreadable(f"fedlora would read {name} in another way")

@@ -146,6 +146,10 @@ def _check_plain(adapter: Adapter) -> None:
         found = f"it has more than factors and heads: {', '.join(special) or adapter.format}"
         cure = "let one client save its start, and distribute that with --like"
         raise InputError(adapter.path, found, cure)
+    kinds = {module.layout.kind for module in adapter.modules.values()}
+    if adapter.facts.old_experts and "experts" in kinds:
+        found = "PEFT before 0.19 stored its experts, the other way round than PEFT does now"
+        raise InputError(adapter.path, found, "start its next round with a later version of PEFT")
 
 
 def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleton:

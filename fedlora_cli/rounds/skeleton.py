@@ -56,7 +56,7 @@ def make_skeleton(
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    config = LoraConfig(
+    wanted = LoraConfig(
         # Ranks and alphas of the layers are then multiples of those of the config.
         r=1,
         lora_alpha=1,
@@ -72,13 +72,13 @@ def make_skeleton(
     asked.check_heads(modules_to_save)
     with torch.device("meta"):
         try:
-            wrapped = get_peft_model(model, config)
+            wrapped = get_peft_model(model, wanted)
         except (ValueError, TypeError, re.error) as error:
-            raise asked.refused(config, error) from None
+            raise asked.refused(wanted, error) from None
         state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     # PEFT has changed it: "all-linear" has become names, names of experts parameters, and
     # fan_in_fan_out has been corrected by the type of the layers.
-    config = wrapped.peft_config[NAME]
+    config: Any = wrapped.peft_config[NAME]
     modules = adapted_modules(wrapped.get_base_model())
     asked.check_targets(config, modules)
     heads = check_tensors(modules, state, tuple(wrapped.modules_to_save or ()))
