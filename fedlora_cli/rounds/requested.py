@@ -69,7 +69,7 @@ class Request:
         parameters that hold them, and then takes no layer by these names.
         """
         adapted = {target_of(one.layout.pair) for one in modules.values()}
-        if self.targets is None or isinstance(self.targets, str):
+        if self.targets is None or isinstance(self.targets, str) or not parameters_of(modules):
             return ()
         named = (name for name in self.plain if any(_fits(name, one) for one in self.targets))
         return tuple(name for name in named if name not in adapted)
