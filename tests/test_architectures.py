@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from architectures import ARCHITECTURES, Architecture
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from test_peft_layers import train
 from torch import Tensor, nn
 
-from fedlora_cli import Options, aggregate, distribute
+from fedlora_cli import InitOptions, Options, aggregate, distribute, initialise
 
 pytestmark = pytest.mark.long
+
+WEIGHTS = "adapter_model.safetensors"
 
 #: The seven projections of a decoder: PEFT turns those of fused experts into parameters.
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -133,3 +137,36 @@ def test_peft_applies_the_mean(tmp_path: Path, name: str, form: str) -> None:
         assert float((value - mean).norm()) <= 1e-5 * float(mean.norm()), key
     handed, said = loaded(base, tmp_path / "next/b")
     assert (set(handed), said - usual) == (set(own[1]), set())
+
+
+@pytest.mark.parametrize("targets", ["names", "all-linear"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_start_is_what_peft_makes_of_the_model(tmp_path: Path, name: str, targets: str) -> None:
+    one = ARCHITECTURES[name]
+    base = one.build()
+    base.config.save_pretrained(tmp_path / "base")
+    chosen = targets if targets == "all-linear" else one.targets
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            get_peft_model(
+                copy.deepcopy(base),
+                LoraConfig(r=2, target_modules=chosen if targets == "all-linear" else list(chosen)),
+            ).save_pretrained(tmp_path / "own")
+        except (ValueError, NotImplementedError) as error:
+            pytest.skip(f"PEFT refuses it: {error}")
+
+    initialise(
+        tmp_path / "base",
+        tmp_path / "start",
+        options=InitOptions(ranks=(2,), target_modules=chosen),
+    )
+
+    expected, usual = loaded(base, tmp_path / "own")
+    found, said = loaded(base, tmp_path / "start/rank-2")
+    assert (set(found), said - usual) == (set(expected), set())
+    shapes = {key: one.shape for key, one in load_file(tmp_path / "own" / WEIGHTS).items()}
+    start = load_file(tmp_path / "start/rank-2" / WEIGHTS)
+    assert {key: one.shape for key, one in start.items()} == shapes
+    for key, value in found.items():
+        assert torch.equal(value, expected[key]), key
