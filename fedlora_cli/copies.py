@@ -57,13 +57,15 @@ def check_copies(
             found = f"the same weights as {original.path}, to the last byte"
             cure = "count every upload once, or give --allow-copies"
             differ = None if samples is None else _difference(original, adapter, samples)
+            places: dict[Location, str | None] = {original.path: None}
             if differ is None:
-                report(InputError(adapter.weights_file, found, cure))
+                report(InputError(adapter.weights_file, found, cure, places))
             else:
                 cure = "take one of them away, or give --allow-copies"
                 if differ != _MEANING:
                     cure = f"give both one count in --samples FILE, {cure}"
-                report(InputError(str(adapter.weights_file), f"{found}, but {differ}", cure))
+                found = f"{found}, but {differ}"
+                report(InputError(str(adapter.weights_file), found, cure, places))
 
 
 def _is_one_file(one: Adapter, other: Adapter) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,7 +51,9 @@ _LONGEST = 1000
 class FedloraError(Exception):
     """Where it happened, what was found, and what to do: always one printable line.
 
-    `path` is the file or folder that it happened in, None where that is something else.
+    `path` is the file or folder that it happened in, None where that is something else. `places`
+    are those that the line speaks of, each with what `found` has in place of it, None where that is
+    its name: what was found stands in reports, which travel, and say nothing of this disk.
 
     >>> str(InputError("adapter_config.json", "r is -4", "write the rank it was trained with"))
     'adapter_config.json: r is -4; write the rank it was trained with'
@@ -59,15 +61,40 @@ class FedloraError(Exception):
 
     exit_code = 3
 
-    def __init__(self, where: object, found: str, cure: str) -> None:
+    def __init__(
+        self,
+        where: object,
+        found: str,
+        cure: str,
+        places: Mapping[Location, str | None] | None = None,
+    ) -> None:
         self.path = where if isinstance(where, (Path, Remote)) else None
         self.where, self.cure = printable(where), printable(cure)
-        self.found = printable(found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…")
-        super().__init__(f"{self.where}: {self.found}; {self.cure}")
+        self._whole, self._places = found, places or {}
+        self.found = self.reported(
+            lambda place: str(place) if isinstance(place, Remote) else place.name
+        )
+        super().__init__(f"{self.where}: {_shown(found)}; {self.cure}")
 
-    def __reduce__(self) -> tuple[type[FedloraError], tuple[Location | str, str, str]]:
+    def reported(self, name: Callable[[Location], str]) -> str:
+        """What was found, with the places by these names."""
+        found = self._whole
+        for place, word in self._places.items():
+            found = found.replace(str(place), name(place) if word is None else word)
+        return _shown(found)
+
+    def with_cure(self, cure: str) -> InputError:
+        """The same found in a file that was read, with another way out."""
+        return InputError(self.path or self.where, self._whole, cure, self._places)
+
+    def __reduce__(self) -> tuple[type[FedloraError], tuple[object, ...]]:
         """What another process makes the same error from."""
-        return type(self), (self.path or self.where, self.found, self.cure)
+        return type(self), (self.path or self.where, self._whole, self.cure, self._places)
+
+
+def _shown(found: str) -> str:
+    """What was found, on one line that is not too long."""
+    return printable(found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…")
 
 
 class UsageError(FedloraError):

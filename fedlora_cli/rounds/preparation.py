@@ -117,7 +117,8 @@ def _check_dora(cohort: Cohort, options: Options) -> None:
 
 
 def _remark(earlier: Location) -> str:
-    return f"{earlier} is given as a global adapter, but tells a sample count like a client"
+    name = earlier.resolve().name
+    return f"{name} is given as a global adapter, but tells a sample count like a client"
 
 
 def _tells_samples(folder: Location) -> bool:
