@@ -74,7 +74,7 @@ def _check_names(named: Sequence[tuple[str, Location]], report: Report) -> None:
         if alike != name:
             found = f"a client named almost like {other}"
             cure = "give every client a name of its own, also without regard to case"
-            report(InputError(str(folder), found, cure))
+            report(InputError(str(folder), found, cure, {other: None}))
 
 
 def _folded(name: str) -> str:
