@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedlora_cli.remote import Location, Remote
+from fedlora_cli.remote import Location, Remote, normal
 
 
 def printable(text: object) -> str:
@@ -53,7 +54,8 @@ class FedloraError(Exception):
 
     `path` is the file or folder that it happened in, None where that is something else. `places`
     are those that the line speaks of, each with what `found` has in place of it, None where that is
-    its name: what was found stands in reports, which travel, and say nothing of this disk.
+    its name: what was found stands in reports, which travel, and say nothing of this disk. `here`
+    is what was found with the places as they are.
 
     >>> str(InputError("adapter_config.json", "r is -4", "write the rank it was trained with"))
     'adapter_config.json: r is -4; write the rank it was trained with'
@@ -71,16 +73,20 @@ class FedloraError(Exception):
         self.path = where if isinstance(where, (Path, Remote)) else None
         self.where, self.cure = printable(where), printable(cure)
         self._whole, self._places = found, places or {}
+        self.here = _shown(found)
         self.found = self.reported(
-            lambda place: str(place) if isinstance(place, Remote) else place.name
+            lambda place: str(place) if isinstance(place, Remote) else normal(place).name
         )
-        super().__init__(f"{self.where}: {_shown(found)}; {self.cure}")
+        super().__init__(f"{self.where}: {self.here}; {self.cure}")
 
     def reported(self, name: Callable[[Location], str]) -> str:
         """What was found, with the places by these names."""
         found = self._whole
         for place, word in self._places.items():
-            found = found.replace(str(place), name(place) if word is None else word)
+            said = name(place) if word is None else word
+            # A path may be as short as a letter: it is whole words, or what a longer one begins by.
+            whole = rf"(?<!\S){re.escape(str(place))}(?![^\s,;:/])"
+            found = re.sub(whole, lambda _, said=said: said, found)  # type: ignore[misc]
         return _shown(found)
 
     def with_cure(self, cure: str) -> InputError:

@@ -185,3 +185,19 @@ def test_an_error_survives_the_way_to_another_process(kind: type[InputError]) ->
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.found) == (str(error), "the same as ann")
     assert str(error) == "x: the same as /srv/round/ann; mend it"
+
+
+@pytest.mark.parametrize(
+    ("place", "found", "reported"),
+    [
+        (".", "x.y is a.b in .", "x.y is a.b in here"),
+        ("a", "a base, but another in a", "here base, but another in here"),
+        ("/srv/a", "the same file as /srv/a/x.json", "the same file as here/x.json"),
+        ("/srv/a", "/srv/ab, but /srv/a, to the last", "/srv/ab, but here, to the last"),
+        ("/srv/a (1)*", "as /srv/a (1)* is", "as here is"),
+    ],
+)
+def test_a_place_is_named_where_it_stands_as_a_whole(place: str, found: str, reported: str) -> None:
+    error = InputError("x", found, "mend it", {Path(place): None})
+    assert error.reported(lambda _: "here") == reported
+    assert error.here == found

@@ -39,8 +39,9 @@ class Output:
 
     @property
     def pairs(self) -> list[str]:
-        """The names of all that has factors of its own in the file."""
-        return sorted({layout.pair for layout in self.layouts})
+        """The linear layers and embeddings."""
+        kinds = ("linear", "embedding")
+        return sorted({layout.pair for layout in self.layouts if layout.kind in kinds})
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,7 @@ def _one_classifier(output: Output) -> Obstacle | None:
     linear = f"{head}.weight" in matrices and set(saved) <= {f"{head}.weight", f"{head}.bias"}
     if known and linear and head.rpartition(".")[2] in _VLLM_HEADS:
         return None
-    found = f"modules that are saved in full, but one linear classifier or score ({min(saved)})"
-    return Obstacle(found, "train without modules_to_save, or with one of these two")
+    return _without_role("saved")(output)
 
 
 def _names_alone(output: Output) -> Obstacle | None:
