@@ -191,7 +191,7 @@ def test_an_error_survives_the_way_to_another_process(kind: type[InputError]) ->
     ("place", "found", "reported"),
     [
         (".", "x.y is a.b in .", "x.y is a.b in here"),
-        ("a", "a base, but another in a", "here base, but another in here"),
+        ("a", "another in a", "another in here"),
         ("/srv/a", "the same file as /srv/a/x.json", "the same file as here/x.json"),
         ("/srv/a", "/srv/ab, but /srv/a, to the last", "/srv/ab, but here, to the last"),
         ("/srv/a (1)*", "as /srv/a (1)* is", "as here is"),

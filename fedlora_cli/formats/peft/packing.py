@@ -49,18 +49,16 @@ def unpacked(names: Collection[str]) -> tuple[str, str] | None:
     return None
 
 
-def outside_layers(names: Collection[str]) -> str | None:
+def outside_layers(names: Collection[str]) -> tuple[str] | None:
     """A module that is neither in a numbered layer nor an embedding: SGLang passes over it.
 
     >>> outside_layers(["layers.0.q_proj", "lm_head"]), outside_layers(["h.0.attn.c_attn"])
-    (None, 'h.0.attn.c_attn')
+    (None, ('h.0.attn.c_attn',))
     """
-    outside = (name for name in names if _layer(name) is None)
-    return min((one for one in outside if not _names_embedding(one)), default=None)
-
-
-def _names_embedding(name: str) -> bool:
-    return name.rpartition(".")[2] in _EMBEDDINGS
+    for name in sorted(names):
+        if _layer(name) is None and name.rpartition(".")[2] not in _EMBEDDINGS:
+            return (name,)
+    return None
 
 
 def confused(names: Collection[str]) -> tuple[str, str] | None:
@@ -81,11 +79,11 @@ def confused(names: Collection[str]) -> tuple[str, str] | None:
     return None
 
 
-def incomplete_experts(names: Collection[str]) -> str | None:
+def incomplete_experts(names: Collection[str]) -> tuple[str] | None:
     """The first module of experts that are named one by one, where they are not adapted alike.
 
     >>> incomplete_experts(["mlp.experts.0.w1", "mlp.experts.0.w2", "mlp.experts.1.w1"])
-    'mlp.experts.0.w1'
+    ('mlp.experts.0.w1',)
     """
     groups: dict[str, dict[str, set[str]]] = {}
     first: dict[str, str] = {}
@@ -98,5 +96,5 @@ def incomplete_experts(names: Collection[str]) -> str | None:
     for around, experts in groups.items():
         alike = len({frozenset(one) for one in experts.values()}) == 1
         if not alike or sorted(map(int, experts)) != list(range(len(experts))):
-            return first[around]
+            return (first[around],)
     return None

@@ -186,35 +186,31 @@ def _names_alone(output: Output) -> Obstacle | None:
     return Obstacle("an expression as target_modules", "name the modules in a list")
 
 
-def _in_layers(output: Output) -> Obstacle | None:
-    name = outside_layers(output.pairs)
-    if name is None:
-        return None
-    found = f"modules outside the numbered layers, but embed_tokens and lm_head ({name})"
-    return Obstacle(found, "leave them out of target_modules")
+def _of_names(
+    find: Callable[[Sequence[str]], tuple[str, ...] | None], found: str, cure: str
+) -> Check:
+    """None of the modules that `find` finds, which the two texts name."""
+
+    def check(output: Output) -> Obstacle | None:
+        names = find(output.pairs)
+        return None if names is None else Obstacle(found.format(*names), cure.format(*names))
+
+    return check
 
 
-def _told_apart(output: Output) -> Obstacle | None:
-    both = confused(output.pairs)
-    if both is None:
-        return None
-    found = f"two modules of one name in one layer ({both[0]} and {both[1]})"
-    return Obstacle(found, "adapt one of them")
-
-
-def _packed(output: Output) -> Obstacle | None:
-    alone = unpacked(output.pairs)
-    if alone is None:
-        return None
-    name, needed = alone
-    return Obstacle(f"{name} without {needed}", f"add {needed} to target_modules")
-
-
-def _whole_experts(output: Output) -> Obstacle | None:
-    name = incomplete_experts(output.pairs)
-    if name is None:
-        return None
-    return Obstacle(f"some of all experts ({name})", "adapt all experts alike")
+_LEAVE_OUT = "leave them out of target_modules"
+_IN_LAYERS = _of_names(
+    outside_layers,
+    "modules outside the numbered layers, but embed_tokens and lm_head ({0})",
+    _LEAVE_OUT,
+)
+_TOLD_APART = _of_names(
+    confused, "two modules of one name in one layer ({0} and {1})", "adapt one of them"
+)
+_PACKED = _of_names(unpacked, "{0} without {1}", "add {1} to target_modules")
+_WHOLE_EXPERTS = _of_names(
+    incomplete_experts, "some of all experts ({0})", "adapt all experts alike"
+)
 
 
 def _heads(output: Output) -> list[str]:
@@ -237,7 +233,7 @@ def _untied(output: Output) -> Obstacle | None:
     if not both:
         return None
     found = f"factors of {', '.join(both)} on a base model that ties its embeddings"
-    return Obstacle(found, "leave them out of target_modules")
+    return Obstacle(found, _LEAVE_OUT)
 
 
 def _of_tokens(output: Output) -> Obstacle | None:
@@ -245,7 +241,7 @@ def _of_tokens(output: Output) -> Obstacle | None:
     others = [name for name in _embeddings(output) if re.search("posit|wpe|token_type", name)]
     if not others:
         return None
-    return Obstacle(f"embeddings of no tokens ({others[0]})", "leave them out of target_modules")
+    return Obstacle(f"embeddings of no tokens ({others[0]})", _LEAVE_OUT)
 
 
 def _experts_in_pairs(output: Output) -> Obstacle | None:
@@ -300,9 +296,9 @@ TARGETS: dict[str, tuple[Check, ...]] = {
         _without_kind("convolution"),
         _without_kind("experts"),
         _names_alone,
-        _in_layers,
-        _told_apart,
-        _packed,
+        _IN_LAYERS,
+        _TOLD_APART,
+        _PACKED,
         # The config's fields that are read are few, and these two are not among them.
         _ACTIVATED,
         _REPLICATION,
@@ -318,7 +314,7 @@ TARGETS: dict[str, tuple[Check, ...]] = {
         # A and B are matrices that share one rank, of all experts or of none.
         _without_kind("convolution"),
         _without_kind("experts"),
-        _whole_experts,
+        _WHOLE_EXPERTS,
         _untied,
         _of_tokens,
         # GPT-2's weights are transposed by the converter, and with them B A, which is not.
