@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from fedlora_cli.errors import Report, refuse
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.entries import Entry, read_entries
+from fedlora_cli.files.untrusted import State
 from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
@@ -174,6 +175,13 @@ class Adapter:
     def rank(self) -> int:
         """The largest rank of any module."""
         return max(module.rank for module in self.modules.values())
+
+    @property
+    def state(self) -> State | None:
+        """Of the weights file, when its header was read; None without modules."""
+        entries = (entry for module in self.modules.values() for entry in module.entries)
+        first = next(entries, None)
+        return None if first is None else first.state
 
     def of(self, names: Collection[str]) -> Adapter:
         """The same with these modules and tensors alone, without remarks. It may have none left."""

@@ -155,7 +155,8 @@ def check_files(adapters: Iterable[Adapter], report: Report) -> None:
             continue
         same = first.setdefault((status.st_dev, status.st_ino), file)
         if same is not file:
-            report(InputError(file, f"the same file as {same}", "count every upload once"))
+            found, cure = f"the same file as {same}", "count every upload once"
+            report(InputError(file, found, cure, {same.parent: None}))
 
 
 def read_adapters(folders: Sequence[Location], report: Report) -> list[Adapter]:

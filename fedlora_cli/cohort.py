@@ -13,6 +13,7 @@ from fedlora_cli.adapter import Adapter, Facts, widest
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.fit import agreed, check_fit, usual
 from fedlora_cli.orientation import older_experts, with_one_orientation
+from fedlora_cli.remote import Location
 from fedlora_cli.weights import FloatArray, IntArray
 
 
@@ -108,7 +109,8 @@ def align(
             found = f"a client named {one.name}, like {one.adapter.path}"
             cure = "give every client its own folder name"
             # Nobody's fault, so not told as of a path: either may be the one that took the name.
-            report(InputError(str(other.adapter.path), found, cure))
+            places: dict[Location, str | None] = {one.adapter.path: None}
+            report(InputError(str(other.adapter.path), found, cure, places))
     if not sum(client.samples for client in ordered) > 0:
         report(InputError("samples", "all counts are zero", "give at least one client samples"))
     adapters = with_one_orientation([client.adapter for client in ordered], report)

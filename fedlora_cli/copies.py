@@ -14,14 +14,15 @@ from fedlora_cli.remote import Location, is_same_file
 def digests_of(
     adapters: Sequence[Adapter], jobs: int, progress: engine.Progress, report: Report
 ) -> dict[Location, str]:
-    """SHA-256 of every weights file by the adapter's path, as `sha256sum` prints it.
+    """SHA-256 of every weights file by the adapter's path, as `sha256sum` prints it: of the bytes
+    that its tensors are read from.
 
-    What cannot be read goes to `report`.
+    What cannot be read, or is not the file any more whose header was read, goes to `report`.
     """
 
     def digest(adapter: Adapter) -> str | InputError:
         try:
-            return sha256_of(adapter.weights_file)
+            return sha256_of(adapter.weights_file, adapter.state)
         except InputError as error:
             return error
 
@@ -52,19 +53,24 @@ def check_copies(
         if adapter.path not in digests:
             continue
         original = first.setdefault(digests[adapter.path], adapter)
-        if original is not adapter and not is_same_file(
-            original.weights_file, adapter.weights_file
-        ):
+        if original is not adapter and not _is_one_file(original, adapter):
             found = f"the same weights as {original.path}, to the last byte"
             cure = "count every upload once, or give --allow-copies"
             differ = None if samples is None else _difference(original, adapter, samples)
+            places: dict[Location, str | None] = {original.path: None}
             if differ is None:
-                report(InputError(adapter.weights_file, found, cure))
+                report(InputError(adapter.weights_file, found, cure, places))
             else:
                 cure = "take one of them away, or give --allow-copies"
                 if differ != _MEANING:
                     cure = f"give both one count in --samples FILE, {cure}"
-                report(InputError(str(adapter.weights_file), f"{found}, but {differ}", cure))
+                found = f"{found}, but {differ}"
+                report(InputError(str(adapter.weights_file), found, cure, places))
+
+
+def _is_one_file(one: Adapter, other: Adapter) -> bool:
+    """Whether two adapters were read from one file, which has that name still."""
+    return one.state == other.state and is_same_file(one.weights_file, other.weights_file)
 
 
 _MEANING = "its config gives them another meaning"

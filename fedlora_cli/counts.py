@@ -56,7 +56,7 @@ def counts_from_file(
     for name, folder in [] if faults else sorted(clients, key=lambda one: (one[0], one[1].parts)):
         if name not in raw:
             found = f"no count for {name} in {path}"
-            report(InputError(folder, found, "add it, or leave the client out"))
+            report(InputError(folder, found, "add it, or leave the client out", {path: None}))
     return {folder: counts[name] for name, folder in clients if name in counts}
 
 

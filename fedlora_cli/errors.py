@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedlora_cli.remote import Location, Remote
+from fedlora_cli.remote import Location, Remote, normal
 
 
 def printable(text: object) -> str:
@@ -51,7 +52,10 @@ _LONGEST = 1000
 class FedloraError(Exception):
     """Where it happened, what was found, and what to do: always one printable line.
 
-    `path` is the file or folder that it happened in, None where that is something else.
+    `path` is the file or folder that it happened in, None where that is something else. `places`
+    are those that the line speaks of, each with what `found` has in place of it, None where that is
+    its name: what was found stands in reports, which travel, and say nothing of this disk. `here`
+    is what was found with the places as they are.
 
     >>> str(InputError("adapter_config.json", "r is -4", "write the rank it was trained with"))
     'adapter_config.json: r is -4; write the rank it was trained with'
@@ -59,15 +63,44 @@ class FedloraError(Exception):
 
     exit_code = 3
 
-    def __init__(self, where: object, found: str, cure: str) -> None:
+    def __init__(
+        self,
+        where: object,
+        found: str,
+        cure: str,
+        places: Mapping[Location, str | None] | None = None,
+    ) -> None:
         self.path = where if isinstance(where, (Path, Remote)) else None
         self.where, self.cure = printable(where), printable(cure)
-        self.found = printable(found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…")
-        super().__init__(f"{self.where}: {self.found}; {self.cure}")
+        self._whole, self._places = found, places or {}
+        self.here = _shown(found)
+        self.found = self.reported(
+            lambda place: str(place) if isinstance(place, Remote) else normal(place).name
+        )
+        super().__init__(f"{self.where}: {self.here}; {self.cure}")
 
-    def __reduce__(self) -> tuple[type[FedloraError], tuple[Location | str, str, str]]:
+    def reported(self, name: Callable[[Location], str]) -> str:
+        """What was found, with the places by these names."""
+        found = self._whole
+        for place, word in self._places.items():
+            said = name(place) if word is None else word
+            # A path may be as short as a letter: it is whole words, or what a longer one begins by.
+            whole = rf"(?<!\S){re.escape(str(place))}(?![^\s,;:/])"
+            found = re.sub(whole, lambda _, said=said: said, found)  # type: ignore[misc]
+        return _shown(found)
+
+    def with_cure(self, cure: str) -> InputError:
+        """The same found in a file that was read, with another way out."""
+        return InputError(self.path or self.where, self._whole, cure, self._places)
+
+    def __reduce__(self) -> tuple[type[FedloraError], tuple[object, ...]]:
         """What another process makes the same error from."""
-        return type(self), (self.path or self.where, self.found, self.cure)
+        return type(self), (self.path or self.where, self._whole, self.cure, self._places)
+
+
+def _shown(found: str) -> str:
+    """What was found, on one line that is not too long."""
+    return printable(found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…")
 
 
 class UsageError(FedloraError):

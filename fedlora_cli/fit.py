@@ -59,12 +59,17 @@ class Usual(Generic[T]):
     decides: bool
 
     def misfit(self, place: Location, found: str, cure: str) -> InputError:
-        """The error of one that says something else."""
-        return _accuse(place, found, cure, decided=self.decides)
+        """The error of one that says something else; what was found may name the example."""
+        return _accuse(place, found, cure, self.example, decided=self.decides)
 
 
-def _accuse(place: Location, found: str, cure: str, *, decided: bool) -> InputError:
-    return InputError(place, found, cure) if decided else Undecided(str(place), found, cure)
+def _accuse(
+    place: Location, found: str, cure: str, example: Adapter, *, decided: bool
+) -> InputError:
+    places: dict[Location, str | None] = {example.path: None}
+    if decided:
+        return InputError(place, found, cure, places)
+    return Undecided(str(place), found, cure, places)
 
 
 #: What PEFT puts around an embedding of which it trains some rows.
@@ -193,7 +198,8 @@ def exclude(
     """
     both = set(one[0]) & set(other[0])
     for adapter in (adapter for adapter in one[0] if adapter in both):
-        report(InputError(adapter.weights_file, f"{one[1]} {adapter.path}", cure))
+        found = f"{one[1]} {adapter.path}"
+        report(InputError(adapter.weights_file, found, cure, {adapter.path: None}))
     ways = [
         ([adapter for adapter in way if adapter not in both], found) for way, found in (one, other)
     ]
@@ -201,7 +207,7 @@ def exclude(
     decided = len(blamed) < len(others)
     for adapter in blamed:
         text = f"{found} {others[0].path}"
-        report(_accuse(adapter.weights_file, text, cure, decided=decided))
+        report(_accuse(adapter.weights_file, text, cure, others[0], decided=decided))
 
 
 def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedlora_cli.errors import InputError, Report, refuse
-from fedlora_cli.remote import Location, Remote
+from fedlora_cli.remote import Location, normal
 from fedlora_cli.uploads import find_folders
 
 
@@ -36,7 +34,7 @@ def distinct_folders(
         same = first.setdefault(folder.resolve(), folder)
         if same is not folder:
             found = f"the same folder as {same}"
-            report(InputError(folder, found, "name every client once"))
+            report(InputError(folder, found, "name every client once", {same: None}))
     return list(first.values()), left_out
 
 
@@ -54,13 +52,6 @@ def name_of(folder: Location) -> str:
     """
     place = normal(folder)
     return place.stem if place.suffix and place.is_file() else place.name
-
-
-def normal(folder: Location) -> Location:
-    """The place without `..` in it, links not resolved."""
-    if isinstance(folder, Remote):
-        return folder
-    return Path(os.path.normpath(folder.absolute()))
 
 
 def _name(folder: Location, report: Report) -> str:
@@ -83,7 +74,7 @@ def _check_names(named: Sequence[tuple[str, Location]], report: Report) -> None:
         if alike != name:
             found = f"a client named almost like {other}"
             cure = "give every client a name of its own, also without regard to case"
-            report(InputError(str(folder), found, cure))
+            report(InputError(str(folder), found, cure, {other: None}))
 
 
 def _folded(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -230,6 +231,11 @@ class Remote:
 
 #: What commands read from and write to.
 Location = Path | Remote
+
+
+def normal(place: Location) -> Location:
+    """The place without `.` and `..` in it, links not resolved: it has a name of its own."""
+    return place if isinstance(place, Remote) else Path(os.path.normpath(place.absolute()))
 
 
 def is_same_file(one: Location, other: Location) -> bool:

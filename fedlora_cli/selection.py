@@ -5,7 +5,7 @@ A client is at fault for what its own folder holds, and for not being as most of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -22,8 +22,8 @@ from fedlora_cli.clients import (
 from fedlora_cli.cohort import Client, Cohort, align
 from fedlora_cli.errors import InputError, printable
 from fedlora_cli.fit import Undecided
-from fedlora_cli.naming import distinct_folders, name_of, named, normal
-from fedlora_cli.remote import Location, below
+from fedlora_cli.naming import distinct_folders, name_of, named
+from fedlora_cli.remote import Location, Remote, below, normal
 
 T = TypeVar("T")
 
@@ -48,8 +48,9 @@ def select_clients(
     folders, remarks = distinct_folders(paths, faults.append, adapter)
     places = {_place(fault, paths): fault for fault in reversed(faults)}
     taken = {_spelled(folder) for folder in folders}  # such a one was named once more
+    names = {normal(place): name_of(place) for place in (*folders, *places)}
     left_out = [
-        _left_out(name_of(place), place, fault)
+        _left_out(name_of(place), place, fault, names)
         for place, fault in places.items()
         if _spelled(place) not in taken
     ]
@@ -60,7 +61,7 @@ def select_clients(
     adapters = dict(zip(folders, read_adapters(homes, faults.append), strict=True))
     check_files(adapters.values(), faults.append)
     clients, faulty = _parted(clients, lambda one: one[1], faults)
-    left_out += [_left_out(*one, fault) for one, fault in faulty]
+    left_out += [_left_out(*one, fault, names) for one, fault in faulty]
 
     faults = []
     counts, odd = sample_counts(
@@ -75,7 +76,7 @@ def select_clients(
     clients, faulty = _parted(clients, lambda one: one[1], faults)
     if faulty:  # mostly for what others told, which moves the median
         check_majority(len(clients), everyone, faults)
-    left_out += [_left_out(*one, fault) for one, fault in faulty]
+    left_out += [_left_out(*one, fault, names) for one, fault in faulty]
 
     counts = {folder: counts[folder] for _, folder in clients if folder in counts}
     cohort, misfits = _fitting(
@@ -103,7 +104,8 @@ def leave_out(
     if not faults:
         return found
     clients, faulty = _parted(found.cohort.clients, _home, faults)
-    left_out = [*found.left_out, *(_of_client(one, fault) for one, fault in faulty)]
+    names = _names(found.cohort.clients)
+    left_out = [*found.left_out, *(_of_client(one, fault, names) for one, fault in faulty)]
     cohort, everyone = _fitting(clients, base_model, left_out, min_clients)
     return replace(found, cohort=cohort, left_out=everyone)
 
@@ -127,15 +129,14 @@ def check_majority(fit: int, clients: int, faults: Sequence[InputError]) -> None
 
 
 def _undecided(fault: InputError) -> InputError:
-    cure = f"{fault.cure}; nobody is left out, as the others are no majority"
-    return InputError(fault.path or fault.where, fault.found, cure)
+    return fault.with_cure(f"{fault.cure}; nobody is left out, as the others are no majority")
 
 
 def _fitting(
     clients: Sequence[Client], base_model: str | None, left_out: Sequence[LeftOut], least: int
 ) -> tuple[Cohort, tuple[LeftOut, ...]]:
     """The cohort of those that fit each other. With some gone, most may say something else."""
-    everyone = list(left_out)
+    everyone, names = list(left_out), _names(clients)
     while True:
         check_number(len(clients), everyone, least)
         faults: list[InputError] = []
@@ -146,7 +147,7 @@ def _fitting(
         if not faulty:
             return cohort, tuple(sorted(everyone, key=lambda one: (one.name, one.path)))
         check_majority(len(fit), len(clients), faults)
-        everyone += [_of_client(one, fault) for one, fault in faulty]
+        everyone += [_of_client(one, fault, names) for one, fault in faulty]
         clients = fit
 
 
@@ -195,12 +196,29 @@ def _home(client: Client) -> Location:
     return client.adapter.path
 
 
-def _of_client(client: Client, fault: InputError) -> LeftOut:
-    return _left_out(client.name, _home(client), fault)
+def _names(clients: Sequence[Client]) -> dict[Location, str]:
+    return {normal(_home(client)): client.name for client in clients}
 
 
-def _left_out(name: str, place: Location, fault: InputError) -> LeftOut:
-    """What a report says of it: in which file of the folder, and what was found."""
+def _of_client(client: Client, fault: InputError, names: Mapping[Location, str]) -> LeftOut:
+    return _left_out(client.name, _home(client), fault, names)
+
+
+def _left_out(
+    name: str, place: Location, fault: InputError, names: Mapping[Location, str]
+) -> LeftOut:
+    """What a report says of it: in which file of the folder, and what was found, with the clients'
+    names in place of their folders.
+    """
+
+    def called(other: Location) -> str:
+        whole = normal(other)
+        home = next((one for one in (whole, *whole.parents) if one in names), None)
+        if home is not None:
+            return "/".join((names[home], *below(whole, home)))
+        return str(other) if isinstance(other, Remote) else whole.name
+
+    found = fault.reported(called)
     inside = () if fault.path is None else below(fault.path, place)
-    reason = f"{'/'.join(inside)}: {fault.found}" if inside else fault.found
+    reason = f"{'/'.join(inside)}: {found}" if inside else found
     return LeftOut(printable(name), printable(place), printable(reason))

@@ -367,7 +367,7 @@ def test_who_is_not_in_the_file_of_counts_is_left_out(clients: Path) -> None:
     file = clients.parent / "counts.csv"
     file.write_text("ann,1\nbob,2\ngood,3\n")
 
-    assert left_out(clients, samples=file) == {"bad": f"no count for bad in {file}"}
+    assert left_out(clients, samples=file) == {"bad": f"no count for bad in {file.name}"}
 
 
 def test_a_wrong_file_of_counts_is_nobodys_fault_but_the_operators(clients: Path) -> None:

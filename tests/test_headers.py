@@ -26,6 +26,7 @@ WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 TOKENS = (
     *'{}[],:"',
     *("0", "1", "4", "24", "-1", "1.0", "1e0", "00", "true", "null", "NaN", str(2**63), str(2**64)),
+    *("-0", "-0.0", "0.0", "-0e0", "0E1", "+0", "-00", "- 0", "0x0"),
     *('"a"', '"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"F32"', '"BOOL"', '"f32"'),
     *(" ", "\n", "\0", "\ufeff", '"\\u0061"', '"\\ud800"', '"\x1b"', '""', '"x":'),
 )
@@ -100,6 +101,31 @@ def a_good_file(path: Path) -> bytes:
 def test_a_good_file_is_accepted(tmp_path: Path) -> None:
     a_good_file(tmp_path / "x")
     assert agrees(tmp_path / "x")
+
+
+#: A header with one number left out, and that number: an offset, the other, a side.
+PLACES = [
+    ('{"x":{"dtype":"F32","shape":[1],"data_offsets":[@,4]}}', "0"),
+    ('{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,@]}}', "4"),
+    ('{"x":{"dtype":"F32","shape":[@],"data_offsets":[0,4]}}', "1"),
+]
+
+
+@pytest.mark.parametrize(("header", "number"), PLACES)
+@pytest.mark.parametrize("spelled", ["-0", "-0.0", "{}.0", "{}e0", "{}E-0", "0{}", "-{}", "+{}"])
+def test_a_number_in_a_spelling_that_the_library_refuses_is_refused(
+    header: str, number: str, spelled: str, tmp_path: Path
+) -> None:
+    def write(text: str) -> Path:
+        content = header.replace("@", text).encode()
+        (tmp_path / text).write_bytes(struct.pack("<Q", len(content)) + content + bytes(4))
+        return tmp_path / text
+
+    assert agrees(write(number))
+    other = write(spelled.format(number))
+    assert not agrees(other)
+    with pytest.raises(SafetensorError, match="Error while deserializing header"):
+        safe_open(other, "pt")
 
 
 def test_rows_of_a_tensor_are_read_alone(tmp_path: Path) -> None:

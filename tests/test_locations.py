@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -21,8 +22,20 @@ from makers import WEIGHTS, Spec, make
 from stores import Store
 from typer.testing import CliRunner
 
-from fedlora_cli import Adapter, Factors, InputError, Options, UsageError, aggregate, location, read
+from fedlora_cli import (
+    Adapter,
+    Factors,
+    InputError,
+    Options,
+    UsageError,
+    aggregate,
+    engine,
+    location,
+    read,
+)
 from fedlora_cli.cli.app import app
+from fedlora_cli.copies import digests_of
+from fedlora_cli.errors import refuse
 from fedlora_cli.files import untrusted
 from fedlora_cli.files.sending import uploaded
 from fedlora_cli.remote import Remote
@@ -350,6 +363,17 @@ def test_a_file_that_changes_after_its_header_was_read(
     said = error_of(run("aggregate", ROUND, "-o", tmp_path / "out"), 3)
     assert said == f"s3://{key}: changed while being read; wait until it is uploaded"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_changes_between_header_and_digest(store: Store) -> None:
+    adapter = read(location(f"{ROUND}/bob"))
+    key = f"bucket/round/bob/{WEIGHTS}"
+    assert list(digests_of([adapter], 1, engine.quiet(""), refuse).values()) == [
+        hashlib.sha256(store.objects[key]).hexdigest()
+    ]
+    store.objects[key] = store.objects[key][:-1] + b"\1"
+    with pytest.raises(InputError, match="changed while being read; wait until it is uploaded"):
+        digests_of([adapter], 1, engine.quiet(""), refuse)
 
 
 def test_a_file_that_changes_between_header_and_tensors(store: Store, tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ import torch
 from damage import CONFIG, WEIGHTS
 from makers import PREFIX, Spec, make
 
-from fedlora_cli import InputError, read
+from fedlora_cli import InputError, Options, aggregate, engine, read
+from fedlora_cli.copies import digests_of
+from fedlora_cli.errors import refuse
 from fedlora_cli.files.digests import sha256_of
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
-from fedlora_cli.files.untrusted import Untrusted
+from fedlora_cli.files.untrusted import Untrusted, opened
+from fedlora_cli.rounds import aggregate as rounds_aggregate
 
 Change = Callable[[Path], object]
 
@@ -60,6 +63,65 @@ def test_what_changed_since_its_header_was_read_is_refused(tmp_path: Path, chang
 
     with pytest.raises(InputError, match="changed while being read; wait until it is uploaded"):
         adapter.modules["layers.0.q_proj"].read()
+
+
+def moved_in(path: Path) -> None:
+    """Another folder of the same content under the name of the first: no file in it is touched."""
+    other = path.parent.with_name("other")
+    other.mkdir()
+    for one in path.parent.iterdir():
+        (other / one.name).write_bytes(one.read_bytes())
+        os.utime(other / one.name, ns=(one.stat().st_atime_ns, one.stat().st_mtime_ns))
+    path.parent.rename(path.parent.with_name("old"))
+    other.rename(path.parent)
+
+
+def linked(path: Path) -> None:
+    """A link to another file of the same size and time of modification."""
+    replaced(path)
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+OTHERS = CHANGES | {"replaced": replaced, "moved in": moved_in, "linked": linked}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_a_digest_is_of_the_bytes_whose_header_was_read(tmp_path: Path, change: str) -> None:
+    adapter = read(make(tmp_path, Spec("a", rank=2)).folder)
+    before = sha256_of(adapter.weights_file)
+    assert digests_of([adapter], 1, engine.quiet(""), refuse) == {adapter.path: before}
+    OTHERS[change](tmp_path / "a" / WEIGHTS)
+
+    with pytest.raises(InputError, match="changed while being read; wait until it is uploaded"):
+        digests_of([adapter], 1, engine.quiet(""), refuse)
+
+
+def test_two_files_that_were_made_at_once_are_told_apart(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"12345678")
+    with opened(tmp_path / "one") as file:
+        one = file.state
+    with opened(tmp_path / "two") as file:
+        two = file.state
+
+    assert one._replace(modified=0, changed=0) != two._replace(modified=0, changed=0)
+
+
+def test_an_upload_that_is_replaced_before_its_digest_is_taken_ends_the_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path / "round", Spec("a", rank=2)).folder
+    really = rounds_aggregate.screened
+
+    def screened(*arguments: object) -> object:
+        replaced(folder / WEIGHTS)
+        return really(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds_aggregate, "screened", screened)
+    with pytest.raises(InputError, match="changed while being read; wait until it is uploaded"):
+        aggregate(folder, tmp_path / "out", Options())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("change", CHANGES)

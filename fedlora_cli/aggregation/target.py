@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.formats.peft.serving import TARGETS, Output, obstacles
+from fedlora_cli.formats.peft.serving import TARGETS, Output, asks_for_ties, doubts, obstacles
+from fedlora_cli.formats.peft.writing import config_names
 
 
 def check_server(plan: Plan, rank: int | None) -> None:
@@ -19,19 +21,7 @@ def check_server(plan: Plan, rank: int | None) -> None:
     if options.target not in TARGETS:
         found = f"{options.target} is not known"
         raise UsageError("--target", found, f"choose one of {', '.join(TARGETS)}")
-    adapters = [client.adapter for client in plan.cohort.clients]
-    if plan.previous is not None:
-        adapters.append(plan.previous)
-    decided = "--rank" if options.rank is not None else "--energy"
-    output = Output(
-        format=plan.cohort.format,
-        rank=rank,
-        decided=decided if options.rank is not None or options.energy is not None else None,
-        layouts=tuple(plan.layout(name) for name in plan.modules),
-        tensors={name: one for adapter in adapters for name, one in adapter.tensors.items()},
-        facts=plan.cohort.facts,
-    )
-    found_all = obstacles(options.target, output)
+    found_all = obstacles(options.target, _output(plan, rank))
     if not found_all:
         return
     found = f"{options.target} cannot load {', '.join(one.found for one in found_all)}"
@@ -40,3 +30,33 @@ def check_server(plan: Plan, rank: int | None) -> None:
     if option is not None and all(one.option == option for one in found_all):
         raise UsageError(option, found, cure)
     raise InputError("--target", found, cure)
+
+
+def server_doubts(plan: Plan) -> tuple[str, ...]:
+    """What decides whether `--target` can load the output, and nobody here knows."""
+    target = plan.options.target
+    return () if target is None else doubts(target, _output(plan, plan.rank))
+
+
+def _output(plan: Plan, rank: int | None) -> Output:
+    options = plan.options
+    adapters = [client.adapter for client in plan.cohort.clients]
+    if plan.previous is not None:
+        adapters.append(plan.previous)
+    tensors = {name: one for adapter in adapters for name, one in adapter.tensors.items()}
+    layouts = tuple(plan.layout(name) for name in plan.modules)
+    facts = plan.cohort.facts.named_like([adapter.facts for adapter in plan.adapters])
+    owners = {one.owner for one in tensors.values() if one.owner is not None}
+    targets, saved = config_names(layouts, tensors, owners, facts)
+    decided = "--rank" if options.rank is not None else "--energy"
+    return Output(
+        format=plan.cohort.format,
+        rank=rank,
+        decided=decided if options.rank is not None or options.energy is not None else None,
+        layouts=layouts,
+        tensors=tensors,
+        facts=facts,
+        targets=targets,
+        saved=saved,
+        tied=ties_embeddings(facts.base_model) if asks_for_ties(layouts) else None,
+    )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fedlora_cli.files.untrusted import opened
+from fedlora_cli.files.untrusted import State, opened
 from fedlora_cli.remote import Location
 
 
-def sha256_of(path: Location) -> str:
-    """Of one file, whole and in one state. Raises InputError."""
+def sha256_of(path: Location, state: State | None = None) -> str:
+    """Of one file, whole and in one state: the given one, if there is one. Raises InputError."""
     total = hashlib.sha256()
-    with opened(path) as file:
+    with opened(path, state) as file:
         for block in file.blocks():
             total.update(block)
     return total.hexdigest()

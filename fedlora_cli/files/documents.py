@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fedlora_cli.errors import InputError, OutputError
@@ -31,12 +32,17 @@ def read_bytes(path: Location, *, most: int = MAX_BYTES) -> bytes:
         return file.read(0, file.state.size)
 
 
-def parse_object(text: bytes, where: object, *, finite: bool = True) -> dict[str, Any]:
-    """`read_object` for bytes in memory; `where` names them in the error."""
+def parse_object(
+    text: bytes, where: object, *, finite: bool = True, whole: Callable[[str], Any] = int
+) -> dict[str, Any]:
+    """`read_object` for bytes in memory; `where` names them in the error, `whole` makes a value of
+    the digits of every whole number.
+    """
     try:
         value = json.loads(
             text.decode("utf-8-sig"),
             object_pairs_hook=_unique,
+            parse_int=whole,
             parse_constant=_no_constant if finite else float,
         )
         # Half a surrogate pair can be written in JSON, and nowhere else.

@@ -23,7 +23,7 @@ def check_links(folder: Location, home: Location) -> None:
         inside = any(_real(place) in target.parents for place in (folder, home))
         if not inside and not _is_blob(target, _real(folder)):
             cure = "put the file itself there"
-            raise InputError(link, f"a link that leads out of the folder, to {target}", cure)
+            raise _leads_out(link, target, cure)
 
 
 def check_linked_folder(folder: Location, home: Location) -> None:
@@ -34,8 +34,15 @@ def check_linked_folder(folder: Location, home: Location) -> None:
         return
     target = _real(folder)
     if _real(home) not in target.parents and not _is_blob(target, _real(folder.parent)):
-        cure = "name that itself on the command line"
-        raise InputError(folder, f"a link that leads out of the folder, to {target}", cure)
+        raise _leads_out(folder, target, "name that itself on the command line")
+
+
+def _leads_out(link: Location, target: Location, cure: str) -> InputError:
+    """The error of a link. Where it leads is for the person at this machine: a report may reach
+    who made the link.
+    """
+    found = f"a link that leads out of the folder, to {target}"
+    return InputError(link, found, cure, {target: "elsewhere"})
 
 
 def _links(folder: Location) -> Iterator[Path]:

@@ -110,12 +110,21 @@ def _header(path: Location) -> _Header:
         raise InputError(path, "a header that is not JSON", "save it again with safetensors")
     if any(header.count(mark) > most * MAX_TENSORS for mark, most in _MARKS.items()):
         raise _too_many(path)
-    fields = parse_object(header.rstrip(b" "), where=path)
+    fields = parse_object(header.rstrip(b" "), where=path, whole=_whole)
     metadata = fields.get(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         found = f"{_METADATA} is not text to text"
         raise InputError(path, found, "save it again with safetensors")
     return _Header(fields, 8 + length, file.state)
+
+
+def _whole(digits: str) -> float:
+    """A whole number as the library reads it, to which -0 is a fraction.
+
+    >>> _whole("12"), _whole("-0")
+    (12, -0.0)
+    """
+    return float(digits) if digits == "-0" else int(digits)
 
 
 def _too_many(path: Location) -> InputError:

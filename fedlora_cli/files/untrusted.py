@@ -42,14 +42,16 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 class State(NamedTuple):
     """A file at one moment: its size and, in nanoseconds, when its content and when anything about
-    it was changed last. The last one is the clock's: nobody can set it back. In object storage, its
-    size and its version.
+    it was changed last. The last one is the clock's: nobody can set it back. The number that the
+    file system gave it tells apart two files that were made at once. In object storage, its size
+    and its version.
     """
 
     size: int
     modified: int = 0
     changed: int = 0
     version: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def unreadable(path: Location, error: OSError) -> InputError:
 
 
 def _state(status: os.stat_result) -> State:
-    return State(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return State(status.st_size, status.st_mtime_ns, status.st_ctime_ns, number=status.st_ino)
 
 
 def _state_of(path: Remote) -> State:

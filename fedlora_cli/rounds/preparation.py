@@ -13,7 +13,7 @@ from fedlora_cli import formats
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan, check_ranks, make_plan
-from fedlora_cli.aggregation.target import check_server
+from fedlora_cli.aggregation.target import check_server, server_doubts
 from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
 from fedlora_cli.cohort import Cohort
 from fedlora_cli.counts import told_samples
@@ -56,6 +56,7 @@ class Preparation:
             *(note for adapter in given for note in adapter.notes),
             *(_remark(adapter.path) for adapter in given if _tells_samples(adapter.path)),
             *forgotten(self.plan, self.output),
+            *server_doubts(self.plan),
         )
 
     def without(self, faults: Sequence[InputError]) -> Preparation:
@@ -117,7 +118,8 @@ def _check_dora(cohort: Cohort, options: Options) -> None:
 
 
 def _remark(earlier: Location) -> str:
-    return f"{earlier} is given as a global adapter, but tells a sample count like a client"
+    name = earlier.resolve().name
+    return f"{name} is given as a global adapter, but tells a sample count like a client"
 
 
 def _tells_samples(folder: Location) -> bool:

@@ -45,7 +45,7 @@ def inspect(
     faults: dict[Fault, None] = {}  # in the order in which they were found
 
     def report(error: InputError) -> None:
-        faults.setdefault(Fault(error.where, error.found, error.cure))
+        faults.setdefault(Fault(error.where, error.here, error.cure))
 
     places = paths_of(paths)
     homes, remarks = find_folders(places, report, adapter)

@@ -26,7 +26,7 @@ from fedlora_cli.formats.peft.names import (
     target_of,
 )
 from fedlora_cli.formats.peft.pairs import Pair, explained, modules_of
-from fedlora_cli.remote import Location
+from fedlora_cli.remote import Location, normal
 
 
 def recognises(folder: Location) -> bool:
@@ -73,24 +73,24 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
     with reporting(report):
         if facts.dora:
             _check_magnitudes(weights, modules, tensors)
-    notes = []
+    notes, called = [], normal(folder).name
     if unknown:
-        notes.append(f"{folder.name}/{CONFIG}: unknown fields ignored: {', '.join(unknown)[:200]}")
+        notes.append(f"{called}/{CONFIG}: unknown fields ignored: {', '.join(unknown)[:200]}")
     foreign_class = config.known and facts.task_type is None and facts.model_class is None
     if foreign_class and (named := config.fields.raw.get("auto_mapping")):
         found = f"auto_mapping is {named!r:.120}, which names no model class of transformers"
         cure = "it is not passed on, and AutoPeftModel needs it, or a task_type"
-        notes.append(f"{folder.name}/{CONFIG}: {found}; {cure}")
+        notes.append(f"{called}/{CONFIG}: {found}; {cure}")
     if foreign:
         found = f"tensor names read as PEFT writes them: {shortened_keys(foreign)}"
-        notes.append(f"{folder.name}: {found}")
+        notes.append(f"{called}: {found}")
     with reporting(report):
         absent = set(config.modules_to_save) - ADDED_TO_MODULES_TO_SAVE
         if absent and all(tensor.role != "saved" for tensor in tensors.values()):
             heads = ", ".join(sorted(absent))[:200]
-            notes.append(f"{folder.name}: modules_to_save names {heads}, but has no tensor of them")
+            notes.append(f"{called}: modules_to_save names {heads}, but has no tensor of them")
     if exists(pickle) and not pickled:
-        notes.append(f"{folder.name}/{PICKLE}: ignored, as PEFT does; {WEIGHTS} counts")
+        notes.append(f"{called}/{PICKLE}: ignored, as PEFT does; {WEIGHTS} counts")
     return Adapter(folder, weights, modules, dict(sorted(tensors.items())), facts, tuple(notes))
 
 

@@ -1,20 +1,30 @@
 """Which adapters the servers of PEFT adapters can load, as their sources say; none is asked.
 
-Whether a server knows the base model, and its layers by these names, is not known here.
+Whether a server knows the base model, and its layers by these names, is not known here. The
+versions that were read, and what stands in them, are in `sources`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora_cli.adapter import Facts, FullTensor, Kind, Layout, Role
+from fedlora_cli.formats.peft.packing import (
+    confused,
+    incomplete_experts,
+    outside_layers,
+    unpacked,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Output:
     """What is known of an adapter before it is made. `rank` is None while nobody knows, `decided`
-    the option that decides it, if one does.
+    the option that decides it, if one does. `targets` and `saved` are `target_modules` and
+    `modules_to_save` of its config; `tied` says whether the base model's head is its embeddings,
+    None where nobody knows.
     """
 
     format: str
@@ -23,6 +33,15 @@ class Output:
     layouts: tuple[Layout, ...]
     tensors: Mapping[str, FullTensor]
     facts: Facts
+    targets: Sequence[str] | str = ()
+    saved: Sequence[str] = ()
+    tied: bool | None = None
+
+    @property
+    def pairs(self) -> list[str]:
+        """The linear layers and embeddings."""
+        kinds = ("linear", "embedding")
+        return sorted({layout.pair for layout in self.layouts if layout.kind in kinds})
 
 
 @dataclass(frozen=True)
@@ -43,18 +62,33 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def obstacles(target: str, output: Output) -> tuple[Obstacle, ...]:
     """All that keeps this server from loading the output. Raises KeyError for one not in TARGETS.
 
-    >>> plain = Output("peft", 600, None, (Layout("linear", "layers.0.q_proj"),), {}, Facts())
+    >>> plain = Output("peft", 600, None, (Layout("linear", "layers.0.o_proj"),), {}, Facts())
     >>> [one.found for one in obstacles("vllm", plain)], obstacles("sglang", plain)
     (['rank 600 (its largest --max-lora-rank is 512)'], ())
     """
-    found = (check(output) for check in (_in_peft_format, *TARGETS[target]))
+    checks = TARGETS[target]
+    if output.format != "peft":
+        return (Obstacle(f"adapters in the format {output.format}", "train with PEFT"),)
+    found = (check(output) for check in checks)
     return tuple(one for one in found if one is not None)
 
 
-def _in_peft_format(output: Output) -> Obstacle | None:
-    if output.format == "peft":
-        return None
-    return Obstacle(f"adapters in the format {output.format}", "train with PEFT")
+def asks_for_ties(layouts: Sequence[Layout]) -> bool:
+    """Whether it matters that a base model ties its embeddings to its head."""
+    return any(one.kind == "embedding" or _is_head(one.pair) for one in layouts)
+
+
+def doubts(target: str, output: Output) -> tuple[str, ...]:
+    """What decides whether this server loads the output, and is not known here."""
+    if target != "llama.cpp" or output.tied is not None:
+        return ()
+    both = [*_heads(output), *_embeddings(output)]
+    if not both:
+        return ()
+    return (
+        f"llama.cpp loads factors of {both[0]} only if the base model does not tie its embeddings; "
+        "no config.json of the base model on this machine says so",
+    )
 
 
 def _rank_at_most(most: int, name: str) -> Check:
@@ -119,6 +153,97 @@ _TRANSPOSED = _without_fact(
 )
 
 
+def _biases(output: Output) -> Obstacle | None:
+    """vLLM asks the config alone, which may name biases where no module has one."""
+    found = _without_role("bias")(output)
+    if found is None and output.facts.bias != "none":
+        return Obstacle(f"bias {output.facts.bias} in the config", _ROLES["bias"][1])
+    return found
+
+
+#: The heads that vLLM takes whole, one for an adapter.
+_VLLM_HEADS = ("classifier", "score")
+
+
+def _one_classifier(output: Output) -> Obstacle | None:
+    """No modules in full but one classifier, a linear layer."""
+    saved = {name: one for name, one in output.tensors.items() if one.role == "saved"}
+    heads = {name.rpartition(".")[0] for name in saved}
+    if not heads:
+        return None
+    known = set(output.saved) <= set(_VLLM_HEADS) and len(heads) == 1
+    matrices = {name: one for name, one in saved.items() if len(one.shape) == 2}
+    [head, *_] = sorted(heads)
+    linear = f"{head}.weight" in matrices and set(saved) <= {f"{head}.weight", f"{head}.bias"}
+    if known and linear and head.rpartition(".")[2] in _VLLM_HEADS:
+        return None
+    return _without_role("saved")(output)
+
+
+def _names_alone(output: Output) -> Obstacle | None:
+    if not isinstance(output.targets, str):
+        return None
+    return Obstacle("an expression as target_modules", "name the modules in a list")
+
+
+def _of_names(
+    find: Callable[[Sequence[str]], tuple[str, ...] | None], found: str, cure: str
+) -> Check:
+    """None of the modules that `find` finds, which the two texts name."""
+
+    def check(output: Output) -> Obstacle | None:
+        names = find(output.pairs)
+        return None if names is None else Obstacle(found.format(*names), cure.format(*names))
+
+    return check
+
+
+_LEAVE_OUT = "leave them out of target_modules"
+_IN_LAYERS = _of_names(
+    outside_layers,
+    "modules outside the numbered layers, but embed_tokens and lm_head ({0})",
+    _LEAVE_OUT,
+)
+_TOLD_APART = _of_names(
+    confused, "two modules of one name in one layer ({0} and {1})", "adapt one of them"
+)
+_PACKED = _of_names(unpacked, "{0} without {1}", "add {1} to target_modules")
+_WHOLE_EXPERTS = _of_names(
+    incomplete_experts, "some of all experts ({0})", "adapt all experts alike"
+)
+
+
+def _heads(output: Output) -> list[str]:
+    return [pair for pair in output.pairs if _is_head(pair)]
+
+
+def _is_head(pair: str) -> bool:
+    return pair.rpartition(".")[2] == "lm_head"
+
+
+def _embeddings(output: Output) -> list[str]:
+    return sorted({one.pair for one in output.layouts if one.kind == "embedding"})
+
+
+def _untied(output: Output) -> Obstacle | None:
+    """The converter refuses a head that the base model does not have, and the graph multiplies with
+    the factors of embeddings as if they were a head's, which ends the process.
+    """
+    both = [*_heads(output), *_embeddings(output)] if output.tied else []
+    if not both:
+        return None
+    found = f"factors of {', '.join(both)} on a base model that ties its embeddings"
+    return Obstacle(found, _LEAVE_OUT)
+
+
+def _of_tokens(output: Output) -> Obstacle | None:
+    """No embeddings but of tokens."""
+    others = [name for name in _embeddings(output) if re.search("posit|wpe|token_type", name)]
+    if not others:
+        return None
+    return Obstacle(f"embeddings of no tokens ({others[0]})", _LEAVE_OUT)
+
+
 def _experts_in_pairs(output: Output) -> Obstacle | None:
     pairs = {layout.pair for layout in output.layouts if layout.kind == "experts"}
     inner = {pair for pair in pairs if pair.endswith(".base_layer")}
@@ -136,64 +261,65 @@ def _is_base_layer(name: str) -> bool:
     return ".base_layer.weight" in f".{name}"
 
 
-def _is_norm(name: str) -> bool:
-    return "_layernorm" in name or ".norm" in f".{name}"
-
-
-#: What to check for every server. rank_pattern, alpha_pattern and rsLoRA, which vLLM, SGLang and
-#: llama.cpp pass over or partly so, are never written; other dtypes are cast. As of 2026-11.
+#: What to check for every server. rank_pattern, alpha_pattern and rsLoRA, which SGLang and
+#: llama.cpp pass over, are never written; other dtypes are cast.
 TARGETS: dict[str, tuple[Check, ...]] = {
     "peft": (),
     "vllm": (
         _rank_at_most(VLLM_RANKS[-1], "--max-lora-rank"),
-        # vllm/lora/peft_helper.py: modules_to_save and DoRA are refused, bias is "none" only.
-        _without_role("saved"),
+        # Refused by name, in the config.
+        _one_classifier,
         _DORA,
-        _without_role("bias"),
-        # vllm/lora/utils.py: other names than of two factors are an "unsupported LoRA weight" ...
-        _without_role("token"),
-        _without_role("lora_bias"),
-        # ... but for the base weights of the two embeddings, which are passed over.
-        _without_role("base", but=_is_embedding_of_base),
-        # vllm/lora/utils.py: the layers that take LoRA are linear, embeddings, or fused experts.
-        _without_kind("convolution"),
-        # vllm/lora/model_manager.py: `experts.base_layer` and `experts` are asserted to be there.
-        _experts_in_pairs,
-        # vllm/lora/peft_helper.py: fields that it does not know are dropped, these two among them;
-        # support of activated LoRA (pull request 19710) was closed without being merged.
+        _biases,
+        _without_fact("lora_bias", *_ROLES["lora_bias"]),
         _ACTIVATED,
         _REPLICATION,
+        # Other names than of two factors and heads are refused, ...
+        _without_role("token"),
+        # ... but for the base weights of the two embeddings, which are passed over.
+        _without_role("base", but=_is_embedding_of_base),
+        # The layers that take LoRA are linear, embeddings, or fused experts, whose two pairs are
+        # asserted to be there.
+        _without_kind("convolution"),
+        _experts_in_pairs,
     ),
     "sglang": (
-        # sglang/srt/lora/lora_manager.py: DoRA is refused; --max-lora-rank may be any number.
         _DORA,
-        # sglang/srt/lora/lora.py: what is no factor is dropped in silence, or taken for a lora_B.
+        # What is no factor is dropped in silence, or taken for a lora_B.
         _without_role("saved"),
         _without_role("bias"),
         _without_role("token"),
         _without_role("lora_bias"),
-        # sglang/srt/lora/layers.py: linear layers, embeddings and experts that are named one by one
-        # or by projection, which PEFT's names of fused experts do not tell.
+        _without_role("base", but=_is_embedding_of_base),
+        # Linear layers, embeddings and experts that are named one by one or by projection, which
+        # PEFT's names of fused experts do not tell.
         _without_kind("convolution"),
         _without_kind("experts"),
-        # sglang/srt/lora/lora_config.py reads neither of the two; issue 16942 asks for the first.
+        _names_alone,
+        _IN_LAYERS,
+        _TOLD_APART,
+        _PACKED,
+        # The config's fields that are read are few, and these two are not among them.
         _ACTIVATED,
         _REPLICATION,
     ),
     "llama.cpp": (
-        # convert_lora_to_gguf.py: any tensor but factors, norms and `.base_layer.weight` ends it.
+        # The converter takes factors and norms, and the loader passes over the norms in silence.
         _DORA,
-        _without_role("saved", but=_is_norm),
-        _without_role("bias", but=_is_norm),
+        _without_role("saved"),
+        _without_role("bias"),
         _without_role("token"),
         _without_role("lora_bias"),
         _without_role("base", but=_is_base_layer),
-        # convert_lora_to_gguf.py, LoraTorchTensor: A and B are matrices that share one rank.
+        # A and B are matrices that share one rank, of all experts or of none.
         _without_kind("convolution"),
         _without_kind("experts"),
-        # convert_hf_to_gguf.py transposes the weights of GPT-2, and with them B A, which is not.
+        _WHOLE_EXPERTS,
+        _untied,
+        _of_tokens,
+        # GPT-2's weights are transposed by the converter, and with them B A, which is not.
         _TRANSPOSED,
-        # convert_hf_to_gguf.py knows as many layers as the base model has.
+        # The converter knows as many layers as the base model has.
         _REPLICATION,
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -120,6 +120,22 @@ def _add(tensors: dict[str, Tensor], layout: Layout, B: Tensor, A: Tensor) -> No
     tensors[f"{layout.pair}{ending_A}"] = A.reshape(A.shape[0], *(layout.sides or A.shape[1:]))
 
 
+def config_names(
+    layouts: Collection[Layout], tensors: Collection[str], owners: Collection[str], facts: Facts
+) -> tuple[list[str] | str, list[str]]:
+    """`target_modules` and `modules_to_save` of an adapter with these factors and full tensors, of
+    which `owners` are the modules that are saved in full.
+    """
+    targets = {target_of(layout.pair) for layout in layouts if layout.kind != "experts"}
+    known = {target_of(layout.pair) for layout in layouts} | {
+        target_of(name.rpartition(".")[0]) for name in tensors
+    }
+    return (
+        target_modules(targets, known, facts.selections),
+        modules_to_save(owners, known, facts.saved_names),
+    )
+
+
 def _config(adapter: NewAdapter) -> dict[str, Any]:
     """What PEFT needs to apply scale · B A, and nothing that came from a client unread."""
     rank, ranks = patterns(_by_target(adapter, {n: one.rank for n, one in adapter.factors.items()}))
@@ -128,10 +144,7 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
     )
     facts = adapter.facts
     layouts = adapter.layouts.values()
-    targets = {target_of(layout.pair) for layout in layouts if layout.kind != "experts"}
-    known = {target_of(layout.pair) for layout in layouts} | {
-        target_of(name.rpartition(".")[0]) for name in adapter.tensors
-    }
+    targets, saved = config_names(layouts, adapter.tensors, adapter.modules_to_save, facts)
     config: dict[str, Any] = {
         "alpha_pattern": alphas,
         "base_model_name_or_path": facts.base_model,
@@ -144,13 +157,12 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
         "layers_to_transform": None,
         "lora_alpha": alpha,
         "lora_dropout": facts.dropout,
-        "modules_to_save": modules_to_save(adapter.modules_to_save, known, facts.saved_names)
-        or None,
+        "modules_to_save": saved or None,
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": ranks,
         "revision": facts.revision,
-        "target_modules": target_modules(targets, known, facts.selections),
+        "target_modules": targets,
         "task_type": facts.task_type,
         "use_dora": facts.dora,
         "use_rslora": facts.rslora,
