@@ -146,6 +146,11 @@ class Facts:
     saved_names: tuple[str, ...] = ()
     token_names: tuple[str, ...] = ()
 
+    @property
+    def without_names(self) -> Facts:
+        """The same without the names that configs use, which are as many as the modules."""
+        return replace(self, selections=(), saved_names=(), token_names=())
+
     def named_like(self, others: Sequence[Facts]) -> Facts:
         """The same with the names that the configs of these adapters use."""
         votes = Counter(one for other in others for one in other.selections)
@@ -187,6 +192,7 @@ class Adapter:
         """The same with these modules and tensors alone, without remarks. It may have none left."""
         return replace(
             self,
+            facts=self.facts.without_names,
             modules={name: self.modules[name] for name in names if name in self.modules},
             tensors={name: self.tensors[name] for name in names if name in self.tensors},
             notes=(),

@@ -87,7 +87,8 @@ class Cohort:
         clients = tuple(replace(one, adapter=one.adapter.of(names)) for one in self.clients)
         modules = {name for one in clients for name in one.adapter.modules}
         tensors = {name for one in clients for name in one.adapter.tensors}
-        return Cohort(clients, tuple(sorted(modules)), tuple(sorted(tensors)), self.facts, ())
+        facts = self.facts.without_names
+        return Cohort(clients, tuple(sorted(modules)), tuple(sorted(tensors)), facts, ())
 
     def ranks(self, module: str) -> IntArray:
         """r_k in that module, shape (K,); 0 where a client does not adapt it."""
