@@ -18,9 +18,6 @@ from fedlora_cli import lowrank
 from fedlora_cli.factors import Factors
 from fedlora_cli.weights import FloatArray, IntArray
 
-#: What no relative squared distance exceeds: a trillion times as far as is typical.
-FARTHEST = 1e24
-
 
 @dataclass(frozen=True, eq=False)
 class ByLevel:
@@ -110,7 +107,8 @@ def relative(comparison: Comparison) -> FloatArray:
     """Squared distances in units of what is typical in the modules that a pair shares: (K, K).
 
     So 0 means the same and 1 as far apart as two clients usually are, at any rank and in however
-    few modules. Of a pair that shares none, nothing is known, and 1 is taken.
+    few modules. Of a pair that shares none, nothing is known, and 1 is taken. Beyond the range of
+    float64, a distance is infinite.
 
     >>> apart = np.array([[[0.0, 2.0, 8.0], [2.0, 0.0, 8.0], [8.0, 8.0, 0.0]]])
     >>> relative(in_units(ByLevel((4,), apart, np.array([4, 4, 4]))))
@@ -123,8 +121,8 @@ def relative(comparison: Comparison) -> FloatArray:
         units = np.divide(distances, typical, out=np.zeros_like(distances), where=typical > 0)
     units[comparison.shared == 0] = 1.0
     np.fill_diagonal(units, 0.0)
-    bounded: FloatArray = np.fmin(units, FARTHEST)
-    return bounded
+    unbounded: FloatArray = np.fmin(units, np.inf)  # what is no number is as far as can be
+    return unbounded
 
 
 def _median(values: Sequence[float] | FloatArray) -> float:

@@ -71,18 +71,6 @@ def double(factors: Factors) -> Factors:
     return Factors(factors.B.double() * factors.scale, factors.A.double())
 
 
-def norm(factors: Factors) -> float:
-    """‖ΔW‖_F = sqrt(tr((BᵀB)(AAᵀ))) · scale, from two rank × rank Gram matrices.
-
-    >>> norm(Factors(torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0]]), scale=0.5))
-    5.0
-    """
-    B, A = factors.B.double(), factors.A.double()
-    squared = float(((B.T @ B) * (A @ A.T)).sum())
-    # Rounding can leave a zero update a hair below zero.
-    return float(abs(factors.scale) * max(squared, 0.0) ** 0.5)
-
-
 def signs(U: Tensor) -> Tensor:
     """The sign of the largest entry of each column. Shape (k,)."""
     if U.numel() == 0:

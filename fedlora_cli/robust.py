@@ -2,11 +2,13 @@
 
 A rule gives multipliers (K,) in [0, 1] for the clients' samples, from their squared relative
 distances (K, K) (`fedlora_cli.distances.relative`) and their samples (K,). Distances are of what
-clients share. What nobody else has, a module or ranks beyond all others', they do not see: that is
-bounded by `fedlora_cli.weights.capped` and by the clip.
+clients share. What nobody else has, a module or ranks beyond all others', they do not see. So trust
+is bounded by the norm as well (`held_back`), and a weight by `fedlora_cli.weights.capped`.
 """
 
 from __future__ import annotations
+
+from statistics import median_low
 
 import numpy as np
 
@@ -81,6 +83,20 @@ def geometric_median(distances: FloatArray, samples: FloatArray) -> FloatArray:
         before = total
     trust: FloatArray = smoothed.min() / smoothed
     return trust / np.maximum(np.sqrt(np.median(distances, axis=1)) / FAR, 1.0)
+
+
+def held_back(trust: FloatArray, norms: FloatArray) -> FloatArray:
+    """Trust (K,), but no more than FAR medians of the norms / norm, however large that is.
+
+    The lower median of those above 0: the mean of the middle two would do as the larger of them
+    says, which may be an attacker's.
+
+    >>> held_back(np.ones(4), np.array([1.0, 1.0, 2.0, 3e150]))
+    array([1.e+000, 1.e+000, 1.e+000, 1.e-150])
+    """
+    nonzero = norms[norms > 0].tolist()
+    limit = FAR * median_low(nonzero) if nonzero else 0.0
+    return np.minimum(trust, clip_factors(norms, limit))
 
 
 def clip_limit(norms: FloatArray) -> float:

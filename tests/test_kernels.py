@@ -327,7 +327,6 @@ def test_gram_matrices_know_norms_and_singular_values(rows, columns, ranks, rank
 
     ones = [torch.ones(term.rank, dtype=torch.float64) for term in terms]
     singles = [np.linalg.svd(summed([term], one))[1] for term, one in zip(terms, ones, strict=True)]
-    np.testing.assert_allclose(gram.norms(grams), [np.linalg.norm(x) for x in singles], rtol=1e-6)
     for k, single in enumerate(singles):
         found = gram.spectrum(grams, k).numpy()
         np.testing.assert_allclose(found, single[: found.size], atol=1e-6 * single[0])

@@ -11,6 +11,7 @@ from makers import relative_error
 
 from fedlora_cli import lowrank
 from fedlora_cli.factors import Factors
+from fedlora_cli.sizes import norm
 
 
 def random_factors(
@@ -73,7 +74,7 @@ def test_no_out_by_in_matrix_is_formed_where_factors_do() -> None:
         best, _ = lowrank.svd(prepared, weights, rank=8)
         stored = lowrank.pad(lowrank.split(best, "balanced", 2.0), 20, seed=1)
         lowrank.singular_values(prepared, weights)
-        lowrank.norm(stored)
+        norm(stored)
         lowrank.canonical(terms[0])
         lowrank.outside(terms, weights, stored)
         lowrank.distance(terms, weights, stored)
@@ -101,7 +102,7 @@ def test_both_routes_survive_factors_of_very_different_size(ranks: list[int]) ->
 def test_the_norm_is_the_dense_one(rows, columns, rank, scale) -> None:
     factors = random_factors(rows, columns, rank, scale)
 
-    assert lowrank.norm(factors) == pytest.approx(np.linalg.norm(dense(factors)))
+    assert norm(factors) == pytest.approx(np.linalg.norm(dense(factors)))
 
 
 @given(sizes, sizes, st.integers(1, 9))

@@ -13,6 +13,7 @@ from makers import relative_error, truncated
 from fedlora_cli import METHODS, UsageError, lowrank
 from fedlora_cli.factors import Factors
 from fedlora_cli.methods import find
+from fedlora_cli.sizes import norm
 from fedlora_cli.weights import Holdings, coverage
 
 ROWS, COLUMNS = 11, 17
@@ -58,7 +59,7 @@ def run(method: str, given: list[oracle.Client], previous: Factors | None = None
         Holdings(
             np.array([term.rank for term in terms]),
             np.array([n for *_, n in given]),
-            np.array([lowrank.norm(term) for term in terms]),
+            np.array([norm(term) for term in terms]),
             previous.rank if previous is not None and chosen.uses_previous else 0,
         )
     )

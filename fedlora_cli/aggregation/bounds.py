@@ -12,21 +12,23 @@ from functools import partial
 import numpy as np
 import torch
 
-from fedlora_cli import engine, lowrank
+from fedlora_cli import engine
 from fedlora_cli.aggregation.plan import Parts, Plan
-from fedlora_cli.aggregation.reading import client_factors
+from fedlora_cli.aggregation.reading import checked, client_factors
 from fedlora_cli.cluster import Workers
 from fedlora_cli.distances import Comparison, compare, relative
-from fedlora_cli.errors import InputError, without_norm
+from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
 from fedlora_cli.groups import grouped
-from fedlora_cli.robust import clip_factors, clip_limit, geometric_median, multi_krum
+from fedlora_cli.robust import clip_factors, clip_limit, geometric_median, held_back, multi_krum
 from fedlora_cli.weights import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """One module: squared norms ‖ΔW_k‖² (K,), and the distances between clients if wanted."""
+    """One module: the squares (K,) of how far updates reach, and the distances between clients if
+    wanted.
+    """
 
     energies: FloatArray
     comparison: Comparison | None
@@ -59,7 +61,7 @@ def bounded(plan: Plan, executor: Workers | int, progress: engine.Progress) -> P
     if plan.options.clip_norm is not None:
         limit = plan.options.clip_norm
         clip = clip_factors(norms, clip_limit(norms) if limit == "auto" else limit)
-    return replace(plan, clip=clip, trust=_trust(plan, total), norms=norms)
+    return replace(plan, clip=clip, trust=_trust(plan, total, norms), norms=norms)
 
 
 def _biases(plan: Plan) -> list[str]:
@@ -92,24 +94,25 @@ def _look(distinct_ranks: tuple[int, ...], part: tuple[Plan, Sequence[str]]) -> 
 def _look_at(
     plan: Plan, name: str, updates: Sequence[Factors | None], distinct_ranks: tuple[int, ...]
 ) -> _Look:
-    clients = plan.cohort.clients
-    norms = np.array([0.0 if one is None else lowrank.norm(one) for one in updates])
-    if not np.isfinite(norms).all():
-        raise without_norm(clients[int((~np.isfinite(norms)).argmax())].adapter.path, name)
+    held = {k: one for k, one in enumerate(updates) if one is not None}
+    reach = np.zeros(len(updates))
+    found = checked(plan, name, [*held], [*held.values()], torch.float64)
+    reach[[*held]] = [one.reach for one in found]
     wanted = plan.options.robust is not None
-    return _Look(norms**2, compare(updates, distinct_ranks) if wanted else None)
+    return _Look(reach**2, compare(updates, distinct_ranks) if wanted else None)
 
 
-def _trust(plan: Plan, total: Comparison | None) -> FloatArray:
+def _trust(plan: Plan, total: Comparison | None, norms: FloatArray) -> FloatArray:
     """Multipliers (K,) for the samples; 1 without a robust rule."""
     samples = plan.cohort.samples
     if total is None:
         return np.ones_like(samples)
     distances = relative(total)
     if plan.options.robust == "geometric-median":
-        return geometric_median(distances, samples)
-    trust = multi_krum(distances, samples, plan.options.attackers or 0)
+        trust = geometric_median(distances, samples)
+    else:
+        trust = multi_krum(distances, samples, plan.options.attackers or 0)
     if not (trust * samples).any():
-        found = "every client with samples is left out by --robust multi-krum"
+        found = f"every client with samples is left out by --robust {plan.options.robust}"
         raise InputError("samples", found, "give fewer --attackers, or other sample counts")
-    return trust
+    return held_back(trust, norms)

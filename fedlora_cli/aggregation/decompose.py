@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedlora_cli import lowrank
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import Read, check_norms
+from fedlora_cli.aggregation.reading import Read
 from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.aggregation.sums import (
     WeightedSum,
@@ -26,6 +26,7 @@ from fedlora_cli.factors import Factors
 from fedlora_cli.kernels import dense, factored, gram
 from fedlora_cli.kernels.leading import Unresolved
 from fedlora_cli.lowrank import Svd
+from fedlora_cli.sizes import Sizes
 from fedlora_cli.spectrum import energy
 from fedlora_cli.weights import FloatArray, by_samples
 
@@ -33,17 +34,19 @@ from fedlora_cli.weights import FloatArray, by_samples
 @dataclass(frozen=True, eq=False)
 class Decomposed:
     """The leading directions of a sum, its energy, the leading singular values under FlexLoRA's
-    weights, and the singular values of every holder's own update.
+    weights, and the singular values and the sizes of every holder's own update.
     """
 
     update: Svd
     energy: float
     flexlora_s: Tensor
     client_s: dict[int, FloatArray]
+    client_sizes: dict[int, Sizes]
 
 
-#: The factors of a module, client by client: holders, in their order. Raises InputError.
-Terms = Callable[[], Iterable[tuple[int, Factors]]]
+#: The factors of a module and their sizes, client by client: holders, in their order. Raises
+#: InputError.
+Terms = Callable[[], Iterable[tuple[int, Factors, Sizes]]]
 
 
 def decomposed(plan: Plan, read: Read, rank: int) -> Decomposed:
@@ -60,9 +63,6 @@ def decomposed(plan: Plan, read: Read, rank: int) -> Decomposed:
 def _by_grams(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
     """Through Gram matrices, which hold the norms and spectra of the clients too."""
     grams = gram.prepare(target.terms, plan.dtype)
-    norms = np.zeros(read.clients)
-    norms[list(read.holders)] = array(gram.norms(grams))[: len(read.holders)]
-    check_norms(plan, read.name, norms)
     weights = torch.cat(target.weights)
     found = gram.leading(grams, weights, rank)
     reference = _reference(plan, read, weights)
@@ -71,13 +71,13 @@ def _by_grams(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decompo
         update=Svd(found.U, found.s, found.Vh),
         energy=found.energy,
         flexlora_s=found.s if same else gram.singular_values(grams, reference, rank),
-        client_s={k: array(gram.spectrum(grams, i)) for i, k in enumerate(read.holders)},
+        client_s={k: _by_gram(grams, i, read.factors[i]) for i, k in enumerate(read.holders)},
+        client_sizes=dict(zip(read.holders, read.sizes, strict=True)),
     )
 
 
 def _by_factors(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
     """Through products with the factors alone."""
-    check_norms(plan, read.name, read.norms)
     stacked = factored.prepare(target.terms, plan.dtype)
     weights = torch.cat(target.weights)
     found = factored.leading(stacked, weights, rank, plan.dtype)
@@ -91,15 +91,14 @@ def _by_factors(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decom
         energy=found.energy,
         flexlora_s=other,
         client_s={
-            k: _spectrum(plan, read.name, k, one)
-            for k, one in zip(read.holders, read.factors, strict=True)
+            k: _spectrum(plan, one) for k, one in zip(read.holders, read.factors, strict=True)
         },
+        client_sizes=dict(zip(read.holders, read.sizes, strict=True)),
     )
 
 
 def _by_stack(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
     """Through QR in float64: right for any input."""
-    check_norms(plan, read.name, read.norms)
     stack, weights = lowrank.stack(target.terms), torch.cat(target.weights)
     update, s = lowrank.svd(stack, weights, rank)
     reference = _reference(plan, read, weights)
@@ -112,6 +111,7 @@ def _by_stack(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decompo
             k: array(lowrank.spectrum(one))
             for k, one in zip(read.holders, read.factors, strict=True)
         },
+        client_sizes=dict(zip(read.holders, read.sizes, strict=True)),
     )
 
 
@@ -128,8 +128,8 @@ def summed(plan: Plan, read: Read, rank: int, clients: Terms) -> Decomposed:
         with suppress(Unresolved):
             return _by_dense(plan, read, rank, clients, dtype)
     held = list(clients())
-    holders, factors = tuple(k for k, _ in held), tuple(one for _, one in held)
-    whole = replace(read, holders=holders, factors=factors)
+    holders, factors, sizes = (tuple(column) for column in zip(*held, strict=True))
+    whole = replace(read, holders=holders, factors=factors, sizes=sizes)
     rule = plan.rule(plan.holdings(read.name, np.zeros(read.clients)))
     return _by_stack(plan, whole, weighted_sum(plan, whole, rule), rank)
 
@@ -140,10 +140,11 @@ def _by_dense(plan: Plan, read: Read, rank: int, clients: Terms, dtype: torch.dt
     rule, flexlora = plan.rule(holdings), by_samples(holdings)
     others = earlier_terms(plan, read, rule)
     spectra: dict[int, FloatArray] = {}
+    sizes: dict[int, Sizes] = {}
 
     def terms() -> Iterator[dense.Term]:
-        for k, factors in clients():
-            spectra[k] = _spectrum(plan, name, k, factors)
+        for k, factors, own in clients():
+            spectra[k], sizes[k] = _spectrum(plan, factors), own
             yield dense.Term(
                 factors, row(rule.clients[k], factors), row(flexlora.clients[k], factors)
             )
@@ -159,15 +160,21 @@ def _by_dense(plan: Plan, read: Read, rank: int, clients: Terms, dtype: torch.dt
     other = found.s
     if reference is not None:
         other = dense.singular_values(reference, rank, plan.dtype)
-    return Decomposed(Svd(found.U, found.s, found.Vh), found.energy, other, spectra)
+    return Decomposed(Svd(found.U, found.s, found.Vh), found.energy, other, spectra, sizes)
 
 
-def _spectrum(plan: Plan, name: str, k: int, factors: Factors) -> FloatArray:
-    """The singular values of client k's own update."""
+def _spectrum(plan: Plan, factors: Factors) -> FloatArray:
+    """The singular values of a client's own update."""
     if plan.dtype != "float64":
         with suppress(Unresolved):
-            return array(gram.spectrum(gram.prepare([factors], plan.dtype), 0))
-    check_norms(plan, name, np.array([lowrank.norm(factors)]), first=k)
+            return _by_gram(gram.prepare([factors], plan.dtype), 0, factors)
+    return array(lowrank.spectrum(factors))
+
+
+def _by_gram(grams: gram.Grams, i: int, factors: Factors) -> FloatArray:
+    """The singular values of the update of term i, whose factors are these."""
+    with suppress(Unresolved):
+        return array(gram.spectrum(grams, i))
     return array(lowrank.spectrum(factors))
 
 

@@ -16,7 +16,6 @@ from fedlora_cli.aggregation.decompose import Decomposed, decomposed, summed
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import (
     Read,
-    check_norms,
     read_clients,
     read_earlier,
     read_modules,
@@ -24,6 +23,7 @@ from fedlora_cli.aggregation.reading import (
 from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.aggregation.sums import array, rows, weighted_sum
 from fedlora_cli.factors import Factors
+from fedlora_cli.sizes import Sizes
 from fedlora_cli.spectrum import energy, rank_for_energy
 from fedlora_cli.stored import at_rank, cast
 from fedlora_cli.weights import FloatArray, by_samples
@@ -35,7 +35,8 @@ class Outcome:
 
     `s` are the singular values of what is written, `energy` is that of the weighted sum,
     `flexlora_s` as many singular values as `s` under FlexLoRA's weights, `weights` the clients'
-    weights (K, R), `client_s` the singular values of every holder's own update.
+    weights (K, R), `client_s` and `client_sizes` the singular values and the sizes of every
+    holder's own update.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Outcome:
     flexlora_s: FloatArray
     weights: FloatArray
     client_s: dict[int, FloatArray]
+    client_sizes: dict[int, Sizes]
 
 
 def aggregate_part(part: tuple[Plan, Sequence[str]]) -> list[tuple[Factors, Outcome]]:
@@ -86,7 +88,9 @@ def _is_dense(plan: Plan, name: str) -> bool:
 def _decomposed(plan: Plan, read: Read, rank: int) -> Decomposed:
     if not _is_dense(plan, read.name):
         return decomposed(plan, read, rank)
-    return summed(plan, read, rank, lambda: zip(read.holders, read.factors, strict=True))
+    return summed(
+        plan, read, rank, lambda: zip(read.holders, read.factors, read.sizes, strict=True)
+    )
 
 
 def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
@@ -94,7 +98,6 @@ def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
     plan, names = part
     ranks = []
     for read in read_modules(plan, names):
-        check_norms(plan, read.name, read.norms)
         target = weighted_sum(plan, read, plan.rule(plan.holdings(read.name, read.norms)))
         s = lowrank.singular_values(lowrank.stack(target.terms), torch.cat(target.weights))
         ranks.append(rank_for_energy(array(s), plan.options.energy or 1.0))
@@ -113,12 +116,12 @@ def _truncated(plan: Plan, name: str, found: Decomposed) -> tuple[Factors, Outco
         flexlora_s=array(found.flexlora_s[:rank]),
         weights=plan.rule(holdings).clients,
         client_s=found.client_s,
+        client_sizes=found.client_sizes,
     )
 
 
 def _merged(plan: Plan, read: Read) -> tuple[Factors, Outcome]:
     """The factors that a method leaves as they are: side by side, or averaged."""
-    check_norms(plan, read.name, read.norms)
     holdings = plan.holdings(read.name, read.norms)
     rule = plan.rule(holdings)
     target = weighted_sum(plan, read, rule)
@@ -134,6 +137,7 @@ def _merged(plan: Plan, read: Read) -> tuple[Factors, Outcome]:
         flexlora_s=array(_flexlora_spectrum(read, rows(by_samples(holdings).clients, read)))[:rank],
         weights=rule.clients,
         client_s={k: array(lowrank.spectrum(one)) for k, one in own},
+        client_sizes=dict(zip(read.holders, read.sizes, strict=True)),
     )
 
 

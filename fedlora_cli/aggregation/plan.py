@@ -86,6 +86,15 @@ class Plan:
             samples = np.where(ranks > 0, samples, 0.0)
         return Holdings(ranks, samples, norms, self.previous_rank(module))
 
+    def starts(self, module: str) -> tuple[int, ...]:
+        """The rank indices from which on a client's weight in a module may be another, ascending
+        from 0. Clients in SVD order have parts that are orthogonal, which need no look.
+        """
+        by_index = not self.method.basis_free or self.options.max_weight is not None
+        if not by_index or self.options.basis == "svd":
+            return (0,)
+        return tuple(sorted({0, *self.cohort.ranks(module).tolist()}))
+
     def shape(self, module: str) -> tuple[int, int]:
         """(out, in) of a module."""
         return self._first(module).shape

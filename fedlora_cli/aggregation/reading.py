@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from fedlora_cli import lowrank
 from fedlora_cli.adapter import Adapter
 from fedlora_cli.adapter import read_modules as adapter_modules
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.errors import without_norm
 from fedlora_cli.factors import Factors
+from fedlora_cli.sizes import Sizes, fault, norm, sizes
 from fedlora_cli.weights import FloatArray
 
 
@@ -23,12 +24,14 @@ class Read:
 
     `holders` are the clients' positions in the cohort of `clients` clients. `previous` is in SVD
     order, so that its index i means what the clients' does. None of it depends on a method.
+    `sizes` are those of the clients' updates, within 1 %; no update is at fault for its size.
     """
 
     name: str
     clients: int
     holders: tuple[int, ...]
     factors: tuple[Factors, ...]
+    sizes: tuple[Sizes, ...]
     previous: Factors | None
     before_previous: Factors | None
 
@@ -36,15 +39,8 @@ class Read:
     def norms(self) -> FloatArray:
         """‖ΔW_k‖_F, shape (K,), 0 for clients that do not adapt the module."""
         norms = np.zeros(self.clients)
-        norms[list(self.holders)] = [lowrank.norm(one) for one in self.factors]
+        norms[list(self.holders)] = [norm(one) for one in self.factors]
         return norms
-
-
-def check_norms(plan: Plan, name: str, norms: FloatArray, first: int = 0) -> None:
-    """Whether these norms of clients, `first` and those after it, are finite. Raises InputError."""
-    if not np.isfinite(norms).all():
-        worst = plan.cohort.clients[first + int((~np.isfinite(norms)).argmax())]
-        raise without_norm(worst.adapter.path, name)
 
 
 def read_modules(plan: Plan, names: Sequence[str]) -> list[Read]:
@@ -68,6 +64,7 @@ def read_earlier(plan: Plan, names: Sequence[str]) -> list[Read]:
             clients=len(plan.cohort.clients),
             holders=(),
             factors=(),
+            sizes=(),
             previous=lowrank.canonical(previous[name]) if name in previous else None,
             before_previous=before.get(name),
         )
@@ -75,18 +72,44 @@ def read_earlier(plan: Plan, names: Sequence[str]) -> list[Read]:
     ]
 
 
-def read_clients(plan: Plan, name: str) -> Iterator[tuple[int, Factors]]:
-    """The factors of one module, client by client: holders, in their order. Raises InputError."""
+def read_clients(plan: Plan, name: str) -> Iterator[tuple[int, Factors, Sizes]]:
+    """The factors of one module and their sizes, client by client: holders, in their order.
+
+    Raises InputError.
+    """
     for k, client in enumerate(plan.cohort.clients):
         if name in client.adapter.modules:
-            yield k, _term(plan, k, _factors(plan, client.adapter, [name])[name])
+            factors = _clipped(plan, k, _factors(plan, client.adapter, [name])[name])
+            [found] = checked(plan, name, [k], [factors], torch.float32)
+            yield k, _ordered(plan, factors), found
 
 
 def _with_clients(plan: Plan, earlier: Read, clients: Sequence[dict[str, Factors]]) -> Read:
     """That module with the clients' factors, which are taken out, so that nobody else has them."""
     holders = tuple(k for k, own in enumerate(clients) if earlier.name in own)
-    factors = (_term(plan, k, clients[k].pop(earlier.name)) for k in holders)
-    return replace(earlier, holders=holders, factors=tuple(factors))
+    factors = [_clipped(plan, k, clients[k].pop(earlier.name)) for k in holders]
+    found = checked(plan, earlier.name, holders, factors, torch.float32)
+    for position, one in enumerate(factors):
+        factors[position] = _ordered(plan, one)
+    return replace(earlier, holders=holders, factors=tuple(factors), sizes=tuple(found))
+
+
+def checked(
+    plan: Plan,
+    name: str,
+    holders: Sequence[int],
+    factors: Sequence[Factors],
+    precision: torch.dtype,
+) -> list[Sizes]:
+    """The sizes of these clients' updates of one module, in parts as the clients' weights may
+    differ by rank index; `precision` as in `sizes`. Raises InputError where one is at fault.
+    """
+    found = sizes(factors, plan.starts(name), precision)
+    for k, one in zip(holders, found, strict=True):
+        error = fault(plan.cohort.clients[k].adapter.path, name, one)
+        if error is not None:
+            raise error
+    return found
 
 
 def client_factors(plan: Plan, k: int, names: Sequence[str]) -> dict[str, Factors]:
@@ -95,10 +118,9 @@ def client_factors(plan: Plan, k: int, names: Sequence[str]) -> dict[str, Factor
     return {name: _clipped(plan, k, one) for name, one in found.items()}
 
 
-def _term(plan: Plan, k: int, factors: Factors) -> Factors:
-    """What client k has in a sum: clipped, and in the basis that the options ask for."""
-    clipped = _clipped(plan, k, factors)
-    return lowrank.canonical(clipped) if plan.options.basis == "svd" else clipped
+def _ordered(plan: Plan, factors: Factors) -> Factors:
+    """A client's update in the basis that the options ask for."""
+    return lowrank.canonical(factors) if plan.options.basis == "svd" else factors
 
 
 def _clipped(plan: Plan, k: int, factors: Factors) -> Factors:

@@ -17,6 +17,9 @@ from fedlora_cli.kernels.stacking import CHUNK, Stacked, blocks, lengths, side_b
 #: The rounding of products with the stacked factors, in roundings of a number: that of `dense`.
 GROWTH = 3.0
 
+#: How far rounding may move ‖sum‖², which is a sum of terms that may cancel.
+SEEN = 1e-2
+
 
 def prepare(terms: Sequence[Factors], dtype: str) -> Stacked:
     """The factors side by side, in float32 for an output of 16 bits: products in it are too coarse
@@ -62,11 +65,10 @@ def leading(
     pieces = float((weights * stacked.scales * b * a).square().sum())
     rounding = GROWTH * torch.finfo(stacked.L.dtype).eps / 2
     # Where pieces cancel, nothing but rounding may be left: of the sum, and of its energy.
-    if (
-        pieces > 0.0
-        and not rounding * (total + pieces) ** 0.5 <= tolerance * max(total, 0.0) ** 0.5
-    ):
-        raise Unresolved(f"rounding in a sum of {max(total, 0.0) ** 0.5:.0e}")
+    norm, size = max(total, 0.0) ** 0.5, (max(total, 0.0) + pieces) ** 0.5
+    exact = rounding * size <= tolerance * norm and rounding * size**2 <= SEEN * norm**2
+    if pieces > 0.0 and not exact:
+        raise Unresolved(f"rounding in a sum of {norm:.0e}")
     operator = subspace.Operator(
         shape=stacked.shape,
         apply=lambda V: stacked.apply(weights, V),

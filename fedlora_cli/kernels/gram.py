@@ -45,6 +45,10 @@ DIRECTIONS = 64
 #: The relative difference between the energy that K sees and the factors have, at most.
 SEEN = 1e-3
 
+#: The share of the energy that may lie in the rounding of the Gram matrices, where singular values
+#: are wanted alone: pieces that cancel would leave none.
+LOST = 0.03
+
 
 @dataclass(frozen=True, eq=False)
 class Grams:
@@ -83,15 +87,11 @@ def prepare(terms: Sequence[Factors], dtype: str) -> Grams:
     return Grams(tuple(terms), stacked, L, R, b, a, rounding, TOLERANCES[dtype])
 
 
-def norms(grams: Grams) -> Tensor:
-    """‖ΔW_k‖_F of every term, unweighted. Shape (K,)."""
-    pieces = torch.outer(grams.lengths, grams.lengths) * grams.L * grams.R
-    squared = torch.stack([pieces[own, own].sum() for own in _places(grams)])
-    return squared.clamp(min=0.0).sqrt()
-
-
 def spectrum(grams: Grams, k: int) -> Tensor:
-    """The singular values of term k's own update, descending, those in the rounding left out."""
+    """The singular values of term k's own update, descending, those in the rounding left out.
+
+    Raises Unresolved where that may be much of it.
+    """
     own = _places(grams)[k]
     return _values(grams, own, grams.lengths[own])
 
@@ -103,7 +103,10 @@ def energy(grams: Grams, weights: Tensor) -> float:
 
 
 def singular_values(grams: Grams, weights: Tensor, count: int) -> Tensor:
-    """The leading `count` singular values of the weighted sum, those in the rounding left out."""
+    """The leading `count` singular values of the weighted sum, those in the rounding left out.
+
+    Raises Unresolved where that may be much of it.
+    """
     v = weights * grams.lengths
     held = v.nonzero()[:, 0]
     return _values(grams, held, v[held])[:count]
@@ -216,6 +219,9 @@ def _values(grams: Grams, held: Tensor | slice, v: Tensor) -> Tensor:
     # Without eigenvectors: every piece in full.
     rounding = _noise(G_L, grams.rounding) + _noise(G_R, grams.rounding)
     noise = rounding * float(v.square().sum()) + _core_noise(G_L, G_R, v)
+    # Not `>`: an overflow cannot be compared. Pieces that are all zero have no noise either.
+    if not noise <= LOST * float(squared.clamp(min=0.0).sum()):
+        raise Unresolved("the energy is in the rounding of the Gram matrices")
     values: Tensor = squared[squared > noise].sqrt()
     return values
 

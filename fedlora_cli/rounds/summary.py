@@ -116,8 +116,12 @@ def _clients(
 
 
 def _own_norm(results: Sequence[Outcome], k: int) -> float | None:
-    """‖ΔW_k‖_F, from the singular values of all modules."""
-    return float(np.sqrt(sum(_client_energy(results, k)))) if results else None
+    """‖ΔW_k‖_F over all modules, as far as the update reaches in each of them."""
+    if not results:
+        return None
+    held = [(one.client_s[k], one.client_sizes[k]) for one in results if k in one.client_s]
+    # Sizes are known within 1 %; only where parts cancel do they count.
+    return float(np.sqrt(sum(max(energy(s), (size.part / 2) ** 2) for s, size in held)))
 
 
 def _at(values: FloatArray | None, k: int) -> float | None:

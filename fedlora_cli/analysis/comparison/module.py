@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedlora_cli import lowrank
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import Read, check_norms, read_modules
+from fedlora_cli.aggregation.reading import Read, read_modules
 from fedlora_cli.aggregation.sums import array, rows, weighted_sum
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
@@ -66,7 +66,6 @@ def _compare(
 ) -> ModuleOutcome:
     begin = perf_counter()
     name = read.name
-    check_norms(reading, name, read.norms)
     stack = lowrank.stack([*read.factors, *([read.previous] if read.previous else [])])
     shared_seconds = reading_seconds + perf_counter() - begin
     spectra: list[FloatArray | None] = []

@@ -10,8 +10,8 @@ import numpy as np
 from fedlora_cli.adapter import Adapter, Module, read_modules
 from fedlora_cli.errors import without_norm
 from fedlora_cli.factors import Factors
-from fedlora_cli.lowrank import norm
 from fedlora_cli.render.report.diagnose import DEAD, AdapterRow, EnergyRow, ModuleSpectrum
+from fedlora_cli.sizes import norm
 from fedlora_cli.spectrum import (
     FloatArray,
     effective_rank,

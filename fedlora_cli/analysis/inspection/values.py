@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fedlora_cli import engine, lowrank
+from fedlora_cli import engine
 from fedlora_cli.adapter import Adapter, FullTensor, Module, read_modules
-from fedlora_cli.errors import InputError, Report, reporting, without_norm
+from fedlora_cli.errors import InputError, Report, reporting
 from fedlora_cli.factors import Factors
 from fedlora_cli.fit import usual
+from fedlora_cli.sizes import fault, sizes
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ def _look(group: list[Item]) -> list[Look]:
             zeros = sum(not factor.any() for factor in (factors.B, factors.A))
             # Without a scale, nobody knows how large the update is.
             known = not faults and not math.isnan(factors.scale)
-            if known and not math.isfinite(lowrank.norm(factors)):
-                faults.append(without_norm(item.adapter.path, item.name))
+            if known:
+                found_fault = fault(item.adapter.path, item.name, sizes([factors])[0])
+                faults += [] if found_fault is None else [found_fault]
         looks.append(Look(item, tuple(faults), zeros))
         faults = []
     return looks
