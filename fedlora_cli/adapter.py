@@ -50,6 +50,31 @@ def widest(dtypes: Iterable[str]) -> str:
     return "float64" if "float64" in distinct else "float32"
 
 
+#: Every dtype of factors, each after those that it holds without loss.
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+def usual_dtype(dtypes: Sequence[str], samples: Sequence[float]) -> str:
+    """The narrowest dtype that holds, without loss, what clients with most of the samples sent.
+
+    So a few clients make it neither wider nor narrower; where two dtypes have half of the samples
+    each, it holds both. `dtypes` and `samples` are by client; without any samples, clients count
+    alike.
+
+    >>> usual_dtype(["float32", "float32", "float64"], [1, 1, 1])
+    'float32'
+    >>> usual_dtype(["bfloat16", "float32"], [1, 1]), usual_dtype(["bfloat16", "float32"], [3, 1])
+    ('float32', 'bfloat16')
+    """
+    votes = samples if any(samples) else [1.0] * len(dtypes)
+    pairs = [*zip(dtypes, votes, strict=True)]
+    for dtype in _DTYPES:
+        held = sum(n for own, n in pairs if own == dtype or widest((own, dtype)) == dtype)
+        if 2 * held > sum(votes):
+            return dtype
+    return widest(dtypes)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a file holds the factors of a module: under the name `pair`, which both have in common.
@@ -187,6 +212,11 @@ class Adapter:
         entries = (entry for module in self.modules.values() for entry in module.entries)
         first = next(entries, None)
         return None if first is None else first.state
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest dtype that holds all of its factors."""
+        return widest(module.dtype for module in self.modules.values())
 
     def of(self, names: Collection[str]) -> Adapter:
         """The same with these modules and tensors alone, without remarks. It may have none left."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Facts, widest
+from fedlora_cli.adapter import Adapter, Facts, usual_dtype
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.fit import agreed, check_fit, usual
 from fedlora_cli.orientation import older_experts, with_one_orientation
@@ -78,9 +78,8 @@ class Cohort:
 
     @property
     def dtype(self) -> str:
-        """The narrowest dtype that holds the factors of all clients."""
-        adapters = [client.adapter for client in self.clients]
-        return widest(m.dtype for adapter in adapters for m in adapter.modules.values())
+        """The dtype of the factors by most of the samples, as `usual_dtype` has it."""
+        return usual_dtype([client.adapter.dtype for client in self.clients], self.samples.tolist())
 
     def of(self, names: Collection[str]) -> Cohort:
         """The same clients with these modules and tensors alone, without remarks."""

@@ -17,6 +17,7 @@ from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.aggregation.sums import (
     WeightedSum,
     array,
+    check_cancelled,
     earlier_terms,
     row,
     rows,
@@ -101,6 +102,7 @@ def _by_stack(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decompo
     """Through QR in float64: right for any input."""
     stack, weights = lowrank.stack(target.terms), torch.cat(target.weights)
     update, s = lowrank.svd(stack, weights, rank)
+    check_cancelled(plan, read, target, float(torch.linalg.vector_norm(s)))
     reference = _reference(plan, read, weights)
     same = torch.equal(reference, weights)
     return Decomposed(

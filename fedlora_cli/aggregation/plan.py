@@ -10,7 +10,7 @@ import numpy as np
 
 from fedlora_cli.adapter import Adapter, Layout, Module
 from fedlora_cli.aggregation.options import Options
-from fedlora_cli.cohort import Cohort, with_earlier
+from fedlora_cli.cohort import Cohort, shortened, with_earlier
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
 from fedlora_cli.method import Method
 from fedlora_cli.methods import find
@@ -174,8 +174,22 @@ def make_plan(
         warnings=(
             *([f"{method.name} does not use the previous adapter"] if unused else []),
             *([_DORA] if cohort.facts.dora else []),
+            *([] if options.dtype else _other_dtypes(cohort)),
         ),
     )
+
+
+def _other_dtypes(cohort: Cohort) -> Iterator[str]:
+    """A warning for every dtype of clients that is not the output's."""
+    others: dict[str, list[str]] = {}
+    for client in cohort.clients:
+        if client.adapter.dtype != cohort.dtype:
+            others.setdefault(client.adapter.dtype, []).append(client.name)
+    for dtype, names in sorted(others.items()):
+        yield (
+            f"{shortened(names)} sent {dtype}; the global adapter is {cohort.dtype}, by most of "
+            "the samples; --dtype sets another"
+        )
 
 
 def _modules(cohort: Cohort, earlier: Sequence[Adapter]) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
 import numpy as np
 import torch
@@ -13,7 +15,11 @@ from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import Read
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
+from fedlora_cli.sizes import CANCELLED
 from fedlora_cli.weights import FloatArray, Weights
+
+#: The relative error of a sum at which a client is lost in it: float32 factors keep less than that.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +36,8 @@ def weighted_sum(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
     if plan.method.merge == "stack":
         earlier = earlier_terms(plan, read, rule)
         return WeightedSum((*read.factors, *earlier.terms), (*weights, *earlier.weights))
+    if plan.method.merge == "average":
+        _check_averages(plan, read, weights)
     try:
         merged = lowrank.MERGES[plan.method.merge](read.factors, weights, plan.scale)
     except lowrank.NotShared as error:
@@ -38,6 +46,59 @@ def weighted_sum(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
         cure = f"{plan.method.name} needs one frozen A; choose raflora"
         raise InputError(client.adapter.path, found, cure) from None
     return WeightedSum((merged,), (_ones(merged),))
+
+
+def check_cancelled(plan: Plan, read: Read, target: WeightedSum, norm: float) -> None:
+    """Whether the sum, of this norm, was not lost in the rounding of clients that cancel out.
+
+    It is where that rounding, as `lowrank.svd` counts it, is more than ROUNDING of what a client
+    usually adds, and of the sum. The largest client is named. Raises InputError.
+    """
+    if plan.method.merge != "stack":
+        return
+    pairs = zip(target.weights, read.sizes, strict=False)  # earlier adapters stand last
+    added = [float(weights.abs().max()) * own.pieces for weights, own in pairs]
+    usual = _usual(added)
+    lost = float(np.finfo(np.float64).eps) * max(plan.shape(read.name)) * sum(added)
+    if usual > 0 and lost > ROUNDING * max(usual, norm):
+        found = f"{read.name} is {max(added) / usual:.1g} times as large as is usual"
+        raise _too_large(plan, read, added, f"its update of {found}, and others cancel it")
+
+
+def _check_averages(plan: Plan, read: Read, weights: Sequence[Tensor]) -> None:
+    """Whether no client's factor is so large that the mean of the factors loses all others, and its
+    product is that of this client's B with all A, or with all B of its A. Raises InputError.
+    """
+    counted = [
+        one if bool(weight.any()) else None
+        for one, weight in zip(read.factors, weights, strict=True)
+    ]
+    for side in ("B", "A"):
+        norms = [0.0 if one is None else _length(one, side) for one in counted]
+        usual = _usual(norms)
+        # Not `>`: squares may leave the range of float64.
+        if usual > 0 and not max(norms) <= CANCELLED * usual:
+            times = f"{max(norms) / usual:.1g} times as large as is usual"
+            found = f"its lora_{side} of {read.name} is {times}, too large for a mean of factors"
+            raise _too_large(plan, read, norms, found)
+
+
+def _length(factors: Factors, side: str) -> float:
+    """The norm of lora_B or lora_A as it counts in a mean, with its share of the scale."""
+    values: Tensor = getattr(factors, side).double()
+    return float(torch.linalg.vector_norm(values)) * abs(factors.scale) ** 0.5
+
+
+def _usual(values: Sequence[float]) -> float:
+    """The lower median of what is above 0; 0 without any."""
+    positive = [value for value in values if value > 0]
+    return median_low(positive) if positive else 0.0
+
+
+def _too_large(plan: Plan, read: Read, values: Sequence[float], found: str) -> InputError:
+    """The error that names the client of the largest value."""
+    client = plan.cohort.clients[read.holders[int(np.argmax(values))]]
+    return InputError(client.adapter.path, found, "leave this adapter out")
 
 
 def earlier_terms(plan: Plan, read: Read, rule: Weights) -> WeightedSum:

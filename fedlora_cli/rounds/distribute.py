@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter, Facts, read_modules, widest
+from fedlora_cli.adapter import Adapter, Facts, read_modules
 from fedlora_cli.clients import Paths, paths_of, read_adapters
 from fedlora_cli.cohort import Client, Cohort, align, shortened, with_earlier
 from fedlora_cli.errors import UsageError, refuse
@@ -144,7 +144,7 @@ def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
             Recipient(
                 name=f"rank-{rank}",
                 shares=shares,
-                dtype=options.dtype or widest(one.dtype for one in adapter.modules.values()),
+                dtype=options.dtype or adapter.dtype,
                 tensors=adapter.tensors,
                 facts=replace(_facts(adapter, options), rslora=False),
                 format=adapter.format,

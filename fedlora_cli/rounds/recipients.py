@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedlora_cli.adapter import Adapter, Facts, FullTensor, Layout, widest
+from fedlora_cli.adapter import Adapter, Facts, FullTensor, Layout
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def like(name: str, adapter: Adapter, alpha: float | None, dtype: str | None) ->
             module: Share(one.rank, alpha or one.alpha, one.shape, one.layout)
             for module, one in adapter.modules.items()
         },
-        dtype=dtype or widest(one.dtype for one in adapter.modules.values()),
+        dtype=dtype or adapter.dtype,
         tensors=adapter.tensors,
         facts=adapter.facts,
         format=adapter.format,

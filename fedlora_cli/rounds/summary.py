@@ -16,7 +16,7 @@ from fedlora_cli.render.report.aggregate import (
     ModuleRow,
     PartitionRow,
 )
-from fedlora_cli.rounds.tensors import left_out, lone_heads, tensor_names
+from fedlora_cli.rounds.tensors import left_out, lone_heads, other_dtypes, tensor_names
 from fedlora_cli.rounds.warnings import (
     copies,
     fading,
@@ -81,6 +81,7 @@ def summarize(
             *missing_unused(plan),
             *left_out(plan),
             *lone_heads(plan),
+            *other_dtypes(plan),
             *(["the global update is zero in every module"] if results and total == 0 else []),
         ),
         version=__version__,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli.adapter import FullTensor, widest
+from fedlora_cli.adapter import FullTensor, usual_dtype
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.cohort import Cohort, shortened
 from fedlora_cli.errors import InputError
@@ -72,19 +72,34 @@ def modules_to_save(plan: Plan) -> tuple[str, ...]:
 def tensor_like(plan: Plan, name: str) -> Tensor:
     """What `average_tensor` will be, on torch's meta device: its shape and dtype."""
     if _is_held(plan, name):
-        clients = plan.cohort.clients
-        tensors = [clients[k].adapter.tensors[name] for k in _holders(plan, name)]
+        first = plan.cohort.clients[_holders(plan, name)[0]].adapter.tensors[name]
+        dtype = _dtype(plan, name)
+    elif plan.previous is not None:
+        first = plan.previous.tensors[name]
+        dtype = first.dtype
     else:
-        tensors = [] if plan.previous is None else [plan.previous.tensors[name]]
-    first = tensors[0]
-    # Base weights are the same everywhere, and whole numbers stay what they are.
-    one = first.role == "base" or "float" not in first.dtype
-    dtype = first.dtype if one else widest(tensor.dtype for tensor in tensors)
+        raise KeyError(name)
     return torch.empty(first.shape, dtype=getattr(torch, dtype), device="meta")
 
 
+def other_dtypes(plan: Plan) -> tuple[str, ...]:
+    """A warning where clients sent tensors in another dtype than they are written in."""
+    others: dict[tuple[str, str], set[str]] = {}
+    for name in (one for one in plan.cohort.tensors if _is_held(plan, one)):
+        taken = _dtype(plan, name)
+        for k in _holders(plan, name):
+            own = plan.cohort.clients[k].adapter.tensors[name].dtype
+            if own != taken:
+                others.setdefault((own, taken), set()).add(plan.cohort.names[k])
+    return tuple(
+        f"{shortened(sorted(who))} sent full tensors in {own}; the means are written in {taken}, "
+        "by most of the samples"
+        for (own, taken), who in sorted(others.items())
+    )
+
+
 def average_tensor(plan: Plan, name: str) -> Tensor:
-    """sum_k n_k T_k / sum n_k over the trusted clients that have it, in their dtype.
+    """sum_k n_k T_k / sum n_k over the trusted clients that have it, in the dtype of most samples.
 
     A tensor that only the previous adapter has is kept, as are its base weights where few clients
     send any. Whole numbers, such as the counters of a
@@ -105,7 +120,8 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
     tensors = [plan.cohort.clients[k].adapter.tensors[name] for k in holders]
     first = tensors[0].read()
     if tensors[0].role == "base":
-        return _same_everywhere(plan.cohort, name, first)
+        same = _same_everywhere(plan.cohort, name, first)
+        return same.to(getattr(torch, _dtype(plan, name)))
     weights = [
         float(share) * _scale(plan, k, tensor)
         for k, share, tensor in zip(holders, _shares(plan, holders), tensors, strict=True)
@@ -115,10 +131,19 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
         mean += weight * tensor.read().double()
     if not first.is_floating_point():
         return mean.round().to(first.dtype)
-    result = mean.to(getattr(torch, widest(tensor.dtype for tensor in tensors)))
+    result = mean.to(getattr(torch, _dtype(plan, name)))
     if not bool(torch.isfinite(result).all()):
         raise InputError(name, f"its mean overflows {result.dtype}", "save the heads as float32")
     return result
+
+
+def _dtype(plan: Plan, name: str) -> str:
+    """The dtype of a tensor that clients hold: by most of their samples, if it is of fractions."""
+    holders = _holders(plan, name)
+    dtypes = [plan.cohort.clients[k].adapter.tensors[name].dtype for k in holders]
+    if len(set(dtypes)) == 1 or "float" not in dtypes[0]:
+        return dtypes[0]
+    return usual_dtype(dtypes, [plan.cohort.clients[k].samples for k in holders])
 
 
 def _is_held(plan: Plan, name: str) -> bool:

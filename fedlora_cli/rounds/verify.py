@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import median_low
 
 import torch
 
@@ -32,10 +33,10 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
     """Compare the update of every written module with the weighted sum, forming neither.
 
     The error of a module is its distance in the Frobenius norm from the weighted sum T, or from the
-    best truncation of T to the output rank, relative to T; where all terms are kept, relative to
-    the terms, which is how they are rounded. That no other matrix of the rank could be nearer to T
-    is checked as well (Eckart and Young), and that the library of the format loads all of it by its
-    own rules. Raises VerificationError where the error exceeds four
+    best truncation of T to the output rank, relative to T; where all terms are kept, that of each
+    term, relative to it or to what is usual, which is how they are rounded. That no other matrix of
+    the rank could be nearer to T is checked as well (Eckart and Young), and that the library of the
+    format loads all of it by its own rules. Raises VerificationError where the error exceeds four
     roundings of the output dtype, and InputError.
     """
     try:
@@ -74,11 +75,11 @@ def _module_error(plan: Plan, read: Read, found: Factors) -> float:
 
 def _error(plan: Plan, target: WeightedSum, found: Factors) -> float:
     """The relative error of one module, less what float64 itself cannot tell."""
+    if plan.method.compress == "none":
+        return _error_by_term(target, found)
     weights = torch.cat(target.weights)
     stack = lowrank.stack(target.terms)
     size = lowrank.size(stack, weights)
-    if plan.method.compress == "none":
-        return _relative(lowrank.distance(target.terms, weights, found), size, size)
     best, s = lowrank.svd(stack, weights, found.rank)
     expected = lowrank.split(best, "balanced", 1.0)
     ones = torch.ones(expected.rank, dtype=torch.float64, device=weights.device)
@@ -87,6 +88,22 @@ def _error(plan: Plan, target: WeightedSum, found: Factors) -> float:
     lost = lowrank.outside(target.terms, weights, found)
     norm = float(torch.linalg.vector_norm(s))
     return _relative(max(apart, lost - unavoidable), norm, size)
+
+
+def _error_by_term(target: WeightedSum, found: Factors) -> float:
+    """The largest error of a term, which stand side by side, so that none hides that of another."""
+    sizes, apart, start = [], [], 0
+    for term, weights in zip(target.terms, target.weights, strict=True):
+        own = slice(start, start + term.rank)
+        written = Factors(found.B[:, own], found.A[own], found.scale)
+        sizes.append(lowrank.size(lowrank.stack([term]), weights))
+        apart.append(lowrank.distance([term], weights, written))
+        start += term.rank
+    if found.B[:, start:].any():  # what pads the rank adds nothing
+        return math.inf
+    usual = median_low([size for size in sizes if size > 0] or [0.0])
+    pairs = zip(apart, sizes, strict=True)
+    return max(_relative(error, max(size, usual), size) for error, size in pairs)
 
 
 def _relative(error: float, norm: float, size: float) -> float:
