@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
@@ -86,7 +87,7 @@ def _check_averages(plan: Plan, read: Read, weights: Sequence[Tensor]) -> None:
 def _length(factors: Factors, side: str) -> float:
     """The norm of lora_B or lora_A as it counts in a mean, with its share of the scale."""
     values: Tensor = getattr(factors, side).double()
-    return float(torch.linalg.vector_norm(values)) * abs(factors.scale) ** 0.5
+    return float(torch.linalg.vector_norm(values)) * math.sqrt(abs(factors.scale))
 
 
 def _usual(values: Sequence[float]) -> float:

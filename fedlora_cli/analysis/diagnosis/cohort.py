@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from fedlora_cli import engine, lowrank
+from fedlora_cli.adapter import Adapter, read_modules
 from fedlora_cli.aggregation.influence import partitions
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.analysis.diagnosis.similarity import Products, cosines, cosines_to_others, products
-from fedlora_cli.analysis.diagnosis.spectra import read_finite
 from fedlora_cli.cohort import Cohort
 from fedlora_cli.factors import Factors
 from fedlora_cli.groups import grouped
@@ -23,6 +23,7 @@ from fedlora_cli.render.report.diagnose import (
     HoldingRow,
     Similarity,
 )
+from fedlora_cli.sizes import fault, sizes
 from fedlora_cli.spectrum import FloatArray, mean_share
 
 #: What float16 and bfloat16 rounding do to a copy: to 1 - cosine, and to its singular values as a
@@ -59,7 +60,7 @@ def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bo
     adapters = [client.adapter for client in cohort.clients]
 
     def one_part(names: tuple[str, ...]) -> list[tuple[list[FloatArray | None], Products | None]]:
-        found = [read_finite(one, names) for one in adapters]
+        found = [_read(one, names) for one in adapters]
         return [one_module([own.pop(name, None) for own in found]) for name in names]
 
     def one_module(
@@ -78,6 +79,18 @@ def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bo
                     own[name] = s
             total = alike if total is None or alike is None else total + alike
     return Measured(spectra, total)
+
+
+def _read(adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
+    """The factors that a client has of these modules. Raises InputError where one is at fault for
+    its size.
+    """
+    found = read_modules(adapter, names)
+    for (name, _), own in zip(found.items(), sizes([*found.values()]), strict=True):
+        error = fault(adapter.path, name, own)
+        if error is not None:
+            raise error
+    return found
 
 
 def findings(

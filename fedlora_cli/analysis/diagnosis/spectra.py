@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from fedlora_cli.adapter import Adapter, Module, read_modules
 from fedlora_cli.errors import without_norm
 from fedlora_cli.factors import Factors
 from fedlora_cli.render.report.diagnose import DEAD, AdapterRow, EnergyRow, ModuleSpectrum
-from fedlora_cli.sizes import norm
+from fedlora_cli.sizes import LARGEST, norm
 from fedlora_cli.spectrum import (
     FloatArray,
     effective_rank,
@@ -30,7 +29,7 @@ def read_finite(adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
     """
     found = read_modules(adapter, names)
     for name, factors in found.items():
-        if not isfinite(norm(factors)):
+        if norm(factors) > LARGEST:
             raise without_norm(adapter.path, name)
     return found
 
