@@ -26,6 +26,10 @@ SMOOTHING = 0.5
 #: different rank have different levels, and a huge update is not as huge at each of them.
 FAR = 3.0
 
+#: A client that is trusted less, compared with the one that is trusted most, is left out: float32
+#: would not keep what it adds, and a module that it has alone would become too small to be written.
+FAINT = 1e-6
+
 #: Weiszfeld stops where the sum of distances changes by no more than this part of it ...
 TOLERANCE = 1e-6
 
@@ -86,17 +90,20 @@ def geometric_median(distances: FloatArray, samples: FloatArray) -> FloatArray:
 
 
 def held_back(trust: FloatArray, norms: FloatArray) -> FloatArray:
-    """Trust (K,), but no more than FAR medians of the norms / norm, however large that is.
+    """Trust (K,), but of the largest no more than FAR medians of the norms / norm, and 0 where that
+    is less than FAINT of it.
 
-    The lower median of those above 0: the mean of the middle two would do as the larger of them
-    says, which may be an attacker's.
+    So trust times norm is bounded for every norm. The median is the lower one of the norms above 0:
+    the mean of the middle two would do as the larger of them says, which may be an attacker's.
 
-    >>> held_back(np.ones(4), np.array([1.0, 1.0, 2.0, 3e150]))
-    array([1.e+000, 1.e+000, 1.e+000, 1.e-150])
+    >>> held_back(np.array([1.0, 0.5, 1.0, 1.0]), np.array([1.0, 1.0, 30.0, 3e150]))
+    array([1. , 0.5, 0.1, 0. ])
     """
     nonzero = norms[norms > 0].tolist()
     limit = FAR * median_low(nonzero) if nonzero else 0.0
-    return np.minimum(trust, clip_factors(norms, limit))
+    most = trust.max(initial=0.0)
+    held = np.minimum(trust, most * clip_factors(norms, limit))
+    return np.where(held < FAINT * most, 0.0, held)
 
 
 def clip_limit(norms: FloatArray) -> float:

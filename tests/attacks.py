@@ -333,6 +333,46 @@ def sample_inflation(found: Scene) -> list[Upload]:
     return [replace(one, samples=90 * typical) for one in sign_flip(found)]
 
 
+def scale_million(found: Scene) -> list[Upload]:
+    return [scaled(one, 1e6) for one in found.own]
+
+
+def scale_largest(found: Scene) -> list[Upload]:
+    """Near the largest float32."""
+    return [scaled(one, 1e37) for one in found.own]
+
+
+def cancelling_norm(found: Scene) -> list[Upload]:
+    """An honest update and a pair of pieces, b a and -b (a + δ), whose difference is 6 × 10⁷."""
+    return [_with_pair(one, 2.0**50, 2.0**-24, (-2, -1)) for one in found.own]
+
+
+def erasing_zero(found: Scene) -> list[Upload]:
+    """A pair of pieces of 10¹³ that leaves exactly zero."""
+    return [_with_pair(scaled(one, 0.0), 1e13, 0.0, (-2, -1)) for one in found.own]
+
+
+def cancelling_ranks(found: Scene) -> list[Upload]:
+    """An honest update whose first and last rank index hold a pair of pieces of 10⁴: it is gone
+    where both have one weight alone.
+    """
+    return [_with_pair(one, 1e4, 0.0, (0, -1)) for one in found.own]
+
+
+def _with_pair(one: Upload, size: float, apart: float, places: tuple[int, int]) -> Upload:
+    """Two pieces of that size at these rank indices, b a and -b (a + δ), δ this share of a."""
+    factors = {}
+    first, last = places
+    for module, (B, A) in one.factors.items():
+        B, A = B.copy(), A.copy()
+        b, a = (np.float32(np.full(side, 1 / side**0.5)) for side in (B.shape[0], A.shape[1]))
+        B[:, first], B[:, last] = size / one.scale * b, -size / one.scale * b
+        A[first], A[last] = a, a
+        A[last, 0] *= 1 + apart
+        factors[module] = (B, A)
+    return replace(one, factors=factors)
+
+
 def head_1000(found: Scene) -> list[Upload]:
     """An honest update with a head a thousand times as large."""
     return [replace(one, head=1e3 * one.head) for one in found.own]
@@ -341,6 +381,11 @@ def head_1000(found: Scene) -> list[Upload]:
 #: By the words of the README.
 ATTACKS: dict[str, Attack] = {
     "update × 1000": scale_1000,
+    "update × 10⁶": scale_million,
+    "update × 10³⁷": scale_largest,
+    "pieces that cancel to 10⁻⁸ of 2⁵⁰": cancelling_norm,
+    "pieces of 10¹³ that cancel to zero": erasing_zero,
+    "rank indices of 10⁴ that cancel": cancelling_ranks,
     "sign flip": sign_flip,
     "noise as large as an update": gaussian,
     "all entries equal": constant,

@@ -24,6 +24,8 @@ from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.plan import Plan, make_plan
 from fedlora_cli.aggregation.reading import read_modules
 from fedlora_cli.aggregation.sums import weighted_sum
+from fedlora_cli.analysis.inspection.values import look_at
+from fedlora_cli.cohort import align
 from fedlora_cli.rounds.tensors import average_tensor
 from fedlora_cli.weights import FloatArray
 
@@ -72,7 +74,11 @@ def attacked(one: Round, attack: str) -> Cohort:
     if not place.exists():
         uploads = list(one.scene.own) if attack == MORE else ATTACKS[attack](one.scene)
         write_all(uploads, place, "upload")
-    return read_clients([one.place / "honest", place]).cohort
+    cohort = read_clients([one.place / "honest", place]).cohort
+    # As `--on-bad-client skip` leaves them out.
+    looks = look_at([client.adapter for client in cohort.clients], 1, engine.quiet(""))
+    bad = {fault.path for look in looks for fault in look.faults}
+    return align([client for client in cohort.clients if client.adapter.path not in bad])
 
 
 def planned(cohort: Cohort, options: Options, previous: Adapter) -> Plan:
