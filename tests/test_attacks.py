@@ -30,7 +30,7 @@ from fedlora_cli.rounds.tensors import average_tensor
 from fedlora_cli.weights import FloatArray
 
 #: How many rounds are in the JSON; the tests repeat the first one.
-ROUNDS = 20
+ROUNDS = 16
 
 _TOGETHER = Options(quorum=0.5, missing="zero", clip_norm="auto")
 
