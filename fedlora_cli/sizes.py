@@ -111,10 +111,12 @@ def _by_grams(factors: Factors, starts: Sequence[int], precision: torch.dtype) -
     B, A = factors.B.to(precision), factors.A.to(precision)
     G_B, G_A = B.T @ B, A @ A.T
     least = torch.finfo(precision).tiny / torch.finfo(precision).eps
-    inside = [
-        ((G.diagonal() > least) | (X.abs().amax(dim) == 0)).all()
-        for G, X, dim in ((G_B, B, 0), (G_A, A, 1))
-    ]
+    inside = [torch.ones((), dtype=torch.bool, device=B.device)] * 2
+    if precision == torch.float32:  # no square of it is out of range in float64
+        inside = [
+            ((G.diagonal() > least) | (X.abs().amax(dim) == 0)).all()
+            for G, X, dim in ((G_B, B, 0), (G_A, A, 1))
+        ]
     b, a = (G.diagonal().double().sqrt() for G in (G_B, G_A))
     products = G_B.double() * G_A.double()
     whole, part = products.sum(), products.sum()

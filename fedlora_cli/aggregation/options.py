@@ -57,7 +57,7 @@ class Options:
     - `basis`: "svd" brings every client into SVD order first. `missing`: whether a client that does
       not adapt a module leaves its weight to the others, or counts as a zero update.
     - `dora`: "approximate" averages the directions and the magnitudes of DoRA apart.
-    - `split`: where the singular values go. `dtype`: of the output; None is that of the clients.
+    - `split`: where the singular values go. `dtype`: of the output; None is that of most samples.
     - `target`: the server that is to load the output; what it cannot load is refused.
     - `jobs`: threads, 0 for all cores. `cluster`: who computes the modules instead, processes or a
       Dask cluster (`fedlora_cli.cluster`). `device`: where to compute.

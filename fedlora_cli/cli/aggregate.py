@@ -212,7 +212,7 @@ def aggregate(
         ),
     ] = "balanced",
     dtype: Annotated[
-        Dtype | None, option("--dtype", panel=_OUTPUT, help="Default: that of the clients.")
+        Dtype | None, option("--dtype", panel=_OUTPUT, help="Default: that of most samples.")
     ] = None,
     target: Annotated[
         Target | None,

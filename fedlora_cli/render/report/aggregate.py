@@ -21,8 +21,9 @@ class ClientRow:
     """A client. `weight` is its weight at the first rank index, which everyone holds, averaged over
     its modules; `max_weight` the largest it has at any index of any module. `energy` is that of its
     own update by singular direction, pooled over its modules: what it brought to each rank index.
-    Where updates were compared beforehand, `norm` is ‖ΔW_k‖_F, `clip` what the update was
-    multiplied by and `trust` what its samples were.
+    `norm` is ‖ΔW_k‖_F, or more where its rank indices cancel each other (`sizes.Sizes.reach`);
+    where updates were compared beforehand, `clip` is what the update was multiplied by and `trust`
+    what its samples were.
     """
 
     name: str
