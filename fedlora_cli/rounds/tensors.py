@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from fedlora_cli.adapter import FullTensor, widest
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.cohort import Cohort, shortened
 from fedlora_cli.errors import InputError
+from fedlora_cli.rounding import same_up_to_rounding
 from fedlora_cli.weights import FloatArray, Weights, capped
 
 
@@ -77,9 +79,12 @@ def tensor_like(plan: Plan, name: str) -> Tensor:
     else:
         tensors = [] if plan.previous is None else [plan.previous.tensors[name]]
     first = tensors[0]
-    # Base weights are the same everywhere, and whole numbers stay what they are.
-    one = first.role == "base" or "float" not in first.dtype
-    dtype = first.dtype if one else widest(tensor.dtype for tensor in tensors)
+    if first.role == "base":
+        dtype = _usual_dtype(tensors)
+    elif "float" not in first.dtype:  # whole numbers stay what they are
+        dtype = first.dtype
+    else:
+        dtype = widest(tensor.dtype for tensor in tensors)
     return torch.empty(first.shape, dtype=getattr(torch, dtype), device="meta")
 
 
@@ -89,7 +94,8 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
     A tensor that only the previous adapter has is kept, as are its base weights where few clients
     send any. Whole numbers, such as the counters of a
     normalisation layer, are averaged and rounded. Base weights beside an adapted embedding are not
-    trained, so they must be the same everywhere. A bias on lora_B is the mean of the s_k b_k,
+    trained, so they must be the same everywhere, up to the rounding of their dtypes; they are
+    written as most clients have them. A bias on lora_B is the mean of the s_k b_k,
     divided by the scaling of the output: it has no rank index, so that no rule by rank holds for
     it. Raises InputError.
     """
@@ -103,9 +109,11 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
         return (value.double() * (kept.scale / plan.scale)).to(value.dtype)
     holders = _holders(plan, name)
     tensors = [plan.cohort.clients[k].adapter.tensors[name] for k in holders]
-    first = tensors[0].read()
     if tensors[0].role == "base":
-        return _same_everywhere(plan.cohort, name, first)
+        usual = _usual_dtype(tensors)
+        example = next(tensor for tensor in tensors if tensor.dtype == usual)
+        return _same_everywhere(plan.cohort, name, example.read())
+    first = tensors[0].read()
     weights = [
         float(share) * _scale(plan, k, tensor)
         for k, share, tensor in zip(holders, _shares(plan, holders), tensors, strict=True)
@@ -157,13 +165,19 @@ def _scale(plan: Plan, k: int, tensor: FullTensor) -> float:
     return 1.0 if tensor.scale is None else plan.clipped(k) * tensor.scale / plan.scale
 
 
-def _same_everywhere(cohort: Cohort, name: str, first: Tensor) -> Tensor:
+def _usual_dtype(tensors: Sequence[FullTensor]) -> str:
+    """The dtype that most of these tensors have."""
+    return Counter(tensor.dtype for tensor in tensors).most_common(1)[0][0]
+
+
+def _same_everywhere(cohort: Cohort, name: str, usual: Tensor) -> Tensor:
+    """The tensor, if it is that of every client. Raises InputError."""
     for client in cohort.clients:
         tensor = client.adapter.tensors.get(name)
-        if tensor is not None and not torch.equal(tensor.read(), first):
+        if tensor is not None and not same_up_to_rounding(tensor.read(), usual):
             raise InputError(
                 client.adapter.weights_file,
                 f"its base weights {name} differ from the other clients'",
-                "start all clients from one base model with one vocabulary",
+                "start all clients from one base model; name what they trained in modules_to_save",
             )
-    return first
+    return usual
