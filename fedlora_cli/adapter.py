@@ -143,7 +143,9 @@ class Facts:
     `bias`, `lora_bias`, `target_parameters`, `layer_replication` and `dora` are the fields of
     PEFT's config, `invocation_tokens` those of an activated LoRA. `old_experts` says that PEFT
     before 0.19 stored the experts, if there are any. `model_class` is the full name of the base
-    model's class in transformers, which tells what to load where there is no task.
+    model's class in transformers, which tells what to load where there is no task. `tied` are
+    modules whose update is that of an embedding, each with the embedding. `unknown_fields` are
+    those that are not understood but have a value, as text.
 
     The last three are the names that configs use. `selections` are the `target_modules` of the
     adapters that this comes from, the most frequent first: names or an expression, () for one that
@@ -167,6 +169,8 @@ class Facts:
     layer_replication: tuple[tuple[int, int], ...] = ()
     invocation_tokens: tuple[int, ...] = ()
     old_experts: bool = False
+    tied: tuple[tuple[str, str], ...] = ()
+    unknown_fields: tuple[str, ...] = ()
     selections: tuple[str | tuple[str, ...], ...] = ()
     saved_names: tuple[str, ...] = ()
     token_names: tuple[str, ...] = ()
@@ -218,6 +222,11 @@ class Adapter:
         """The narrowest dtype that holds all of its factors."""
         return widest(module.dtype for module in self.modules.values())
 
+    def trains(self, *modules: str) -> bool:
+        """Whether it holds factors of any of these modules, or holds any in full."""
+        owners = {tensor.owner for tensor in self.tensors.values()}
+        return any(module in self.modules or module in owners for module in modules)
+
     def of(self, names: Collection[str]) -> Adapter:
         """The same with these modules and tensors alone, without remarks. It may have none left."""
         return replace(
@@ -227,6 +236,17 @@ class Adapter:
             tensors={name: self.tensors[name] for name in names if name in self.tensors},
             notes=(),
         )
+
+
+def common_ties(adapters: Sequence[Adapter]) -> tuple[tuple[str, str], ...]:
+    """The modules that are tied to an embedding in every adapter that has either of the two."""
+    ties = sorted({tie for adapter in adapters for tie in adapter.facts.tied})
+    common = all(
+        tie in adapter.facts.tied or not adapter.trains(*tie)
+        for adapter in adapters
+        for tie in ties
+    )
+    return tuple(ties) if common else ()
 
 
 def read_modules(

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Facts, usual_dtype
+from fedlora_cli.adapter import Adapter, Facts, common_ties, usual_dtype
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.fit import agreed, check_fit, usual
 from fedlora_cli.orientation import older_experts, with_one_orientation
@@ -118,6 +118,8 @@ def align(
     modules = sorted({name for adapter in adapters for name in adapter.modules})
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
     check_fit(adapters, report)
+    # Of clients alone: a global adapter has none of these fields.
+    agreed(adapters, "unknown_fields", "train all clients with the same configuration", report)
     return Cohort(
         clients=tuple(ordered),
         modules=tuple(modules),
@@ -173,6 +175,7 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: R
         # Its scaling is written as alpha / r.
         rslora=False,
         old_experts=all(one.old_experts for one in facts),
+        tied=common_ties(adapters),
     ).named_like(facts)
 
 

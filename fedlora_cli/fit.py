@@ -302,7 +302,10 @@ def agreed(adapters: Sequence[Adapter], name: str, cure: str, report: Report) ->
     for value, adapter in said:
         if value != most.value:
             label = name.replace("_", " ")
-            found = f"its {label} is {_text(value)}, but {_text(most.value)} in {most.example.path}"
+            verb = "are" if isinstance(value, tuple) and label.endswith("s") else "is"
+            found = (
+                f"its {label} {verb} {_text(value)}, but {_text(most.value)} in {most.example.path}"
+            )
             report(most.misfit(adapter.path, found, cure))
     return most.value
 

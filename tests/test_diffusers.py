@@ -520,7 +520,7 @@ def test_a_damaged_file_is_one_fault(tmp_path: Path, name: str) -> None:
 def test_unknown_fields_are_said(tmp_path: Path) -> None:
     save(tmp_path / NAME, tensors_of(ROUND[2]), fields(unet__use_new=True, unet__use_old=None))
     [note] = read(tmp_path).notes
-    assert "unknown fields of lora_adapter_metadata ignored: unet.use_new" in note
+    assert "may change what the tensors mean: unet.use_new" in note
     assert "use_old" not in note
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_cli import engine, formats
-from fedlora_cli.adapter import NewAdapter
+from fedlora_cli.adapter import NewAdapter, common_ties
 from fedlora_cli.aggregation.module import Outcome, aggregate_part
 from fedlora_cli.aggregation.plan import Parts, Plan
 from fedlora_cli.cluster.workers import Workers
@@ -63,7 +63,10 @@ def _described(plan: Plan) -> NewAdapter:
         layouts={name: plan.layout(name) for name in plan.modules},
         tensors={name: tensor_like(plan, name) for name in tensor_names(plan)},
         modules_to_save=modules_to_save(plan),
-        facts=plan.cohort.facts.named_like([adapter.facts for adapter in plan.adapters]),
+        facts=replace(
+            plan.cohort.facts.named_like([adapter.facts for adapter in plan.adapters]),
+            tied=common_ties(plan.adapters),
+        ),
     )
 
 

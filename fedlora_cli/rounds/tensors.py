@@ -12,6 +12,7 @@ from fedlora_cli.adapter import FullTensor, usual_dtype
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.cohort import Cohort, shortened
 from fedlora_cli.errors import InputError
+from fedlora_cli.rounding import same_up_to_rounding
 from fedlora_cli.weights import FloatArray, Weights, capped
 
 
@@ -104,7 +105,8 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
     A tensor that only the previous adapter has is kept, as are its base weights where few clients
     send any. Whole numbers, such as the counters of a
     normalisation layer, are averaged and rounded. Base weights beside an adapted embedding are not
-    trained, so they must be the same everywhere. A bias on lora_B is the mean of the s_k b_k,
+    trained, so they must be the same everywhere, up to the rounding of their dtypes; they are
+    written in the dtype of most samples. A bias on lora_B is the mean of the s_k b_k,
     divided by the scaling of the output: it has no rank index, so that no rule by rank holds for
     it. Raises InputError.
     """
@@ -118,10 +120,12 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
         return (value.double() * (kept.scale / plan.scale)).to(value.dtype)
     holders = _holders(plan, name)
     tensors = [plan.cohort.clients[k].adapter.tensors[name] for k in holders]
-    first = tensors[0].read()
     if tensors[0].role == "base":
-        same = _same_everywhere(plan.cohort, name, first)
-        return same.to(getattr(torch, _dtype(plan, name)))
+        dtype = _dtype(plan, name)
+        example = next((one for one in tensors if one.dtype == dtype), tensors[0])
+        same = _same_everywhere(plan.cohort, name, example.read())
+        return same.to(getattr(torch, dtype))
+    first = tensors[0].read()
     weights = [
         float(share) * _scale(plan, k, tensor)
         for k, share, tensor in zip(holders, _shares(plan, holders), tensors, strict=True)
@@ -182,13 +186,14 @@ def _scale(plan: Plan, k: int, tensor: FullTensor) -> float:
     return 1.0 if tensor.scale is None else plan.clipped(k) * tensor.scale / plan.scale
 
 
-def _same_everywhere(cohort: Cohort, name: str, first: Tensor) -> Tensor:
+def _same_everywhere(cohort: Cohort, name: str, usual: Tensor) -> Tensor:
+    """The tensor, if it is that of every client. Raises InputError."""
     for client in cohort.clients:
         tensor = client.adapter.tensors.get(name)
-        if tensor is not None and not torch.equal(tensor.read(), first):
+        if tensor is not None and not same_up_to_rounding(tensor.read(), usual):
             raise InputError(
                 client.adapter.weights_file,
                 f"its base weights {name} differ from the other clients'",
-                "start all clients from one base model with one vocabulary",
+                "start all clients from one base model; name what they trained in modules_to_save",
             )
-    return first
+    return usual

@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         try:
-            config, _, _ = read_config(path)
+            config, _ = read_config(path)
             config.matcher.seconds_left = SECONDS
             for module in MODULES:
                 config.scale(config.alpha(module), config.rank(module))

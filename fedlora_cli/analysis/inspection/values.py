@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from fedlora_cli import engine
 from fedlora_cli.adapter import Adapter, FullTensor, Module, read_modules
 from fedlora_cli.errors import InputError, Report, reporting
 from fedlora_cli.factors import Factors
-from fedlora_cli.fit import usual
+from fedlora_cli.fit import Usual
+from fedlora_cli.rounding import precision, same_up_to_rounding
 from fedlora_cli.sizes import fault, sizes
 
 
@@ -26,14 +31,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Look:
-    """What reading an item showed. `zeros` are its factors that are all zero, `digest` is that of
-    base weights, which must be the same everywhere.
+    """What reading an item showed. `zeros` are its factors that are all zero; `digest` and
+    `precision` are those of base weights, which must be the same everywhere.
     """
 
     item: Item
     faults: tuple[InputError, ...]
     zeros: int = 0
     digest: str | None = None
+    precision: torch.dtype | None = None
 
 
 def look_at(adapters: Sequence[Adapter], jobs: int, progress: engine.Progress) -> list[Look]:
@@ -53,18 +59,58 @@ def _groups(adapter: Adapter) -> list[list[Item]]:
 
 
 def check_base_weights(looks: Iterable[Look], report: Report) -> None:
-    """Base weights are not trained, so clients that differ in them had different base models."""
-    said: dict[str, list[tuple[str, Adapter]]] = {}
+    """Base weights are not trained, so clients that differ in them had different base models.
+
+    They may differ by the rounding of their dtypes.
+    """
+    said: dict[str, list[Look]] = {}
     for look in looks:
         if look.digest is not None:
-            said.setdefault(look.item.name, []).append((look.digest, look.item.adapter))
-    for name, digests in said.items():
-        most = usual(digests)
-        for digest, adapter in digests:
-            if digest != most.value:
+            said.setdefault(look.item.name, []).append(look)
+    for name, own in said.items():
+        usual, agreeing = _usual_base(own)
+        decides = 2 * sum(look.digest in agreeing for look in own) > len(own)
+        most = Usual(usual.digest, usual.item.adapter, decides)
+        for look in own:
+            if look.digest not in agreeing:
                 found = f"its base weights {name} differ from the other clients'"
-                cure = "start all clients from one base model with one vocabulary"
-                report(most.misfit(adapter.weights_file, found, cure))
+                cure = "start all clients from one base model"
+                cure += "; name what they trained in modules_to_save"
+                report(most.misfit(look.item.adapter.weights_file, found, cure))
+
+
+def _usual_base(looks: Sequence[Look]) -> tuple[Look, set[str | None]]:
+    """The base weights that agree with those of most clients, and the digests of all that agree.
+
+    Of every precision, the numbers that most clients have are compared with all others: that is
+    work for few tensors, however many different ones there are.
+    """
+    votes = Counter(look.digest for look in looks)
+    ordered = sorted(looks, key=lambda look: -votes[look.digest])
+    candidates = list({look.precision: look for look in reversed(ordered)}.values())
+    agreeing = [_agreeing(candidate, looks) for candidate in candidates]
+    counts = [sum(votes[digest] for digest in one) for one in agreeing]
+    most = counts.index(max(counts))
+    return candidates[most], agreeing[most]
+
+
+def _agreeing(usual: Look, looks: Sequence[Look]) -> set[str | None]:
+    """The digests of base weights that may be the same numbers. Each is read once."""
+    same: dict[str | None, bool] = {usual.digest: True}
+    tensor = None
+    for look in looks:
+        if look.digest in same:
+            continue
+        tensor = _read(usual) if tensor is None else tensor
+        same[look.digest] = same_up_to_rounding(_read(look), tensor)
+    return {digest for digest, agrees in same.items() if agrees}
+
+
+def _read(look: Look) -> Tensor:
+    content = look.item.content
+    if not isinstance(content, FullTensor):
+        raise TypeError(look.item.name)
+    return content.read()
 
 
 def _look(group: list[Item]) -> list[Look]:
@@ -93,10 +139,11 @@ def _look(group: list[Item]) -> list[Look]:
 
 def _look_at_tensor(item: Item, content: FullTensor) -> Look:
     faults: list[InputError] = []
-    digest = None
+    digest, coarsest = None, None
     with reporting(faults.append):
         tensor = content.read(faults.append)
         if content.role == "base":
             # Equal numbers of any dtype, as bytes: with 0.0 added, there is no -0.0.
+            coarsest = precision(tensor)
             digest = hashlib.sha256((tensor.double() + 0.0).numpy().tobytes()).hexdigest()
-    return Look(item, tuple(faults), digest=digest)
+    return Look(item, tuple(faults), digest=digest, precision=coarsest)

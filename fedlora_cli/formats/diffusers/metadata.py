@@ -50,7 +50,7 @@ def configs_in(
         prefix = f"{component}." if component else ""
         raw = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
         faults: list[InputError] = []
-        config, facts, unknown = config_of(file.weights, raw, faults.append)
+        config, facts = config_of(file.weights, raw, faults.append)
         more = [name for name, plain in _MORE.items() if getattr(facts, name) != plain]
         if not raw:
             cure = f"save it with {component}_lora_adapter_metadata, as its other components"
@@ -66,10 +66,10 @@ def configs_in(
             report(InputError(file.weights, found, fault.cure))
         if not faults:
             configs[component] = config, facts
-        said = [name for name in unknown if raw[name]]
-        if said:
-            names = ", ".join(f"{prefix}{name}" for name in said)[:200]
-            notes.append(f"{file.weights.name}: unknown fields of {METADATA} ignored: {names}")
+        if facts.unknown_fields:
+            found = f"fields of {METADATA} that are not known may change what the tensors mean"
+            named = ", ".join(f"{prefix}{one}" for one in facts.unknown_fields)[:200]
+            notes.append(f"{file.weights.name}: {found}: {named}")
     return configs, tuple(notes)
 
 

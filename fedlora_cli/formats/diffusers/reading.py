@@ -129,6 +129,7 @@ def _facts(
     dropouts = {own.dropout for own in said}
     return replace(
         facts,
+        unknown_fields=tuple(one for _, own in configs.values() for one in own.unknown_fields),
         base_model=facts.base_model or (names.pop() if len(names) == 1 else None),
         rslora=any(own.rslora for own in said),
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,

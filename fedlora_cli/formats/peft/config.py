@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats.peft.fields import BIASES, Fields
 from fedlora_cli.formats.peft.patterns import Matcher, Targets
-from fedlora_cli.formats.peft.variants import NOT_UNDERSTOOD, variants_of
+from fedlora_cli.formats.peft.variants import B_LAYOUT, NOT_UNDERSTOOD, variants_of
 from fedlora_cli.remote import Location
 
 T = TypeVar("T")
@@ -28,6 +29,8 @@ NEW_EXPERTS = "0.19.0"
 
 #: Fields that are known and, having been looked at, change nothing in what the tensors mean.
 _HARMLESS = {
+    "corda_config",  # counts only where init_lora_weights says so, and so does the next
+    "lora_ga_config",
     "eva_config",
     "inference_mode",
     "init_lora_weights",
@@ -58,6 +61,7 @@ _MEANINGS = (
     "bias",
     "lora_bias",
     "use_dora",
+    "ensure_weight_tying",
     "target_parameters",
     "trainable_tokens",
 )
@@ -69,13 +73,15 @@ class Config:
     whenever it is asked for, as every field does where the file itself cannot be read.
 
     Patterns are kept in the order of the file, because the first one that matches counts.
-    `variants` are the errors about kinds of LoRA that are not understood.
+    `variants` are the errors about kinds of LoRA that are not understood, `implied` the modules
+    that PEFT adapts though no field names them.
     """
 
     path: Location
     source: Fields | InputError
     matcher: Matcher
     variants: tuple[InputError, ...] = ()
+    implied: frozenset[str] = frozenset()
 
     def rank(self, module: str) -> int:
         """r of that module: its `rank_pattern`, else `r`."""
@@ -156,6 +162,10 @@ class Config:
         return self.fields.boolean("use_dora", False)
 
     @cached_property
+    def ensure_weight_tying(self) -> bool:
+        return self.fields.boolean("ensure_weight_tying", False)
+
+    @cached_property
     def target_parameters(self) -> tuple[str, ...]:
         return self.fields.strings("target_parameters")
 
@@ -182,6 +192,10 @@ class Config:
         found = [own for name, own in self.trainable_tokens.items() if embedding.endswith(name)]
         return found[0] if found else ()
 
+    def adapts(self, module: str) -> bool:
+        """Whether PEFT would adapt a module of that name. Raises InputError."""
+        return module in self.implied or self.targets.match(module)
+
     @cached_property
     def targets(self) -> Targets:
         return Targets(
@@ -194,11 +208,8 @@ class Config:
         )
 
 
-def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts, tuple[str, ...]]:
-    """The config, what it says beside, and the names of fields that are not known.
-
-    Every fault goes to `report`.
-    """
+def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts]:
+    """The config, and what it says beside. Every fault goes to `report`."""
     try:
         raw = read_object(path, most=MAX_BYTES)
         if raw.get("peft_type") != "LORA":
@@ -206,13 +217,13 @@ def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts,
             raise InputError(path, found, "only LORA adapters are understood")
     except InputError as error:
         report(error)
-        return Config(path, error, Matcher(path)), Facts(), ()
+        return Config(path, error, Matcher(path)), Facts()
     return config_of(path, raw, report)
 
 
 def config_of(
     path: Location, raw: Mapping[str, Any], report: Report = refuse
-) -> tuple[Config, Facts, tuple[str, ...]]:
+) -> tuple[Config, Facts]:
     """`read_config` for fields that stand in the file `path`."""
     fields = Fields(path, raw)
     variants = tuple(variants_of(path, raw))
@@ -223,8 +234,16 @@ def config_of(
         with reporting(report):
             getattr(config, name)
     facts = _facts(fields, config, report)
-    known = fields.seen | _HARMLESS | set(NOT_UNDERSTOOD)
-    return config, facts, tuple(sorted(set(raw) - known))
+    known = {*fields.seen, *_HARMLESS, *NOT_UNDERSTOOD, B_LAYOUT}
+    unknown = {name: value for name, value in raw.items() if name not in known}
+    return config, replace(facts, unknown_fields=tuple(_meaningful(unknown)))
+
+
+def _meaningful(fields: Mapping[str, Any]) -> Iterator[str]:
+    """The fields that may change what the tensors mean: a new kind of LoRA is off by default."""
+    for name, value in sorted(fields.items()):
+        if value is not None and value is not False and value not in ("", [], {}):
+            yield f"{name} = {json.dumps(value, sort_keys=True)}"
 
 
 def _facts(fields: Fields, config: Config, report: Report) -> Facts:

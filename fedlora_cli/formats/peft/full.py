@@ -2,40 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora_cli.adapter import FullTensor, Module, Role
-from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.names import (
+    EMBEDDINGS,
     LORA_BIAS,
     MAGNITUDE,
+    OUTPUT,
     TOKENS,
-    is_base_weight,
     is_bias,
     meaning_of,
     owner_of,
     target_of,
     token_name,
+    unwrapped,
 )
+from fedlora_cli.formats.peft.ties import same_weights
 from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def role_of(
-    weights: Location, name: str, pairs: Collection[str], targets: Collection[str], config: Config
-) -> Role:
-    """What a tensor is beside these pairs of factors, which adapt the modules `targets`.
+#: PEFT stores the model's input and output embeddings, where it stores any that it does not wrap.
+_MOST_EMBEDDINGS = 2
 
-    What is not understood is refused by name.
 
-    Raises InputError.
+def roles_of(
+    weights: Location,
+    others: Mapping[str, Entry],
+    pairs: Collection[str],
+    config: Config,
+    report: Report,
+) -> dict[str, Role]:
+    """What each tensor is that is no factor, beside these pairs of factors.
+
+    First what the config explains, then base weights and copies of them by their place in the
+    file. What is not understood goes to `report` by name.
     """
+    targets = {target_of(pair) for pair in pairs}
+    roles: dict[str, Role] = {}
+    rest: dict[str, Entry] = {}
+    for name, entry in others.items():
+        with reporting(report):
+            role = _told_by_config(weights, name, pairs, targets, config)
+            if role is None:
+                rest[name] = entry
+            else:
+                roles[name] = role
+    tokens = [name for name, role in roles.items() if role == "token"]
+    for name in _tied_rows(tokens, config):
+        del roles[name]
+    wholes = {name: others[name] for name, role in roles.items() if role == "saved"}
+    copies: set[str] = set()
+    with reporting(report):
+        if rest and config.known and config.ensure_weight_tying:
+            copies = _tied_copies(rest, wholes)
+    shapes = {name: entry.shape for name, entry in rest.items() if name not in copies}
+    base = _base_weights(shapes, {*pairs, *(name.removesuffix(TOKENS) for name in tokens)})
+    for name in rest:
+        with reporting(report):
+            if name in copies:
+                roles[name] = "saved"
+            elif name in base:
+                roles[name] = "base"
+            elif config.variants:
+                raise config.variants[0]
+            else:
+                cure = "not understood; train plain LoRA"
+                raise InputError(weights, f"{name}: {meaning_of(name)}", cure)
+    return {name: roles[name] for name in others if name in roles}
+
+
+def _told_by_config(
+    weights: Location, name: str, pairs: Collection[str], targets: Collection[str], config: Config
+) -> Role | None:
+    """The role that the config gives to a tensor of this name. Raises InputError."""
     if owner_of(name, config.modules_to_save) is not None:
         if name.endswith(TOKENS):
             found = f"{name}: trained tokens of a module that modules_to_save names"
@@ -54,13 +102,65 @@ def role_of(
                 found = f"{name}, but no factors of {module}"
                 raise InputError(weights, found, "save the adapter again, whole")
             return role
-    if is_bias(name, config.bias, targets):
-        return "bias"
-    if is_base_weight(name, pairs):
-        return "base"
-    if config.variants:
-        raise config.variants[0]
-    raise InputError(weights, f"{name}: {meaning_of(name)}", "not understood; train plain LoRA")
+    return "bias" if is_bias(name, config.bias, targets) else None
+
+
+def _tied_rows(names: Sequence[str], config: Config) -> list[str]:
+    """The trained rows of an output layer that are those of the input embedding, to which the model
+    ties it: PEFT stores both where the vocabulary was resized, but loads only those that the config
+    names. A config that names no embedding means that of the input.
+    """
+    if not names:
+        return []
+    embeddings = {name: target_of(name.removesuffix(TOKENS)) for name in names}
+    if "" in config.trainable_tokens:
+        tied = [name for name, one in embeddings.items() if one.split(".")[-1] == OUTPUT]
+    else:
+        tied = [name for name, one in embeddings.items() if not config.token_indices(one)]
+    return tied if len(tied) < len(names) else []
+
+
+def _tied_copies(rest: dict[str, Entry], wholes: dict[str, Entry]) -> set[str]:
+    """The weights that PEFT stores beside a module saved in full because the model ties them to it.
+    The config does not name them.
+    """
+    weights = {name: one for name, one in (rest | wholes).items() if name.endswith(".weight")}
+    together = (names for names in same_weights(weights) if not wholes.keys().isdisjoint(names))
+    return {name for names in together for name in names if name in rest}
+
+
+def _base_weights(shapes: Mapping[str, tuple[int, ...]], wrapped: Collection[str]) -> set[str]:
+    """Those of these tensors, which nothing else explains, that are weights of the base model.
+
+    PEFT stores the weights, and a bias beside them, of embeddings and heads that it has `wrapped`,
+    and where the vocabulary was resized those of the model's input and output embeddings. These
+    have any name; they lie outside the numbered layers and are two at most. That no client trained
+    them is checked by their values, which must be the same everywhere.
+    """
+    matrices = {name: shape[0] for name, shape in shapes.items() if len(shape) > 1}
+    rows = {unwrapped(name): count for name, count in matrices.items() if name.endswith(".weight")}
+    known = {name for name in rows if _module(name) in wrapped or _is_known(name)}
+    other = {name for name in rows.keys() & matrices.keys() - known if not _is_numbered(name)}
+    base = known | (other if len(other) <= _MOST_EMBEDDINGS else set())
+    biases = {f"{_module(name)}.bias": (rows[name],) for name in base}
+    return {
+        name
+        for name, shape in shapes.items()
+        if unwrapped(name) in base or biases.get(unwrapped(name)) == shape
+    }
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _is_known(name: str) -> bool:
+    return _module(name).split(".")[-1] in EMBEDDINGS
+
+
+def _is_numbered(name: str) -> bool:
+    """Whether a tensor lies in a numbered layer."""
+    return any(part.isdigit() for part in name.split("."))
 
 
 def full_tensors(
@@ -71,11 +171,18 @@ def full_tensors(
     modules: Mapping[str, Module],
     config: Config,
 ) -> Iterator[tuple[str, FullTensor]]:
-    """What one such tensor holds, by name. Raises InputError."""
+    """What one such tensor holds, by name: the base model's own where PEFT wraps the module, for
+    clients may have wrapped different ones. Raises InputError.
+    """
     if role == "token":
         yield from _token_rows(weights, name, entry, config)
         return
-    owner = owner_of(name, config.modules_to_save)
+    owner = None
+    if role == "saved":
+        # A copy that is tied to a module saved in full is named by no config, and owns itself.
+        owner = owner_of(name, config.modules_to_save) or _module(name)
+    if role in ("base", "bias"):
+        name = unwrapped(name)
     scale = None
     if role == "lora_bias":
         scale = modules[name.removesuffix(LORA_BIAS)].scale

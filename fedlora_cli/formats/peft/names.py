@@ -30,14 +30,18 @@ MAGNITUDE = ".lora_magnitude_vector"
 LORA_BIAS = ".lora_B.bias"
 TOKENS = ".token_adapter.trainable_tokens_delta"
 
-#: PEFT stores the base weights of these when they are adapted, or when the vocabulary was resized.
-EMBEDDINGS = ("embed_tokens", "lm_head")
+#: The only embedding and output layer that PEFT knows by name.
+OUTPUT = "lm_head"
+EMBEDDINGS = ("embed_tokens", OUTPUT)
 
 #: PEFT adds these for every sequence or token classifier, whether the model has them or not.
 ADDED_TO_MODULES_TO_SAVE = frozenset({"classifier", "score"})
 
 #: The wrapper that a second LoRA, or PEFT's own layer, has put around a module.
 _WRAPPED = ".base_layer"
+
+#: The wrapper around an embedding of which PEFT trains some rows.
+_WRAPPED_TOKENS = ".token_adapter.base_layer"
 
 #: What frameworks put around a whole model, or around parts of it.
 _AROUND = re.compile(
@@ -48,6 +52,7 @@ _INSIDE = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module)\.")
 #: A head under the name of its adapter, beside which a whole model's state has the original.
 _SAVED = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
 _ORIGINAL = ".original_module."
+_TWICE = ".modules_to_save."
 
 #: The name of the adapter that is left in a key of a whole model's state.
 _NAMED = re.compile(
@@ -66,9 +71,11 @@ def normalised(key: str) -> str:
     return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
 
 
-def is_original(name: str) -> bool:
-    """Whether it is the base model's own head, beside the one that was trained."""
-    return _ORIGINAL in name
+def is_redundant(name: str, names: Container[str]) -> bool:
+    """Whether PEFT passes over it: the base model's own head beside the one that was trained, or
+    the trained one under a second of these names. PEFT stores both of a resized embedding.
+    """
+    return _ORIGINAL in name or (_TWICE in name and name.replace(_TWICE, ".") in names)
 
 
 def factor_of(key: str) -> tuple[str, Kind, str] | None:
@@ -113,12 +120,32 @@ def owner_of(name: str, saved: tuple[str, ...]) -> str | None:
     return next((parent for parent in parents if parent.endswith(saved)), None)
 
 
-def is_base_weight(name: str, adapted: Container[str]) -> bool:
-    """Base weights that PEFT stores for adapted or resized embeddings."""
-    module = name.removesuffix(".weight").removesuffix(_WRAPPED)
-    if name == f"{module}{_WRAPPED}.weight":
-        return module in adapted or module.split(".")[-1] in EMBEDDINGS
-    return name == f"{module}.weight" and module.split(".")[-1] in EMBEDDINGS
+def unwrapped(name: str) -> str:
+    """The base model's own name of one of its tensors, which PEFT may store under a wrapper.
+
+    >>> unwrapped("lm_head.base_layer.bias"), unwrapped("wte.token_adapter.base_layer.weight")
+    ('lm_head.bias', 'wte.weight')
+    """
+    module, _, leaf = name.rpartition(".")
+    for wrapper in (_WRAPPED_TOKENS, _WRAPPED):
+        if module.endswith(wrapper):
+            return f"{module.removesuffix(wrapper)}.{leaf}"
+    return name
+
+
+def wrapped(name: str, pairs: Container[str], tokens: Container[str]) -> str:
+    """The name under which PEFT loads a tensor of the base model where it adapts the modules
+    `pairs` and trains rows of the embeddings `tokens`.
+
+    >>> wrapped("lm_head.weight", {"lm_head"}, ()), wrapped("wte.weight", (), {"wte"})
+    ('lm_head.base_layer.weight', 'wte.token_adapter.base_layer.weight')
+    """
+    module, _, leaf = name.rpartition(".")
+    if leaf in ("weight", "bias"):
+        for wrapper, modules in ((_WRAPPED, pairs), (_WRAPPED_TOKENS, tokens)):
+            if module in modules:
+                return f"{module}{wrapper}.{leaf}"
+    return name
 
 
 def is_bias(name: str, bias: str, adapted: Container[str]) -> bool:

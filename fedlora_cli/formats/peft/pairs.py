@@ -120,7 +120,7 @@ def _module(
             cure = "correct r or rank_pattern; the tensors are the truth"
             raise InputError(weights, found, cure)
     with reporting(report):
-        if not config.targets.match(target):
+        if not config.adapts(target):
             found = f"{name} has LoRA tensors, but target_modules does not match it"
             cure = "correct target_modules; PEFT would ignore the tensors"
             raise InputError(weights, found, cure)

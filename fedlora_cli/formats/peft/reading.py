@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from fedlora_cli.adapter import Adapter, FullTensor, Module, Role
+from fedlora_cli.adapter import Adapter, FullTensor, Module
 from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.formats.peft.config import read_config
-from fedlora_cli.formats.peft.full import full_tensors, role_of
+from fedlora_cli.formats.peft.full import full_tensors, roles_of
 from fedlora_cli.formats.peft.names import (
     ADDED_TO_MODULES_TO_SAVE,
     CONFIG,
@@ -20,12 +21,12 @@ from fedlora_cli.formats.peft.names import (
     PREFIX,
     WEIGHTS,
     factor_of,
-    is_original,
+    is_redundant,
     normalised,
     shortened_keys,
-    target_of,
 )
 from fedlora_cli.formats.peft.pairs import Pair, explained, modules_of
+from fedlora_cli.formats.peft.ties import implied_targets, tied_modules
 from fedlora_cli.remote import Location, normal
 
 
@@ -48,7 +49,7 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
     if pickled:
         cure = "load it where it was trained and save_pretrained(safe_serialization=True)"
         told(InputError(pickle, "a pickle, which is never opened", cure))
-    config, facts, unknown = read_config(folder / CONFIG, report)
+    config, facts = read_config(folder / CONFIG, report)
     entries: dict[str, Entry] = {}
     if not pickled:
         with reporting(told):
@@ -58,24 +59,30 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
     if not pairs:
         cure = "save the adapter, not the base model"
         report(explained(InputError(weights, "no LoRA tensors in it", cure), refused))
+    with reporting(report):
+        config = replace(config, implied=implied_targets(pairs, config))
     # Before the factors: a tensor of another kind explains why a factor is missing.
-    roles: dict[str, Role] = {}
-    targets = {target_of(pair) for pair in pairs}
-    for name in others:
-        with reporting(told):
-            roles[name] = role_of(weights, name, pairs, targets, config)
+    roles = roles_of(weights, others, pairs, config, told)
     modules = modules_of(weights, pairs, config, refused, report)
     tensors: dict[str, FullTensor] = {}
     for name, role in roles.items():
         if role != "lora_bias" or name.removesuffix(LORA_BIAS) in modules:
             with reporting(told):
-                tensors |= full_tensors(weights, name, role, others[name], modules, config)
+                for own, tensor in full_tensors(weights, name, role, others[name], modules, config):
+                    if own in tensors:
+                        found = f"{name}: {own} is there already"
+                        raise InputError(weights, found, "save one adapter in one file")
+                    tensors[own] = tensor
     with reporting(report):
         if facts.dora:
             _check_magnitudes(weights, modules, tensors)
+    with reporting(report):
+        saved = {name: others[name] for name, role in roles.items() if role == "saved"}
+        facts = replace(facts, tied=tied_modules(pairs, saved, config))
     notes, called = [], normal(folder).name
-    if unknown:
-        notes.append(f"{called}/{CONFIG}: unknown fields ignored: {', '.join(unknown)[:200]}")
+    if facts.unknown_fields:
+        found = "fields that are not known may change what the tensors mean"
+        notes.append(f"{called}/{CONFIG}: {found}: {', '.join(facts.unknown_fields)[:200]}")
     foreign_class = config.known and facts.task_type is None and facts.model_class is None
     if foreign_class and (named := config.fields.raw.get("auto_mapping")):
         found = f"auto_mapping is {named!r:.120}, which names no model class of transformers"
@@ -106,7 +113,7 @@ def _sort(
         name = normalised(key)
         if name != key:
             foreign.append(key)
-        if is_original(name):
+        if is_redundant(name, entries):
             continue
         if not name.startswith(PREFIX):
             found = f"a tensor named {key}"

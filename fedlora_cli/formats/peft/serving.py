@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora_cli.adapter import Facts, FullTensor, Kind, Layout, Role
+from fedlora_cli.formats.peft.names import wrapped
 from fedlora_cli.formats.peft.packing import (
     confused,
     incomplete_experts,
@@ -128,7 +129,9 @@ def _without_role(role: Role, but: Callable[[str], bool] = lambda name: False) -
     """No tensors in that role, but for those whose names are read or passed over."""
 
     def check(output: Output) -> Obstacle | None:
-        names = [n for n, one in output.tensors.items() if one.role == role and not but(n)]
+        pairs = {layout.pair for layout in output.layouts}
+        keys = [wrapped(n, pairs, ()) for n, one in output.tensors.items() if one.role == role]
+        names = [key for key in keys if not but(key)]
         if not names:
             return None
         meaning, cure = _ROLES[role]

@@ -21,9 +21,6 @@ NOT_UNDERSTOOD: dict[str, tuple[str, str]] = {
     "monteclora_config": ("MonteCLoRA, with tensors of its own", _PLAIN),
     "velora_config": ("VeLoRA, with tensors of its own", _PLAIN),
     "megatron_config": ("Megatron layers, split over machines", "gather and save it as plain LoRA"),
-    "corda_config": ("CorDA, which changes the base model", _INITIAL),
-    "lora_ga_config": ("LoRA-GA, which changes the base model", _INITIAL),
-    "ensure_weight_tying": ("factors tied to those of the embeddings", "train without it"),
 }
 
 #: Initialisations that leave the base weights as they were. The others move weight from the base
@@ -31,11 +28,20 @@ NOT_UNDERSTOOD: dict[str, tuple[str, str]] = {
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
+#: How Unsloth has laid out lora_B of fused experts: PEFT's way, or each expert's columns together.
+B_LAYOUT = "lora_B_layout"
+_B_LAYOUT_OF_PEFT = "rank_major"
+
+
 def variants_of(path: Location, raw: Mapping[str, Any]) -> Iterator[InputError]:
     """An error for every kind of LoRA that is not understood."""
     for name, (meaning, cure) in NOT_UNDERSTOOD.items():
         if raw.get(name):
             yield InputError(path, f"{name}: {meaning}", cure)
+    layout = raw.get(B_LAYOUT) or _B_LAYOUT_OF_PEFT
+    if layout != _B_LAYOUT_OF_PEFT and raw.get("target_parameters"):
+        found = f"{B_LAYOUT} is {str(layout)[:80]!r}, in which PEFT loads other factors of experts"
+        yield InputError(path, found, f"save lora_B of the experts as {_B_LAYOUT_OF_PEFT}")
     init = raw.get("init_lora_weights", True)
     if init not in _PLAIN_INITS:
         found = f"init_lora_weights is {init!r}"

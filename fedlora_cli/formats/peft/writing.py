@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,7 @@ from fedlora_cli.formats.peft.names import (
     WEIGHTS,
     target_of,
     token_of,
+    wrapped,
 )
 from fedlora_cli.formats.peft.selection import (
     modules_to_save,
@@ -51,22 +53,26 @@ def writing(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) ->
     `provenance` goes into the metadata, not into the config, where PEFT would warn about it. Raises
     OSError, and before anything is written InputError where PEFT would not load all of it.
     """
+    ties = _ties(adapter)
+    adapter = _with_equal_ranks(adapter, ties)
+    keys = _tensor_keys(adapter)
     fields = _config(adapter)
     config = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
     content: dict[str, Factors | Tensor] = {**adapter.factors, **adapter.tensors}
-    together = Counter(_stored_as(adapter, name) for name in content)
-    declared = {name: declare(one) for name, one in _stored(adapter, content).items()}
+    together = Counter(_stored_as(adapter, ties.get(name, name)) for name in content)
+    stored = _stored(adapter, content, ties, keys)
+    declared = {name: declare(one) for name, one in stored.items()}
     check_loading(CONFIG, fields, {name: one.shape for name, one in declared.items()})
     with write_tensors(folder / WEIGHTS, declared, metadata) as write:
         waiting: dict[str, dict[str, Factors | Tensor]] = {}
 
         def put(name: str, content: Factors | Tensor) -> None:
-            stored = _stored_as(adapter, name)
+            stored = _stored_as(adapter, ties.get(name, name))
             parts = waiting.setdefault(stored, {})
             parts[name] = content
             if len(parts) == together[stored]:
-                for key, tensor in _stored(adapter, waiting.pop(stored)).items():
+                for key, tensor in _stored(adapter, waiting.pop(stored), ties, keys).items():
                     write(key, tensor)
 
         yield put
@@ -81,10 +87,38 @@ def _stored_as(adapter: NewAdapter, name: str) -> str:
     return name if token is None else token[0]
 
 
-def _stored(adapter: NewAdapter, content: Mapping[str, Factors | Tensor]) -> dict[str, Tensor]:
-    """Modules and tensors as the file has them: experts of a pair are joined, and rows of tokens.
+def _ties(adapter: NewAdapter) -> dict[str, str]:
+    """The modules whose factors are those of an embedding, with the embedding."""
+    factors = adapter.factors
+    return {one: other for one, other in adapter.facts.tied if one in factors and other in factors}
 
-    What is joined must be there whole.
+
+def _with_equal_ranks(adapter: NewAdapter, ties: Mapping[str, str]) -> NewAdapter:
+    """The same with the rank and the alpha of the embedding in the modules that are tied to it."""
+    factors = {one: adapter.factors[other].transposed for one, other in ties.items()}
+    alphas = {one: adapter.alphas[other] for one, other in ties.items()}
+    return replace(
+        adapter, factors={**adapter.factors, **factors}, alphas={**adapter.alphas, **alphas}
+    )
+
+
+def _tensor_keys(adapter: NewAdapter) -> dict[str, str]:
+    """The names under which the file has the full tensors, by their own names."""
+    pairs = {layout.pair for layout in adapter.layouts.values()}
+    tokens = {token[0].removesuffix(TOKENS) for token in map(token_of, adapter.tensors) if token}
+    return {name: wrapped(name, pairs, tokens) for name in adapter.tensors}
+
+
+def _stored(
+    adapter: NewAdapter,
+    content: Mapping[str, Factors | Tensor],
+    ties: Mapping[str, str],
+    keys: Mapping[str, str],
+) -> dict[str, Tensor]:
+    """Modules and tensors as the file has them: experts of a pair are joined, and rows of tokens;
+    what is tied to an embedding has its factors.
+
+    What is joined or tied must be there whole.
     """
     import torch
 
@@ -94,6 +128,9 @@ def _stored(adapter: NewAdapter, content: Mapping[str, Factors | Tensor]) -> dic
     for name, one in content.items():
         if isinstance(one, Factors):
             layout = adapter.layouts[name]
+            source = content[ties[name]] if name in ties else None
+            if isinstance(source, Factors):
+                one = source.transposed
             if layout.kind == "experts":
                 stored = one.transposed if layout.turned else one
                 experts.setdefault(layout.pair, {})[layout.expert] = stored
@@ -102,7 +139,7 @@ def _stored(adapter: NewAdapter, content: Mapping[str, Factors | Tensor]) -> dic
         elif (token := token_of(name)) is not None:
             rows.setdefault(token[0], {})[token[1]] = one
         else:
-            tensors[name] = one
+            tensors[keys[name]] = one
     for pair, parts in experts.items():
         ordered = [parts[number] for number in sorted(parts)]
         B, A = joined([one.B for one in ordered], [one.A for one in ordered])
@@ -173,10 +210,12 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
         if token is not None:
             embedding = target_of(token[0].removesuffix(TOKENS))
             tokens.setdefault(embedding, []).append(token[1])
+    written = {*adapter.factors, *adapter.modules_to_save}
     # Older versions of PEFT do not know these fields, so they are written where they say something.
     rare = {
         "auto_mapping": _auto_mapping(facts),
         "lora_bias": facts.lora_bias,
+        "ensure_weight_tying": any(written.issuperset(tie) for tie in facts.tied),
         "target_parameters": list(facts.target_parameters),
         "trainable_token_indices": token_indices(tokens, facts.token_names),
         "layer_replication": [list(one) for one in facts.layer_replication],
