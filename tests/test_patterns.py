@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,10 @@ pattern = st.one_of(
     st.sampled_from(
         [".*q", r".*\.q_proj", r"model\..*", r"layers\.\d+.*", "^model.q", "q|h", "x?"]
     ),
+    st.sampled_from(["(?i:Q_PROJ)", r".*(?i:\.Q)", "model|model.*q"]),
 )
+#: A flag at the start holds for a whole expression, and is an error within another one.
+flagged = st.sampled_from([r"(?i).*\.Q(_PROJ)?", "(?i)MODEL.*", "(?s)(?i).*H.*", r"(?a)\w+\.q"])
 names = st.lists(name, min_size=1, max_size=3)
 
 
@@ -39,8 +43,8 @@ def test_patterns_resolve_as_in_peft(patterns: list[str], module: str) -> None:
 
 @given(
     module=name,
-    target=st.one_of(names, pattern),
-    exclude=st.none() | names | pattern,
+    target=st.one_of(names, pattern, flagged),
+    exclude=st.none() | names | pattern | flagged,
     layers=st.none() | st.lists(st.integers(0, 12), min_size=1, max_size=2),
     layers_pattern=st.none() | st.lists(st.sampled_from(["layers", "h"]), max_size=2),
     saved=st.none() | names,
@@ -67,6 +71,45 @@ def test_targets_are_those_of_peft(module, target, exclude, layers, layers_patte
     found = check_target_module_exists(config, module)
     excluded = type(found).__name__ == "_ExcludedModule"
     assert ours.match(module) == (bool(found) and not excluded)
+
+
+@pytest.mark.parametrize("own", ["(?i)Q_PROJ", "q_proj(?i)", "(?s).*q"])
+def test_flags_within_another_expression_are_what_they_are_to_peft(own: str) -> None:
+    """An error since Python 3.11, told in the words of the config."""
+    try:
+        expected = get_pattern_key([own], "h.q_proj") == own
+    except re.error:
+        cure = "PEFT puts it inside of another expression: write .*"
+        message = rf"^adapter_config.json: '{re.escape(own)}' is not a usable .*; {cure}"
+        with pytest.raises(InputError, match=message):
+            Matcher(HERE).first([own], "h.q_proj")
+        lists = Targets(Matcher(HERE), frozenset({"q_proj"}), None, (0,), (own,), ())
+        saved = Targets(Matcher(HERE), "h.q_proj", None, None, (), (own,))
+        for targets in (lists, saved):
+            with pytest.raises(InputError, match=message):
+                targets.match("h.q_proj")
+    else:
+        assert (Matcher(HERE).first([own], "h.q_proj") == own) == expected
+
+
+@pytest.mark.parametrize("own", ["(?i:Q_PROJ)", "(?i:h.)q_proj|x", r"(q|v)_proj"])
+def test_flags_of_a_part_are_taken_within_another_expression(own: str) -> None:
+    assert get_pattern_key([own], "h.q_proj") == own
+    assert Matcher(HERE).first([own], "h.q_proj") == own
+
+
+@pytest.mark.parametrize("own", ["h.q)|(x", "h.q_proj(?#", "[[:alpha:].]*"])
+def test_an_expression_means_what_it_means_alone(own: str) -> None:
+    """It is no text to be put into another one, and no expression of another language."""
+    with pytest.raises(InputError, match=f"{re.escape(repr(own))} is not a usable regular expr"):
+        Targets(Matcher(HERE), own, None, None, (), ()).match("h.q_proj")
+
+
+def test_the_first_pattern_of_layers_that_matches_decides() -> None:
+    lists = Targets(Matcher(HERE), frozenset({"q"}), None, (1,), ("h|x", "h"), ())
+    config = LoraConfig(target_modules=["q"], layers_to_transform=[1], layers_pattern=["h|x", "h"])
+
+    assert bool(check_target_module_exists(config, "h.1.q")) is lists.match("h.1.q") is False
 
 
 def test_expressions_that_do_not_end_are_stopped_all_together() -> None:

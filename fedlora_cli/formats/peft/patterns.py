@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import regex
 
@@ -35,8 +36,13 @@ MAX_WRITTEN_OUT = 2 * MAX_LENGTH
 _COUNT = re.compile(r"\{([0-9]{1,9})")
 _VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
 
-#: A brace that begins no count: plain text to Python, but a fuzzy match to the other library.
+#: What is plain text to Python, but not to the other library: a brace that begins no count would be
+#: a fuzzy match, and colons in a set of characters a class of POSIX.
 _BRACE = re.compile(r"\{(?![0-9]+(,[0-9]*)?\}|,[0-9]+\})")
+_POSIX = re.compile(r"\[:\^?\w+:\]")
+
+#: How Python's error begins where an expression with `(?i)` stands inside another one.
+_FLAGS_INSIDE = "global flags not at the start"
 
 
 @dataclass
@@ -48,8 +54,20 @@ class Matcher:
     stopped: InputError | None = None
     compiled: dict[str, regex.Pattern[str]] = field(default_factory=dict)
 
-    def match(self, pattern: str, text: str) -> regex.Match[str] | None:
-        """`re.match`. Raises InputError for what is no expression, too long, or takes too long."""
+    def match(self, pattern: str, text: str, own: str | None = None) -> regex.Match[str] | None:
+        """`re.match`. `own` is the expression of the config inside of `pattern`, for the error.
+
+        Raises InputError for what is no expression, too long, or takes too long.
+        """
+        return self._run(pattern, pattern if own is None else own, text, "match")
+
+    def full(self, pattern: str, text: str) -> bool:
+        """Whether `re.fullmatch` finds a match. Raises InputError as `match` does."""
+        return self._run(pattern, pattern, text, "fullmatch") is not None
+
+    def _run(
+        self, pattern: str, own: str, text: str, method: Literal["match", "fullmatch"]
+    ) -> regex.Match[str] | None:
         if self.stopped is not None:
             raise self.stopped
         if len(pattern) > MAX_LENGTH:
@@ -61,27 +79,28 @@ class Matcher:
                 raise TimeoutError
             if pattern not in self.compiled:
                 self.compiled[pattern] = _compiled(pattern)
-            return self.compiled[pattern].match(text, timeout=min(self.seconds_left, MATCH_LIMIT))
+            match = getattr(self.compiled[pattern], method)
+            return match(text, timeout=min(self.seconds_left, MATCH_LIMIT))
         except TimeoutError:
-            found = f"its expressions take too long, {pattern[:80]!r} on {text!r} for one"
+            found = f"its expressions take too long, {own[:80]!r} on {text!r} for one"
             self.stopped = InputError(self.where, found, "write them without nested repetition")
             raise self.stopped from None
         except (re.error, regex.error, RecursionError, MemoryError, OverflowError) as error:
-            found = f"{pattern[:80]!r} is not a usable regular expression ({str(error)[:80]})"
-            raise InputError(self.where, found, "correct it") from None
+            reason = getattr(error, "msg", None) or str(error)
+            found = f"{own[:80]!r} is not a usable regular expression ({reason[:80]})"
+            cure = "correct it"
+            if reason.startswith(_FLAGS_INSIDE) and own != pattern:
+                cure = "PEFT puts it inside of another expression: write (?i:…) in place of (?i)…"
+            raise InputError(self.where, found, cure) from None
         finally:
             self.seconds_left -= time.perf_counter() - began
-
-    def full(self, pattern: str, text: str) -> bool:
-        """Whether `re.fullmatch` finds a match. Raises InputError as `match` does."""
-        return self.match(rf"(?:{pattern})\Z", text) is not None
 
     def first(self, patterns: Iterable[str], module: str) -> str | None:
         """The first pattern that matches the name or its ending after a dot, as PEFT resolves
         `rank_pattern` and `alpha_pattern`; None if none does. Raises InputError.
         """
         for pattern in patterns:
-            if self.match(rf"(.*\.)?({pattern})$", module) is not None:
+            if self.match(rf"(.*\.)?({pattern})$", module, pattern) is not None:
                 return pattern
         return None
 
@@ -91,8 +110,8 @@ def _compiled(pattern: str) -> regex.Pattern[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what a later Python will read in another way
         re.compile(pattern)
-    if _VERBOSE.search(pattern) or _BRACE.search(pattern):
-        raise re.error("neither the flag x nor braces as text are understood")
+    if any(strange.search(pattern) for strange in (_VERBOSE, _BRACE, _POSIX)):
+        raise re.error("neither the flag x, nor braces as text, nor [:…:] are understood")
     # All of them, as if every one stood inside the next.
     counts = math.prod(max(1, int(count)) for count in _COUNT.findall(pattern))
     if len(pattern) * counts > MAX_WRITTEN_OUT:
@@ -142,7 +161,7 @@ class Targets:
     def _is_excluded(self, module: str) -> bool:
         if self.exclude and self._named(self.exclude, module):
             return True
-        return any(self.matcher.full(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved)
+        return any(self._is_saved(name, module) for name in self.saved)
 
     def _named(self, names: str | frozenset[str], module: str) -> bool:
         if isinstance(names, str):
@@ -150,12 +169,15 @@ class Targets:
         parts = module.split(".")
         return any(".".join(parts[start:]) in names for start in range(len(parts)))
 
+    def _is_saved(self, name: str, module: str) -> bool:
+        return self.matcher.match(rf"(^|.*\.){name}($|\..*)", module, name) is not None
+
     def _layer(self, module: str) -> int | None:
         """The first number in the name that stands for a layer."""
         # Without a pattern, PEFT wants one more name before the one that precedes the number.
         start = r"(?:^|.*?\.)" if self.layers_pattern else r".*?\."
         for pattern in self.layers_pattern or (r"[^.]*",):
-            found = self.matcher.match(rf"{start}{pattern}\.(?P<idx>\d+)\.", module)
-            if found is not None and found["idx"] is not None:
-                return int(found["idx"])
+            found = self.matcher.match(rf"{start}{pattern}\.(?P<idx>\d+)\.", module, pattern)
+            if found is not None:
+                return None if found["idx"] is None else int(found["idx"])
         return None
