@@ -54,6 +54,14 @@ CONTAINERS: dict[str, tuple[Damage, str]] = {
         raw_header('{"x":[' + "[]," * 500_000 + "1]}"),
         "more than 150000 tensors",
     ),
+    "tensors behind text": (
+        raw_header('{"__metadata__":{"a":"\\\\\\""},"x":[' + "[]," * 500_000 + '"\\\\"]}'),
+        "more than 150000 tensors",
+    ),
+    "a million texts": (
+        raw_header('{"x":[' + '"",' * 1_300_000 + '""]}'),
+        "more than 150000 tensors",
+    ),
     "header is null": (raw_header("null"), "a header that is not JSON"),
     "header is a list": (raw_header("[]"), "a header that is not JSON"),
     "header is broken": (raw_header('{"x":'), "not valid JSON"),

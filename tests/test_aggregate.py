@@ -11,7 +11,7 @@ import pytest
 import torch
 from makers import Made, Spec, make, relative_error, truncated, written_update
 from rounds import ROUND, SHAPES, expected_update, make_round
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fedlora_cli import (
     METHODS,
@@ -22,8 +22,6 @@ from fedlora_cli import (
 
 def share_A(made: list[Made]) -> None:
     """Give all clients the rows of one A, as FFA-LoRA trains them."""
-    from safetensors.torch import save_file
-
     rng = torch.Generator().manual_seed(7)
     pool = {
         module: torch.randn(9, columns, generator=rng) for module, (_, columns) in SHAPES.items()
@@ -312,3 +310,25 @@ def test_a_module_that_only_clients_without_samples_adapt_is_there_and_can_train
     if method != "hetlora":  # which counts norms, not samples
         assert (tensors["base_model.model.v.lora_B.weight"] == 0).all()
     assert tensors["base_model.model.v.lora_A.weight"].abs().amax(dim=1).min() > 0
+
+
+@pytest.mark.parametrize("side", ["lora_A", "lora_B", "both"])
+@pytest.mark.parametrize("method", ["raflora", "fedavg", "hetlora", "flora"])
+def test_a_client_whose_update_is_zero_is_told(tmp_path: Path, side: str, method: str) -> None:
+    """It has samples, so it counts: the update of the others is made smaller by it."""
+    for name in ("idle", "ann", "bob"):
+        made = make(tmp_path / "round", Spec(name, rank=2, samples=5))
+        path = made.folder / "adapter_model.safetensors"
+        zeroed = {
+            key: 0 * tensor if name == "idle" and (side == "both" or side in key) else tensor
+            for key, tensor in load_file(path).items()
+        }
+        save_file(zeroed, path)
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method))
+    dry = aggregate([tmp_path / "round"], tmp_path / "no", Options(method=method, dry_run=True))
+
+    told = "the update of idle is zero in every module: it was not trained, and still counts"
+    assert [warning for warning in report.warnings if "is zero" in warning] == [told]
+    assert told in json.loads((tmp_path / "out/fedlora.json").read_text())["warnings"]
+    assert not [warning for warning in dry.warnings if "is zero" in warning]  # not known yet

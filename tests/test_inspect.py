@@ -595,3 +595,23 @@ def test_values_reads_every_tensor_once_and_headers_read_none(
     assert run("inspect", str(cohort), *flags).exit_code == 0
 
     assert len(reads) == len(set(reads)) == times * 2 * 2 * 2
+
+
+def test_what_an_adapter_lacks_is_not_shown_as_what_it_has(tmp_path: Path) -> None:
+    """A long phrase loses the beginnings of its names and then its end, never its own beginning."""
+    names = [f"base.model.layers.{n}.self_attention.q_proj" for n in range(9)]
+    for name, number in (("all", 9), ("few", 7), ("one", 1)):
+        shapes = dict.fromkeys(names[:number], (12, 20))
+        make(tmp_path / "round", Spec(name, rank=2, shapes=shapes))
+
+    rows = run("inspect", str(tmp_path / "round")).stdout.splitlines()
+    found = [row.split() for row in rows if "without" in row]
+
+    assert all(len(row) <= 80 for row in rows)
+    one, few = found
+    assert few[:2] == ["7,", "without"]
+    assert few[-2:] == ["1", "few"]
+    assert [word[-9:] for word in few[2:-2]] == ["n.q_proj,", "on.q_proj"]
+    assert one[:2] == ["1,", "without"]
+    assert one[-3:] == ["…", "1", "one"]
+    assert all(word.startswith("…") for word in (*few[2:-2], *one[2:-2]))

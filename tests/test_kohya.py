@@ -435,6 +435,23 @@ def test_what_is_not_plain_lora_is_refused_by_name(tmp_path: Path, tensors, mess
     assert len(inspect([folder / "eve.safetensors"]).faults) == 1
 
 
+def test_metadata_of_megabytes_is_text_and_no_tensors(tmp_path: Path) -> None:
+    """kohya writes how often every tag of a data set occurs: JSON in a string of JSON."""
+    tags = {f'tag {n}: "x", \\[y]': n for n in range(200_000)}
+    metadata = METADATA | {"ss_tag_frequency": json.dumps({"10_set": tags})}
+    plain, file = tmp_path / "plain.safetensors", tmp_path / "tagged.safetensors"
+    save_file(tensors_of(ROUND[0]), plain)
+    save_file(tensors_of(ROUND[0]), file, metadata=metadata)
+    assert len(metadata["ss_tag_frequency"]) > 5_000_000
+
+    found, expected = read(file), read(plain)
+
+    assert list(found.modules) == list(expected.modules)
+    for name, module in found.modules.items():
+        assert torch.equal(module.read().B, expected.modules[name].read().B)
+    assert found.facts.base_model == METADATA["ss_sd_model_name"]
+
+
 def test_metadata_is_bounded_text(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     save_file(tensors_of(ROUND[0]), file, metadata={"ss_sd_model_name": "x" * 5000})

@@ -302,10 +302,22 @@ def factors(model: PeftModel) -> dict[str, Tensor]:
     return result
 
 
-@pytest.mark.parametrize("around", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    ("around", "inside"),
+    [
+        ("module.", "_fsdp_wrapped_module."),
+        ("model.", "_checkpoint_wrapped_module."),
+        ("_orig_mod.", "_orig_mod."),
+        ("module._orig_mod.", "_fsdp_wrapped_module._checkpoint_wrapped_module."),
+        ("_orig_mod.module.module.", "_fsdp_wrapped_module._fpw_module."),
+        ("_forward_module.", ""),
+        ("_module.", ""),
+        ("pretrained_model.", ""),
+    ],
+)
 @pytest.mark.parametrize("named", ["default", "local"])
 def test_names_of_other_tools_are_read_as_peft_writes_them(
-    tmp_path: Path, around: str, named: str
+    tmp_path: Path, around: str, inside: str, named: str
 ) -> None:
     from safetensors.torch import save_file
 
@@ -321,7 +333,7 @@ def test_names_of_other_tools_are_read_as_peft_writes_them(
         name = f"{stem}{side}.{named}{rest}" if side else key
         name = name.replace("lora_embedding_A", f"lora_embedding_A.{named}")
         name = name.replace("lora_embedding_B", f"lora_embedding_B.{named}")
-        foreign[around + name.replace(".self_attn.", "._fsdp_wrapped_module.self_attn.")] = tensor
+        foreign[around + name.replace(".self_attn.", f".{inside}self_attn.")] = tensor
     save_file(foreign, path)
 
     read = read_adapter(tmp_path / "one")

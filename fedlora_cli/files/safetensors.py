@@ -23,9 +23,12 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 #: Far more than that model has.
 MAX_TENSORS = 150_000
 
-#: How many of these stand in the description of one tensor at most. JSON made of nothing else takes
-#: 30 times its length in memory.
+#: How many of these stand in the description of one tensor at most, outside of text. JSON made of
+#: nothing else takes 30 times its length in memory. Text takes its length, and may be long: trainers
+#: put all that they know of a data set into one string of the metadata.
 _MARKS = {b"[": 2, b":": 4, b",": 8}
+#: Five names and words are in quotes.
+_QUOTES = 10
 
 #: The longest side of any tensor, 16 times that of the largest vocabularies; and the most sides: a
 #: 3D convolution has five.
@@ -101,14 +104,17 @@ def _header(path: Location) -> _Header:
         )
     if length > MAX_HEADER_BYTES:
         raise InputError(
-            path, f"a header of {length} bytes, more than {MAX_HEADER_BYTES}", "save it again"
+            path,
+            f"a header of {length} bytes, more than {MAX_HEADER_BYTES}",
+            "save it again, with less metadata",
         )
     if header.endswith(b"\0"):
         found = "a header that is padded with NUL bytes"
         raise InputError(path, found, "save it again with safetensors, which pads with spaces")
     if not header.startswith(b"{"):
         raise InputError(path, "a header that is not JSON", "save it again with safetensors")
-    if any(header.count(mark) > most * MAX_TENSORS for mark, most in _MARKS.items()):
+    outside = _without_text(header)
+    if any(outside.count(mark) > most * MAX_TENSORS for mark, most in _MARKS.items()):
         raise _too_many(path)
     fields = parse_object(header.rstrip(b" "), where=path, whole=_whole)
     metadata = fields.get(_METADATA, {})
@@ -125,6 +131,18 @@ def _whole(digits: str) -> float:
     (12, -0.0)
     """
     return float(digits) if digits == "-0" else int(digits)
+
+
+def _without_text(header: bytes) -> bytes:
+    r"""JSON without what stands between quotes; all of it where there are too many to look at.
+
+    >>> _without_text(rb'{"a": "[:,\"", "b": 1}')
+    b'{: , : 1}'
+    """
+    plain = header.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > _QUOTES * MAX_TENSORS:
+        return header
+    return b"".join(plain.split(b'"')[::2])
 
 
 def _too_many(path: Location) -> InputError:

@@ -16,9 +16,15 @@ from fedlora_cli.render.view import Bar, Block, Cell, Paragraph, Table, View
 _TABLE_WIDTH = 80
 _GAP = 2
 
+#: The kinds of columns that are shortened where there is no room for them.
+_SHORTENED = ("name", "phrase")
+
 #: The most that a bar and, beside one, a name are given, and the least.
 _BARS = (28, 10)
 _NAMES = (36, 10)
+
+#: What is left of a long word in a phrase before the last words go.
+_LEAST_WORD = 12
 
 _STYLES = {"plain": "", "good": "green", "warning": "yellow", "bad": "bold red"}
 
@@ -29,10 +35,13 @@ _ASCII = {"ρ": "rho", "γ": "gamma", "κ": "kappa", "β": "beta", "Δ": "d", "�
 
 @dataclass(frozen=True)
 class _Layout:
-    """How wide bars are, and names by the position of their column; `plain` draws in ASCII."""
+    """How wide bars are, and names by the position of their column; which of these are `phrases`;
+    `plain` draws in ASCII.
+    """
 
     bar: int
     names: dict[int, int]
+    phrases: frozenset[int]
     plain: bool
 
 
@@ -86,13 +95,14 @@ def _layout(block: Table, *, plain: bool) -> _Layout:
         width = max(head, *map(cell_len, cells), 0)
         if column.kind == "bar":
             bars, least = bars + 1, max(least, head)
-        elif column.kind == "name":
+        elif column.kind in _SHORTENED:
             names[i] = width
         else:
             room -= width
     wanted = sum(min(width, _NAMES[0]) for width in names.values())
     bar = min(_BARS[0], max(least, (room - wanted) // max(bars, 1)))
-    return _Layout(bar, _shared_out(names, room - bars * bar), plain)
+    phrases = frozenset(i for i, column in enumerate(block.columns) if column.kind == "phrase")
+    return _Layout(bar, _shared_out(names, room - bars * bar), phrases, plain)
 
 
 def _shared_out(wanted: dict[int, int], room: int) -> dict[int, int]:
@@ -111,8 +121,10 @@ def _shared_out(wanted: dict[int, int], room: int) -> dict[int, int]:
 def _cell(cell: Cell, position: int, layout: _Layout) -> Text:
     if isinstance(cell, Bar):
         return Text(_bar(cell.share, layout), style="cyan")
-    width = layout.names.get(position)
-    text = printable(cell) if width is None else _shortened(printable(cell), width)
+    text, width = printable(cell), layout.names.get(position)
+    if width is not None:
+        shorten = _shortened_phrase if position in layout.phrases else _shortened
+        text = shorten(text, width)
     return Text(_written(text, plain=layout.plain))
 
 
@@ -133,6 +145,29 @@ def _shortened(name: str, width: int) -> str:
     while cell_len(name) >= width:
         name = name[1:]
     return f"…{name}"
+
+
+def _shortened_phrase(text: str, width: int) -> str:
+    """A phrase with its long words shortened at their beginning, and without its last ones, if that
+    does not suffice.
+
+    >>> _shortened_phrase("4, without model.layers.0.mlp.up_proj", 23)
+    '4, without …mlp.up_proj'
+    >>> _shortened_phrase("4, without layers.0.up_proj, layers.0.down_proj and 12 more", 26)
+    '4, without …s.0.up_proj, …'
+    """
+    words = text.split(" ")
+    lengths = [cell_len(word) for word in words[:width]]
+
+    def fits(number: int, longest: int) -> bool:
+        ending = 0 if number == len(words) else cell_len(" …")
+        return sum(min(n, longest) + 1 for n in lengths[:number]) - 1 + ending <= width
+
+    numbers = range(1, len(lengths) + 1)
+    number = max((n for n in numbers if fits(n, _LEAST_WORD)), default=1)
+    longest = max((n for n in range(1, width + 1) if fits(number, n)), default=1)
+    shown = " ".join(_shortened(word, longest) for word in words[:number])
+    return shown if number == len(words) else f"{shown} …"
 
 
 def _bar(share: float | None, layout: _Layout) -> str:

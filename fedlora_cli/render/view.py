@@ -12,8 +12,9 @@ from typing import Literal
 #: Characters of a line that every terminal shows whole.
 _LINE = 79
 
-#: How a column is laid out: a name may be shortened, a number stands to the right.
-Kind = Literal["name", "text", "number", "bar"]
+#: How a column is laid out: a name may be shortened at its beginning, a phrase in the names that it
+#: holds; a number stands to the right.
+Kind = Literal["name", "phrase", "text", "number", "bar"]
 
 #: How a paragraph reads: as a statement, as good news, as a warning, as bad news.
 Tone = Literal["plain", "good", "warning", "bad"]

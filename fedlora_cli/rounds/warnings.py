@@ -38,8 +38,8 @@ def lone(plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]) -
 
 
 def outstanding(clients: Sequence[ClientRow], options: Options) -> tuple[str, ...]:
-    """A warning for every update that is far larger than the others', unless it is clipped, and for
-    every client that has no vote.
+    """A warning for every update that is far larger than the others', unless it is clipped, for
+    every client that has no vote, and for every update that is zero.
     """
     norms = [row.norm for row in clients if row.norm]
     middle = median_low(norms) if norms else 0.0
@@ -50,6 +50,11 @@ def outstanding(clients: Sequence[ClientRow], options: Options) -> tuple[str, ..
         if options.clip_norm is None and row.norm and row.norm > OUTSTANDING * middle
     ]
     found += [f"{row.name} has 0 samples: no vote" for row in clients if row.samples == 0]
+    found += [
+        f"the update of {row.name} is zero in every module: it was not trained, and still counts"
+        for row in clients
+        if row.norm == 0
+    ]
     return tuple(found)
 
 

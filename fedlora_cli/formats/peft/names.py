@@ -43,11 +43,14 @@ _WRAPPED = ".base_layer"
 #: The wrapper around an embedding of which PEFT trains some rows.
 _WRAPPED_TOKENS = ".token_adapter.base_layer"
 
-#: What frameworks put around a whole model, or around parts of it.
-_AROUND = re.compile(
-    r"^(?:(?:module|model|_orig_mod|_fsdp_wrapped_module)\.)+(?=base_model\.model\.)"
-)
-_INSIDE = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module)\.")
+#: What frameworks put around a model or any part of it: torch.compile, FSDP (torch, fairscale),
+#: and checkpoints of activations, which are the same wrapper as their offloading.
+_ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module")
+#: What they put around a whole model: DDP, DeepSpeed, Megatron and averages of weights; Lightning and
+#: Composer; Fabric; Opacus; TRL's models with a value head.
+_WHOLE = ("module", "model", "_forward_module", "_module", "pretrained_model")
+_INSIDE = re.compile(rf"(?<![^.])(?:{'|'.join(_ANYWHERE)})\.")
+_AROUND = re.compile(rf"^(?:(?:{'|'.join(_WHOLE)})\.)+(?=base_model\.model\.)")
 
 #: A head under the name of its adapter, beside which a whole model's state has the original.
 _SAVED = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
@@ -66,7 +69,7 @@ def normalised(key: str) -> str:
     >>> normalised("module.base_model.model.layers.0.q_proj.lora_A.default.weight")
     'base_model.model.layers.0.q_proj.lora_A.weight'
     """
-    name = _INSIDE.sub("", _AROUND.sub("", key, count=1))
+    name = _AROUND.sub("", _INSIDE.sub("", key), count=1)
     name = _SAVED.sub("", _NAMED.sub(r".\1\2", name))
     return name.removesuffix(".weight") if name.endswith(f"{MAGNITUDE}.weight") else name
 

@@ -181,8 +181,8 @@ def _differences(differences: tuple[Difference, ...], adapters: int) -> Table:
         for one in differences
         for first, (value, names) in zip((True, *[False] * adapters), one.values, strict=False)
     )
-    heads = (Column("what differs", "name"), Column("", "name"), Column("adapters"))
-    return Table((*heads, Column("", "name")), rows, shown=_SHOWN)
+    heads = (Column("what differs", "name"), Column("", "phrase"), Column("adapters"))
+    return Table((*heads, Column("", "phrase")), rows, shown=_SHOWN)
 
 
 def _dtypes(adapter: InspectedAdapter) -> str:
