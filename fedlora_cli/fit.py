@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from fedlora_cli.adapter import Adapter, FullTensor, Module, Role
 from fedlora_cli.errors import InputError, Report
 from fedlora_cli.remote import Location
+from fedlora_cli.renames import renames
 
 T = TypeVar("T")
 
@@ -87,6 +88,7 @@ def check_fit(adapters: Sequence[Adapter], report: Report) -> None:
         agreed(adapters, name, "train all clients with the same configuration", report)
     for name in _STYLES:
         agreed(adapters, name, "save the adapters of all clients with one tool", report)
+    _check_names(adapters, report)
     _check_modules(adapters, report)
     _check_tensors(adapters, report)
 
@@ -125,6 +127,29 @@ def _check_usual(
                 found = f"{name} is {described}, but {most.value} in {most.example.path}"
                 found += note(described, most.value)
                 report(most.misfit(adapter.weights_file, found, cure))
+
+
+def _check_names(adapters: Sequence[Adapter], report: Report) -> None:
+    """No module has one name in some adapters and another name in others: each would be averaged as
+    if the others lacked it.
+    """
+    held = [{**adapter.modules, **adapter.tensors} for adapter in adapters]
+    for rename in renames(held, _is_alike):
+        one, other = rename.names
+        holders = [[adapters[i] for i in sorted(side)] for side in rename.holders]
+        _exclude(
+            (holders[0], f"{one} is the same module as {other} in"),
+            (holders[1], f"{other} is the same module as {one} in"),
+            "train all clients on one version of transformers, with the same wrapped around",
+            report,
+        )
+
+
+def _is_alike(one: Module | FullTensor, other: Module | FullTensor) -> bool:
+    if isinstance(one, Module) or isinstance(other, Module):
+        both = isinstance(one, Module) and isinstance(other, Module)
+        return both and _describe(one) == _describe(other)
+    return (one.role, one.shape) == (other.role, other.shape)
 
 
 def _check_modules(adapters: Sequence[Adapter], report: Report) -> None:

@@ -24,8 +24,8 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 150_000
 
 #: How many of these stand in the description of one tensor at most, outside of text. JSON made of
-#: nothing else takes 30 times its length in memory. Text takes its length, and may be long: trainers
-#: put all that they know of a data set into one string of the metadata.
+#: nothing else takes 30 times its length in memory. Text takes its length, and may be long: some
+#: trainers put all that they know of a data set into one string of the metadata.
 _MARKS = {b"[": 2, b":": 4, b",": 8}
 #: Five names and words are in quotes.
 _QUOTES = 10
@@ -34,6 +34,9 @@ _QUOTES = 10
 #: 3D convolution has five.
 MAX_SIDE = 2**24
 MAX_SIDES = 5
+
+#: What to do about the part of a tensor that one of several processes had.
+GATHER = "gather the shards (ZeRO-3, FSDP) before save_pretrained"
 
 _METADATA = "__metadata__"
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,512}")
@@ -165,8 +168,7 @@ def _entry(path: Location, key: str, value: Any, data: int, state: State) -> Ent
         found = f"{key} has shape {str(shape)[:80]}, offsets {str(offsets)[:80]}"
         raise InputError(path, found, "save it again")
     if len(shape) > MAX_SIDES or 0 in shape:
-        cure = "gather the shards (ZeRO-3, FSDP) before save_pretrained"
-        raise InputError(path, f"{key} has shape {shape[:9]}", cure)
+        raise InputError(path, f"{key} has shape {shape[:9]}", GATHER)
     begin, end = offsets
     if begin > end or end - begin != math.prod(shape) * DTYPES[dtype][1]:
         raise InputError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli.adapter import Adapter, NewAdapter, Put
+from fedlora_cli.adapter import Adapter, Facts, NewAdapter, Put
 from fedlora_cli.errors import InputError, Report, refuse
-from fedlora_cli.formats import diffusers, kohya, peft, single
+from fedlora_cli.formats import diffusers, kohya, mlx, peft, single
+from fedlora_cli.formats.beside import left_out
 from fedlora_cli.formats.single import LoraFile
 from fedlora_cli.natural import natural
 from fedlora_cli.remote import Location
@@ -113,18 +114,32 @@ def read(path: Location, report: Report = refuse) -> Adapter:
     Every fault goes to `report`; if that returns, the adapter is what is left without it.
     """
     if peft.recognises(path):
-        return peft.read(path, report)
+        return _with_remark(peft.read(path, report))
     weights = single.the_weights(path, _ONE_FILE)
     if weights is not None:
-        file = single.read_header(path, weights, report)
-        return _owner(file).read(file, report)
+        return _with_remark(_read_file(single.read_header(path, weights, report), report))
     if not path.is_dir():
         raise InputError(path, "no such folder", "check the path")
     names = ", or ".join(known.summary for known in FORMATS.values())
     raise InputError(path, "no adapter in this folder", f"it must hold: {names}")
 
 
+def _read_file(file: LoraFile, report: Report) -> Adapter:
+    if mlx.has_factors(file.entries):
+        report(InputError(file.weights, mlx.FOUND, mlx.CURE))
+        return Adapter(file.path, file.weights, {}, {}, Facts())
+    return _owner(file).read(file, report)
+
+
 def _owner(file: LoraFile) -> OneFile:
     """The format that owns a tensor of this file, or the first one, to say that there is none."""
     formats = list(_ONE_FILE.values())
     return next((one for one in formats if any(map(one.owns, file.entries))), formats[0])
+
+
+def _with_remark(adapter: Adapter) -> Adapter:
+    """The adapter with a remark about other weights in its folder; a file has none."""
+    if adapter.path == adapter.weights_file:
+        return adapter
+    beside = left_out(adapter.path, adapter.weights_file.name)
+    return replace(adapter, notes=(*adapter.notes, *beside))

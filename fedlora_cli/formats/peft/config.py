@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from fedlora_cli.adapter import Facts
 from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import read_object
+from fedlora_cli.formats import mlx
 from fedlora_cli.formats.peft.fields import BIASES, Fields
 from fedlora_cli.formats.peft.patterns import Matcher, Targets
 from fedlora_cli.formats.peft.variants import B_LAYOUT, NOT_UNDERSTOOD, variants_of
@@ -212,6 +213,8 @@ def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts]
     """The config, and what it says beside. Every fault goes to `report`."""
     try:
         raw = read_object(path, most=MAX_BYTES)
+        if mlx.is_config(raw):
+            raise mlx.AnotherFormat(path, mlx.FOUND, mlx.CURE)
         if raw.get("peft_type") != "LORA":
             found = f"peft_type is {raw.get('peft_type')!r}"
             raise InputError(path, found, "only LORA adapters are understood")

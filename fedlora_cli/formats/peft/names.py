@@ -46,8 +46,8 @@ _WRAPPED_TOKENS = ".token_adapter.base_layer"
 #: What frameworks put around a model or any part of it: torch.compile, FSDP (torch, fairscale),
 #: and checkpoints of activations, which are the same wrapper as their offloading.
 _ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module")
-#: What they put around a whole model: DDP, DeepSpeed, Megatron and averages of weights; Lightning and
-#: Composer; Fabric; Opacus; TRL's models with a value head.
+#: What they put around a whole model: DDP, DeepSpeed, Megatron and averages of weights; Lightning
+#: and Composer; Fabric; Opacus; TRL's models with a value head.
 _WHOLE = ("module", "model", "_forward_module", "_module", "pretrained_model")
 _INSIDE = re.compile(rf"(?<![^.])(?:{'|'.join(_ANYWHERE)})\.")
 _AROUND = re.compile(rf"^(?:(?:{'|'.join(_WHOLE)})\.)+(?=base_model\.model\.)")

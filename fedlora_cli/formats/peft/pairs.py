@@ -12,6 +12,7 @@ from fedlora_cli.adapter import Kind, Layout, Module, widest
 from fedlora_cli.errors import InputError, Report, keeping, reporting
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.safetensors import GATHER
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.experts import Share, expert_of, parameters_of, shares_of
 from fedlora_cli.formats.peft.names import target_of
@@ -42,7 +43,7 @@ def modules_of(
     whole: dict[str, tuple[Entry, Entry]] = {}
     for name in sorted(pairs):
         with reporting(report):
-            whole[name] = _factors(weights, name, pairs[name], refused, report)
+            whole[name] = _factors(weights, name, pairs[name], config, refused, report)
     nested: dict[str, list[str]] = {}
     for name in whole:
         nested.setdefault(target_of(name), []).append(name)
@@ -65,7 +66,12 @@ def modules_of(
 
 
 def _factors(
-    weights: Location, name: str, pair: Pair, refused: Sequence[InputError], report: Report
+    weights: Location,
+    name: str,
+    pair: Pair,
+    config: Config,
+    refused: Sequence[InputError],
+    report: Report,
 ) -> tuple[Entry, Entry]:
     """B and A under one name, which the file alone shows to be a pair. Raises InputError."""
     if not name:
@@ -83,6 +89,10 @@ def _factors(
     if broken:
         raise broken[0]
     if B.shape[1] != A.shape[0]:
+        if _is_slice(A.shape[0], B.shape[1], name, config):
+            found = f"{name}: lora_A has {A.shape[0]} of the {B.shape[1]} rows that its config and "
+            found += "lora_B have: one process's slice of it"
+            raise InputError(weights, found, GATHER)
         found = f"{name}: lora_A {list(A.shape)} and lora_B {list(B.shape)} differ in rank"
         cure = "A is (rank, in), B is (out, rank)"
         if len(A.shape) > 2:
@@ -92,6 +102,17 @@ def _factors(
         found = f"{name}: lora_A {list(A.shape)} and lora_B {list(B.shape)}"
         raise InputError(weights, found, "lora_B of a convolution has a kernel of 1")
     return B, A
+
+
+def _is_slice(rows: int, whole: int, name: str, config: Config) -> bool:
+    """Whether the config says that lora_A has the rows of which lora_B knows, in one module or for
+    some number of experts, and the file has fewer. FSDP2 and ZeRO-3 shard by rows.
+    """
+    try:
+        rank = config.rank(target_of(name))
+    except InputError:  # which was told when the config was read
+        return False
+    return rows < whole and (whole == rank or (bool(config.target_parameters) and not whole % rank))
 
 
 def explained(fault: InputError, refused: Sequence[InputError]) -> InputError:
@@ -104,9 +125,7 @@ def _check_factor(weights: Location, entry: Entry) -> None:
         found = f"{entry.key} has dtype {entry.dtype}"
         raise InputError(weights, found, "save it as float32, float16 or bfloat16")
     if len(entry.shape) < 2:
-        found = f"{entry.key} has shape {list(entry.shape)}"
-        cure = "gather the shards (ZeRO-3, FSDP) before save_pretrained"
-        raise InputError(weights, found, cure)
+        raise InputError(weights, f"{entry.key} has shape {list(entry.shape)}", GATHER)
 
 
 def _module(

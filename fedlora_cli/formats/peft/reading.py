@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fedlora_cli.adapter import Adapter, FullTensor, Module
@@ -10,6 +10,7 @@ from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.safetensors import read_header
+from fedlora_cli.formats import mlx
 from fedlora_cli.formats.peft.config import read_config
 from fedlora_cli.formats.peft.full import full_tensors, roles_of
 from fedlora_cli.formats.peft.names import (
@@ -50,6 +51,8 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
         cure = "load it where it was trained and save_pretrained(safe_serialization=True)"
         told(InputError(pickle, "a pickle, which is never opened", cure))
     config, facts = read_config(folder / CONFIG, report)
+    if isinstance(config.source, mlx.AnotherFormat):
+        return Adapter(folder, weights, {}, {}, facts)
     entries: dict[str, Entry] = {}
     if not pickled:
         with reporting(told):
@@ -96,8 +99,6 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
         if absent and all(tensor.role != "saved" for tensor in tensors.values()):
             heads = ", ".join(sorted(absent))[:200]
             notes.append(f"{called}: modules_to_save names {heads}, but has no tensor of them")
-    if exists(pickle) and not pickled:
-        notes.append(f"{called}/{PICKLE}: ignored, as PEFT does; {WEIGHTS} counts")
     return Adapter(folder, weights, modules, dict(sorted(tensors.items())), facts, tuple(notes))
 
 
@@ -108,6 +109,7 @@ def _sort(
     pairs: dict[str, Pair] = {}
     others: dict[str, Entry] = {}
     foreign: list[str] = []
+    unprefixed: list[str] = []
     seen: set[str] = set()
     for key, entry in entries.items():
         name = normalised(key)
@@ -116,8 +118,7 @@ def _sort(
         if is_redundant(name, entries):
             continue
         if not name.startswith(PREFIX):
-            found = f"a tensor named {key}"
-            report(InputError(weights, found, f"PEFT's names begin with {PREFIX}"))
+            unprefixed.append(key)
         elif name in seen:
             found = f"{key}: {name} is there already"
             report(InputError(weights, found, "save one adapter in one file"))
@@ -131,7 +132,26 @@ def _sort(
             else:
                 report(InputError(weights, f"{module} has two kinds of factors", "save it again"))
         seen.add(name)
+    for fault in _without_prefix(weights, unprefixed):
+        report(fault)
     return pairs, others, tuple(foreign)
+
+
+def _without_prefix(weights: Location, keys: Sequence[str]) -> Iterator[InputError]:
+    """One error for all factors, and one for all else, whose names lack what PEFT's begin with."""
+    if mlx.has_factors(keys):
+        yield InputError(weights, f"{shortened_keys(keys)}: {mlx.FOUND}", mlx.CURE)
+        return
+    factors = [key for key in keys if factor_of(normalised(PREFIX + key)) is not None]
+    others = sorted(set(keys) - set(factors))
+    if factors:
+        found = f"{shortened_keys(factors)}: factors without {PREFIX} before their names, which "
+        found += "inject_adapter_in_model leaves out"
+        cure = "save them by PeftModel.save_pretrained, or put it before every name"
+        yield InputError(weights, found, cure)
+    if others:
+        found = f"a tensor named {shortened_keys(others)}"
+        yield InputError(weights, found, f"PEFT's names begin with {PREFIX}")
 
 
 def _check_magnitudes(

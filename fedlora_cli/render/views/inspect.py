@@ -22,6 +22,9 @@ from fedlora_cli.render.view import (
 #: Rows of a table of differences; a cohort that differs in every shape has more.
 _SHOWN = 40
 
+#: Notes about the adapters of a cohort.
+_TOLD = 20
+
 
 def inspect_views(report: InspectReport, *, modules: bool) -> tuple[View, ...]:
     """One adapter on its own; of many, one table and what differs, and with `modules` each one.
@@ -32,7 +35,7 @@ def inspect_views(report: InspectReport, *, modules: bool) -> tuple[View, ...]:
     if len(report.adapters) == 1 or modules:
         views += [_adapter(adapter, modules=modules) for adapter in report.adapters]
     if len(report.adapters) > 1:
-        views.append(_adapters(report))
+        views.append(_adapters(report, notes=not modules))
     if views:
         views[-1] = replace(views[-1], blocks=(*views[-1].blocks, _verdict(report)))
     return tuple(views)
@@ -148,7 +151,8 @@ def _tensors(adapter: InspectedAdapter) -> Table:
     return Table(heads, rows)
 
 
-def _adapters(report: InspectReport) -> View:
+def _adapters(report: InspectReport, *, notes: bool) -> View:
+    """All in one table; with the `notes` of each, where it is not shown on its own."""
     rows = tuple(
         (
             adapter.name,
@@ -168,6 +172,10 @@ def _adapters(report: InspectReport) -> View:
         blocks.append(_differences(report.differences, len(report.adapters)))
     elif all(adapter.modules for adapter in report.adapters):
         blocks.append(Paragraph("they differ in nothing that headers show"))
+    told = [note for adapter in report.adapters for note in adapter.notes] if notes else []
+    if told:
+        more = [f"and {len(told) - _TOLD} more; -v shows all"] if len(told) > _TOLD else []
+        blocks.append(Paragraph("\n".join((*told[:_TOLD], *more)), "warning"))
     ranks = sorted({adapter.rank for adapter in report.adapters if adapter.modules})
     span = "no module of them could be read"
     if ranks:

@@ -1,0 +1,41 @@
+"""Adapters of MLX (mlx_lm.lora): told from PEFT's by their content, and not read.
+
+`<module>.lora_a` is (in, r) and `<module>.lora_b` is (r, out); the update is
+scale · (lora_a @ lora_b)ᵀ. The config has PEFT's file name. Source: mlx_lm/tuner/lora.py and
+mlx_lm/lora.py of ml-explore/mlx-lm 0.32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from fedlora_cli.errors import InputError
+
+#: What was found, and the way out.
+FOUND = "an adapter of MLX, whose factors PEFT has transposed"
+CURE = "convert it with samples/from_mlx.py of fedlora's sources"
+
+#: Fields that no config of PEFT has.
+_FIELDS = frozenset({"fine_tune_type", "lora_parameters", "lora_layers"})
+
+
+class AnotherFormat(InputError):
+    """The file is of another program, so nothing beside it is missing."""
+
+
+def is_config(fields: Collection[str]) -> bool:
+    """Whether these are the fields of its `adapter_config.json`.
+
+    >>> is_config({"lora_parameters": {"rank": 8}, "num_layers": 16}), is_config({"r": 8})
+    (True, False)
+    """
+    return "peft_type" not in fields and not _FIELDS.isdisjoint(fields)
+
+
+def has_factors(keys: Iterable[str]) -> bool:
+    """Whether any of these tensors has the name of one of its factors.
+
+    >>> has_factors(["model.layers.0.self_attn.q_proj.lora_a"])
+    True
+    """
+    return any(key.endswith((".lora_a", ".lora_b")) for key in keys)
