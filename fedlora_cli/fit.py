@@ -133,11 +133,11 @@ def _check_names(adapters: Sequence[Adapter], report: Report) -> None:
     """No module has one name in some adapters and another name in others: each would be averaged as
     if the others lacked it.
     """
-    held = [{**adapter.modules, **adapter.tensors} for adapter in adapters]
-    for rename in renames(held, _is_alike):
+    held: list[dict[str, Module | FullTensor]] = [{**a.modules, **a.tensors} for a in adapters]
+    for rename in renames(held, _look):
         one, other = rename.names
         holders = [[adapters[i] for i in sorted(side)] for side in rename.holders]
-        _exclude(
+        exclude(
             (holders[0], f"{one} is the same module as {other} in"),
             (holders[1], f"{other} is the same module as {one} in"),
             "train all clients on one version of transformers, with the same wrapped around",
@@ -145,11 +145,9 @@ def _check_names(adapters: Sequence[Adapter], report: Report) -> None:
         )
 
 
-def _is_alike(one: Module | FullTensor, other: Module | FullTensor) -> bool:
-    if isinstance(one, Module) or isinstance(other, Module):
-        both = isinstance(one, Module) and isinstance(other, Module)
-        return both and _describe(one) == _describe(other)
-    return (one.role, one.shape) == (other.role, other.shape)
+def _look(one: Module | FullTensor) -> object:
+    """What is the same under whatever name."""
+    return _describe(one) if isinstance(one, Module) else (one.role, one.shape)
 
 
 def _check_modules(adapters: Sequence[Adapter], report: Report) -> None:

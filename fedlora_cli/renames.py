@@ -47,11 +47,11 @@ class _Place:
     examples: dict[tuple[str, ...], tuple[str, int]]
 
 
-def renames(held: Sequence[Mapping[str, T]], alike: Callable[[T, T], bool]) -> list[Rename]:
+def renames(held: Sequence[Mapping[str, T]], look: Callable[[T], object]) -> list[Rename]:
     """Where some hold modules under one name, others under another, and nobody under both.
 
-    `held` is what every holder has by name; modules that are not `alike` are different ones. Of all
-    that differ in the same words, one stands for the others. Where most hold them, comes first.
+    `held` is what every holder has by name; modules that `look` different are different ones. One
+    stands for all that differ in the same words; the renames that concern most holders come first.
     """
     groups: dict[frozenset[str], list[int]] = defaultdict(list)
     for position, one in enumerate(held):
@@ -69,7 +69,7 @@ def renames(held: Sequence[Mapping[str, T]], alike: Callable[[T, T], bool]) -> l
             continue
         for numbers in sorted(first.examples.keys() & second.examples.keys()):
             (name, holder), (other, its) = first.examples[numbers], second.examples[numbers]
-            if alike(held[holder][name], held[its][other]):
+            if look(held[holder][name]) == look(held[its][other]):
                 sides = (frozenset(first.holders), frozenset(second.holders))
                 found[_difference(*pair)].append(Rename((name, other), sides))
                 break
