@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from fedlora_cli.cohort import shortened
-from fedlora_cli.remote import Location, Remote
+from fedlora_cli.remote import Location, Remote, normal
 
 #: The endings of files that hold weights, in whatever framework.
 _WEIGHTS = re.compile(
@@ -39,7 +39,8 @@ def left_out(folder: Location, weights: str) -> tuple[str, ...]:
     names = sorted(name for name in _names(folder) if is_weights(name) and name != weights)
     if not names:
         return ()
-    return (f"{folder.name}: weights beside the adapter are left out: {shortened(names, 8)}",)
+    called = normal(folder).name
+    return (f"{called}: weights beside the adapter are left out: {shortened(names, 8)}",)
 
 
 def is_weights(name: str) -> bool:
