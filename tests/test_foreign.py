@@ -59,8 +59,9 @@ def test_an_adapter_of_mlx_is_told_by_its_content(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"an adapter of MLX, .*; convert it with samples/"):
             aggregate(place, tmp_path / "out")
     for place in (folder, folder / "adapters.safetensors"):
-        [fault] = inspect(place).faults
-        assert "an adapter of MLX" in fault.found
+        report = inspect(place)
+        assert ["an adapter of MLX" in fault.found for fault in report.faults] == [True]
+        assert report.adapters[0].notes == ()
 
 
 def test_the_way_to_convert_it_keeps_the_update(tmp_path: Path) -> None:

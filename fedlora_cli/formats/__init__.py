@@ -138,8 +138,10 @@ def _owner(file: LoraFile) -> OneFile:
 
 
 def _with_remark(adapter: Adapter) -> Adapter:
-    """The adapter with a remark about other weights in its folder; a file has none."""
-    if adapter.path == adapter.weights_file:
+    """The adapter with a remark about other weights in its folder; a file has none. Where there is no
+    adapter, they may be what is missing.
+    """
+    if adapter.path == adapter.weights_file or not (adapter.modules or adapter.tensors):
         return adapter
     beside = left_out(adapter.path, adapter.weights_file.name)
     return replace(adapter, notes=(*adapter.notes, *beside))
