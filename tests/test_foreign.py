@@ -155,10 +155,10 @@ def test_factors_that_were_saved_without_the_wrapper_around_the_model(tmp_path: 
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {key: one.contiguous() for key, one in saved.items()}
     assert not any(key.startswith(PREFIX) for key in tensors)
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors | {"lm_head.weight": torch.ones(30, 16)}, folder / WEIGHTS)
 
     with pytest.raises(
-        InputError, match=r"and 5 more: factors without .*model\. before .*; save them by PeftModel"
+        InputError, match=r"and 6 more: names without base_model\.model\., .*; save by PeftModel"
     ):
         aggregate(tmp_path / "round", tmp_path / "out")
     assert len(inspect(tmp_path / "round").faults) == 1

@@ -138,8 +138,9 @@ def _owner(file: LoraFile) -> OneFile:
 
 
 def _with_remark(adapter: Adapter) -> Adapter:
-    """The adapter with a remark about other weights in its folder; a file has none. Where there is no
-    adapter, they may be what is missing.
+    """The adapter with a remark about other weights in its folder; a file has none.
+
+    Where nothing could be read, they may be what is missing.
     """
     if adapter.path == adapter.weights_file or not (adapter.modules or adapter.tensors):
         return adapter

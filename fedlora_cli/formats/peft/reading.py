@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedlora_cli.adapter import Adapter, FullTensor, Module
@@ -132,26 +132,21 @@ def _sort(
             else:
                 report(InputError(weights, f"{module} has two kinds of factors", "save it again"))
         seen.add(name)
-    for fault in _without_prefix(weights, unprefixed):
-        report(fault)
+    if unprefixed:
+        report(_without_prefix(weights, unprefixed))
     return pairs, others, tuple(foreign)
 
 
-def _without_prefix(weights: Location, keys: Sequence[str]) -> Iterator[InputError]:
-    """One error for all factors, and one for all else, whose names lack what PEFT's begin with."""
+def _without_prefix(weights: Location, keys: Sequence[str]) -> InputError:
+    """The error of names that lack what PEFT's begin with: one cause for all of them."""
     if mlx.has_factors(keys):
-        yield InputError(weights, f"{shortened_keys(keys)}: {mlx.FOUND}", mlx.CURE)
-        return
-    factors = [key for key in keys if factor_of(normalised(PREFIX + key)) is not None]
-    others = sorted(set(keys) - set(factors))
-    if factors:
-        found = f"{shortened_keys(factors)}: factors without {PREFIX} before their names, which "
-        found += "inject_adapter_in_model leaves out"
-        cure = "save them by PeftModel.save_pretrained, or put it before every name"
-        yield InputError(weights, found, cure)
-    if others:
-        found = f"a tensor named {shortened_keys(others)}"
-        yield InputError(weights, found, f"PEFT's names begin with {PREFIX}")
+        return InputError(weights, f"{shortened_keys(keys)}: {mlx.FOUND}", mlx.CURE)
+    if not any(factor_of(normalised(PREFIX + key)) for key in keys):
+        found = f"a tensor named {shortened_keys(keys)}"
+        return InputError(weights, found, f"PEFT's names begin with {PREFIX}")
+    found = f"{shortened_keys(keys)}: names without {PREFIX}, as of inject_adapter_in_model"
+    cure = "save by PeftModel.save_pretrained, or put it before every name"
+    return InputError(weights, found, cure)
 
 
 def _check_magnitudes(
