@@ -15,6 +15,7 @@ from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats import mlx
 from fedlora_cli.formats.peft.fields import BIASES, Fields
+from fedlora_cli.formats.peft.keys import Keys
 from fedlora_cli.formats.peft.patterns import Matcher, Targets
 from fedlora_cli.formats.peft.variants import B_LAYOUT, NOT_UNDERSTOOD, variants_of
 from fedlora_cli.remote import Location
@@ -44,7 +45,7 @@ _HARMLESS = {
 }
 
 
-#: Heads are few; nobody saves every module in full and trains factors beside.
+#: Heads are few, and words for a layer; nobody saves every module in full and trains factors too.
 _MOST_SAVED = 256
 
 #: Fields that decide what the tensors mean, in the order in which they are checked.
@@ -86,12 +87,12 @@ class Config:
 
     def rank(self, module: str) -> int:
         """r of that module: its `rank_pattern`, else `r`."""
-        key = self.matcher.first(self.rank_pattern, module)
+        key = self._rank_keys.first(module)
         return self.r if key is None else self.rank_pattern[key]
 
     def alpha(self, module: str) -> float:
         """alpha of that module: its `alpha_pattern`, else `lora_alpha`."""
-        key = self.matcher.first(self.alpha_pattern, module)
+        key = self._alpha_keys.first(module)
         return self.lora_alpha if key is None else self.alpha_pattern[key]
 
     def scale(self, alpha: float, rank: int) -> float:
@@ -130,6 +131,14 @@ class Config:
         return self.fields.pattern("alpha_pattern", self.fields.positive_value)
 
     @cached_property
+    def _rank_keys(self) -> Keys:
+        return Keys.of(self.matcher, self.rank_pattern)
+
+    @cached_property
+    def _alpha_keys(self) -> Keys:
+        return Keys.of(self.matcher, self.alpha_pattern)
+
+    @cached_property
     def target_modules(self) -> str | frozenset[str] | None:
         return self.fields.names("target_modules")
 
@@ -138,12 +147,13 @@ class Config:
         return self.fields.names("exclude_modules")
 
     @cached_property
-    def layers_to_transform(self) -> tuple[int, ...] | None:
+    def layers_to_transform(self) -> frozenset[int] | None:
         return self.fields.integers("layers_to_transform")
 
     @cached_property
     def layers_pattern(self) -> tuple[str, ...]:
-        return self.fields.strings("layers_pattern")
+        # Every module is matched against these, one by one.
+        return self.fields.strings("layers_pattern", _MOST_SAVED)
 
     @cached_property
     def modules_to_save(self) -> tuple[str, ...]:

@@ -126,13 +126,14 @@ class Fields:
         value = self._get(name)
         return value if value is None or isinstance(value, str) else frozenset(self.strings(name))
 
-    def integers(self, name: str) -> tuple[int, ...] | None:
+    def integers(self, name: str) -> frozenset[int] | None:
+        """A set of numbers, or one; None where it does not say, or the list is empty."""
         value = self._get(name)
         if value is None or type(value) is int:
-            return None if value is None else (value,)
+            return None if value is None else frozenset([value])
         if not isinstance(value, list) or not all(type(item) is int for item in value):
             raise self._refuse(name, value, "a list of layer numbers")
-        return tuple(value) or None
+        return frozenset(value) or None
 
     def one_of(self, name: str, values: Sequence[str]) -> str:
         """One of these values, the first where it does not say."""

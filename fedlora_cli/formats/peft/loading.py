@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.formats.peft.names import endings
 from fedlora_cli.formats.peft.patterns import Matcher
-from fedlora_cli.formats.peft.selection import endings, with_parents
+from fedlora_cli.formats.peft.selection import with_parents
 
 _PREFIX = "base_model.model."
 _TOKENS = ".token_adapter.trainable_tokens_delta"

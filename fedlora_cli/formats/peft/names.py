@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 
 from fedlora_cli.adapter import Kind
 
@@ -99,6 +99,17 @@ def target_of(pair: str) -> str:
     ('attn', 'mlp.experts')
     """
     return pair.partition(_WRAPPED)[0]
+
+
+def endings(name: str) -> Iterator[str]:
+    """The name and what follows each of its dots.
+
+    >>> list(endings("a.b.c"))
+    ['a.b.c', 'b.c', 'c']
+    """
+    while name:
+        yield name
+        name = name.partition(".")[2]
 
 
 def token_name(name: str, index: int) -> str:

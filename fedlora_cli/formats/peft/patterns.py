@@ -3,22 +3,23 @@
 The expressions come from clients, and Python's own matcher can be made to run for ever by a short
 one. So they are matched with a time limit, by a library that has one. That library in turn can be
 made to run out of memory, and knows more than Python. So it is given only what Python understands,
-and what does not become long when its repetitions are written out.
+and what stays small when it is compiled (`expressions`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import regex
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.formats.peft.expressions import compiled_size
+from fedlora_cli.formats.peft.names import endings
 from fedlora_cli.remote import Location
 
 #: Seconds for one match, where an honest pattern and name need microseconds; and for all matching
@@ -29,11 +30,11 @@ TIME_LIMIT = 30.0
 #: Characters of an expression; one that names every module of a 405B model has 60 000.
 MAX_LENGTH = 100_000
 
-#: Characters of an expression with its repetitions written out, at about 200 bytes each.
-MAX_WRITTEN_OUT = 2 * MAX_LENGTH
+#: What the expressions of one config may come to, as `compiled_size` counts: at about 250 bytes and
+#: 6 µs each.
+MAX_COMPILED = 2 * MAX_LENGTH
 
-#: The least count of a repetition, and the flag under which it could be written with blanks in it.
-_COUNT = re.compile(r"\{([0-9]{1,9})")
+#: The flag under which a repetition could be written with blanks in it.
 _VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
 
 #: What is plain text to Python, but not to the other library: a brace that begins no count would be
@@ -52,7 +53,8 @@ class Matcher:
     where: Location | str
     seconds_left: float = TIME_LIMIT
     stopped: InputError | None = None
-    compiled: dict[str, regex.Pattern[str]] = field(default_factory=dict)
+    compiled: dict[str, regex.Pattern[str] | Exception] = field(default_factory=dict)
+    size_left: int = MAX_COMPILED
 
     def match(self, pattern: str, text: str, own: str | None = None) -> regex.Match[str] | None:
         """`re.match`. `own` is the expression of the config inside of `pattern`, for the error.
@@ -78,8 +80,11 @@ class Matcher:
             if self.seconds_left <= 0:
                 raise TimeoutError
             if pattern not in self.compiled:
-                self.compiled[pattern] = _compiled(pattern)
-            match = getattr(self.compiled[pattern], method)
+                self.compiled[pattern] = self._compile(pattern)
+            compiled = self.compiled[pattern]
+            if isinstance(compiled, Exception):
+                raise compiled
+            match = getattr(compiled, method)
             return match(text, timeout=min(self.seconds_left, MATCH_LIMIT))
         except TimeoutError:
             found = f"its expressions take too long, {own[:80]!r} on {text!r} for one"
@@ -95,6 +100,21 @@ class Matcher:
         finally:
             self.seconds_left -= time.perf_counter() - began
 
+    def _compile(self, pattern: str) -> regex.Pattern[str] | Exception:
+        """The expression, or what is wrong with it. Raises InputError where it is one too many."""
+        try:
+            size = compiled_size(pattern)
+            if size > MAX_COMPILED:
+                return re.error(f"its repetitions and sets come to {size:.3g} characters")
+            self.size_left -= size
+            if self.size_left < 0:
+                found = f"expressions that come to more than {MAX_COMPILED} characters together"
+                self.stopped = InputError(self.where, found, "write names, or fewer expressions")
+                raise self.stopped
+            return _compiled(pattern)
+        except (re.error, regex.error, RecursionError, MemoryError, OverflowError) as error:
+            return error
+
     def first(self, patterns: Iterable[str], module: str) -> str | None:
         """The first pattern that matches the name or its ending after a dot, as PEFT resolves
         `rank_pattern` and `alpha_pattern`; None if none does. Raises InputError.
@@ -107,15 +127,11 @@ class Matcher:
 
 def _compiled(pattern: str) -> regex.Pattern[str]:
     """Raises re.error, regex.error, RecursionError, MemoryError and OverflowError."""
+    if any(strange.search(pattern) for strange in (_VERBOSE, _BRACE, _POSIX)):
+        raise re.error("neither the flag x, nor braces as text, nor [:…:] are understood")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what a later Python will read in another way
         re.compile(pattern)
-    if any(strange.search(pattern) for strange in (_VERBOSE, _BRACE, _POSIX)):
-        raise re.error("neither the flag x, nor braces as text, nor [:…:] are understood")
-    # All of them, as if every one stood inside the next.
-    counts = math.prod(max(1, int(count)) for count in _COUNT.findall(pattern))
-    if len(pattern) * counts > MAX_WRITTEN_OUT:
-        raise re.error(f"its repetitions come to {len(pattern) * counts:.3g} characters")
     return regex.compile(pattern, cache_pattern=False)
 
 
@@ -129,7 +145,7 @@ class Targets:
     matcher: Matcher
     target: str | frozenset[str] | None
     exclude: str | frozenset[str] | None
-    layers: tuple[int, ...] | None
+    layers: Collection[int] | None
     layers_pattern: tuple[str, ...]
     saved: tuple[str, ...]
 
@@ -166,8 +182,7 @@ class Targets:
     def _named(self, names: str | frozenset[str], module: str) -> bool:
         if isinstance(names, str):
             return self.matcher.full(names, module)
-        parts = module.split(".")
-        return any(".".join(parts[start:]) in names for start in range(len(parts)))
+        return any(ending in names for ending in endings(module))
 
     def _is_saved(self, name: str, module: str) -> bool:
         return self.matcher.match(rf"(^|.*\.){name}($|\..*)", module, name) is not None

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.formats.peft.names import EMBEDDINGS
+from fedlora_cli.formats.peft.names import EMBEDDINGS, endings
 from fedlora_cli.formats.peft.patterns import Matcher
 
 T = TypeVar("T")
@@ -25,17 +25,6 @@ Selection = str | tuple[str, ...]
 
 #: A name that PEFT may put into an expression of its own: it has no meaning there but itself.
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
-
-
-def endings(name: str) -> Iterator[str]:
-    """The name and what follows each of its dots.
-
-    >>> list(endings("a.b.c"))
-    ['a.b.c', 'b.c', 'c']
-    """
-    while name:
-        yield name
-        name = name.partition(".")[2]
 
 
 def with_parents(names: Iterable[str]) -> set[str]:
