@@ -96,7 +96,7 @@ def test_many_expressions_are_bounded_together(count: int, compiled: list[str]) 
     with pytest.raises(InputError, match="200000 characters together; write names, or fewer"):
         keys.first(NAME)
 
-    assert len(compiled) == 2_777
+    assert len(compiled) == 3_192
 
 
 def test_a_bad_expression_is_compiled_once_for_all_modules(compiled: list[str]) -> None:
