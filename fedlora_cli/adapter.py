@@ -75,7 +75,7 @@ def usual_dtype(dtypes: Sequence[str], samples: Sequence[float]) -> str:
     return widest(dtypes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Layout:
     """How a file holds the factors of a module: under the name `pair`, which both have in common.
 
@@ -93,7 +93,7 @@ class Layout:
     turned: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Module:
     """An adapted module, known from headers alone: `build` makes its factors of its `entries`.
 
@@ -117,7 +117,7 @@ class Module:
         return self.build(read_entries(self.entries, report))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class FullTensor:
     """A tensor that is no factor: a head that was trained in full, for example.
 

@@ -33,7 +33,7 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor of a file that has not been read yet. `dtype` is torch's name for it."""
 

@@ -48,6 +48,9 @@ _HARMLESS = {
 #: Heads are few, and words for a layer; nobody saves every module in full and trains factors too.
 _MOST_SAVED = 256
 
+#: So many parameters of one module are kept: far more than any has.
+MANY_PARAMETERS = 64
+
 #: Fields that decide what the tensors mean, in the order in which they are checked.
 _MEANINGS = (
     "r",
@@ -183,11 +186,13 @@ class Config:
     @cached_property
     def parameters(self) -> Mapping[str, tuple[str, ...]]:
         """The targeted parameters by the end of the name of their module."""
-        found: dict[str, tuple[str, ...]] = {}
+        found: dict[str, dict[str, None]] = {}
         for target in self.target_parameters:
             owner, _, name = target.rpartition(".")
-            found[owner] = (*found.get(owner, ()), name)
-        return found
+            names = found.setdefault(owner, {})
+            if len(names) <= MANY_PARAMETERS:  # as many are refused, however many more there are
+                names[name] = None
+        return {owner: tuple(names) for owner, names in found.items()}
 
     @cached_property
     def trainable_tokens(self) -> Mapping[str, tuple[int, ...]]:
@@ -200,8 +205,15 @@ class Config:
 
     def token_indices(self, embedding: str) -> tuple[int, ...]:
         """The tokens that were trained in this embedding, in the order of the rows."""
-        found = [own for name, own in self.trainable_tokens.items() if embedding.endswith(name)]
-        return found[0] if found else ()
+        places = self._token_places
+        found = [embedding[at:] for at in range(len(embedding) + 1) if embedding[at:] in places]
+        first = min(found, key=lambda name: places[name], default=None)
+        return () if first is None else self.trainable_tokens[first]
+
+    @cached_property
+    def _token_places(self) -> Mapping[str, int]:
+        """The place in the file of every embedding with trained tokens."""
+        return {name: place for place, name in enumerate(self.trainable_tokens)}
 
     def adapts(self, module: str) -> bool:
         """Whether PEFT would adapt a module of that name. Raises InputError."""

@@ -12,7 +12,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.formats.peft.config import Config
+from fedlora_cli.formats.peft.config import MANY_PARAMETERS, Config
 from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
@@ -71,15 +71,17 @@ def shares_of(
     order gives all pairs the same number of experts. Raises InputError.
     """
     if len(parameters) > _MOST_PARAMETERS:
-        found = f"{len(parameters)} parameters of {module} in target_parameters"
+        many = len(parameters) > MANY_PARAMETERS
+        count = f"more than {MANY_PARAMETERS}" if many else len(parameters)
+        found = f"{count} parameters of {module} in target_parameters"
         raise InputError(weights, found, f"name at most {_MOST_PARAMETERS} of one module")
+    scales = {
+        name: (config.rank(f"{module}.{name}"), config.alpha(f"{module}.{name}"))
+        for name in parameters
+    }
     fitting: dict[tuple[Share, ...], list[tuple[str, ...]]] = {}
     for order in permutations(parameters, len(rows)):
-        names = [f"{module}.{parameter}" for parameter in order]
-        ranks, alphas = (
-            [config.rank(name) for name in names],
-            [config.alpha(name) for name in names],
-        )
+        ranks, alphas = zip(*(scales[name] for name in order), strict=True)
         counts = {count / rank for count, rank in zip(rows, ranks, strict=True)}
         experts = counts.pop()
         if not counts and experts.is_integer():

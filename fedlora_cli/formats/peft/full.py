@@ -23,6 +23,7 @@ from fedlora_cli.formats.peft.names import (
     token_name,
     unwrapped,
 )
+from fedlora_cli.formats.peft.parts import Parts
 from fedlora_cli.formats.peft.ties import same_weights
 from fedlora_cli.remote import Location
 
@@ -170,12 +171,13 @@ def full_tensors(
     entry: Entry,
     modules: Mapping[str, Module],
     config: Config,
+    parts: Parts,
 ) -> Iterator[tuple[str, FullTensor]]:
     """What one such tensor holds, by name: the base model's own where PEFT wraps the module, for
     clients may have wrapped different ones. Raises InputError.
     """
     if role == "token":
-        yield from _token_rows(weights, name, entry, config)
+        yield from _token_rows(weights, name, entry, config, parts)
         return
     owner = None
     if role == "saved":
@@ -190,7 +192,7 @@ def full_tensors(
 
 
 def _token_rows(
-    weights: Location, name: str, entry: Entry, config: Config
+    weights: Location, name: str, entry: Entry, config: Config, parts: Parts
 ) -> Iterator[tuple[str, FullTensor]]:
     """Every trained token is a tensor of its own, so that clients may have trained different ones.
 
@@ -200,6 +202,7 @@ def _token_rows(
     if len(entry.shape) != 2 or entry.shape[0] != len(indices):
         found = f"{name} of shape {list(entry.shape)} for {len(indices)} trainable_token_indices"
         raise InputError(weights, found, "save the adapter again, whole")
+    parts.take(len(indices), name, "rows of tokens")
     for row, index in enumerate(indices):
         read = partial(_read_row, entry.part(row, 1))
         yield token_name(name, index), FullTensor(entry.shape[1:], entry.dtype, "token", None, read)

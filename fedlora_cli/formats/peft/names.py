@@ -129,9 +129,9 @@ def token_of(name: str) -> tuple[str, int] | None:
 
 def owner_of(name: str, saved: tuple[str, ...]) -> str | None:
     """The outermost module around a tensor whose name ends in one of `modules_to_save`."""
-    parts = name.split(".")
-    parents = (".".join(parts[:end]) for end in range(1, len(parts)))
-    return next((parent for parent in parents if parent.endswith(saved)), None)
+    found = ((name.find(f"{one}."), len(one)) for one in saved)
+    ends = [start + length for start, length in found if start >= 0]
+    return name[: min(ends)] if ends else None
 
 
 def unwrapped(name: str) -> str:

@@ -16,6 +16,7 @@ from fedlora_cli.files.safetensors import GATHER
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.experts import Share, expert_of, parameters_of, shares_of
 from fedlora_cli.formats.peft.names import target_of
+from fedlora_cli.formats.peft.parts import Parts
 from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def modules_of(
     weights: Location,
     pairs: Mapping[str, Pair],
     config: Config,
+    parts: Parts,
     refused: Sequence[InputError],
     report: Report,
 ) -> dict[str, Module]:
@@ -54,7 +56,7 @@ def modules_of(
             rows = [A.shape[0] for _, A in own.values()]
             parameters = parameters_of(config, target, rows) if config.known else ()
             if parameters:
-                modules |= _experts(weights, target, own, parameters, config)
+                modules |= _experts(weights, target, own, parameters, config, parts)
                 continue
             for name in names:
                 B, A = whole[name]
@@ -173,6 +175,7 @@ def _experts(
     pairs: Mapping[str, tuple[Entry, Entry]],
     parameters: Sequence[str],
     config: Config,
+    parts: Parts,
 ) -> dict[str, Module]:
     """The experts of all pairs around one module, as modules of their own. Raises InputError."""
     names = sorted(pairs)
@@ -184,6 +187,7 @@ def _experts(
             raise InputError(weights, f"{name} is no matrix", "save the adapter again, whole")
     rows = [pairs[name][1].shape[0] for name in names]
     shares = shares_of(weights, config, target, parameters, rows)
+    parts.take(sum(share.experts for share in shares), target, "experts")
     return {
         f"{name}[{number}]": module
         for name, share in zip(names, shares, strict=True)

@@ -27,6 +27,7 @@ from fedlora_cli.formats.peft.names import (
     shortened_keys,
 )
 from fedlora_cli.formats.peft.pairs import Pair, explained, modules_of
+from fedlora_cli.formats.peft.parts import Parts
 from fedlora_cli.formats.peft.ties import implied_targets, tied_modules
 from fedlora_cli.remote import Location, normal
 
@@ -66,12 +67,14 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
         config = replace(config, implied=implied_targets(pairs, config))
     # Before the factors: a tensor of another kind explains why a factor is missing.
     roles = roles_of(weights, others, pairs, config, told)
-    modules = modules_of(weights, pairs, config, refused, report)
+    parts = Parts.of(weights, next((one.state.size for one in entries.values()), 0))
+    modules = modules_of(weights, pairs, config, parts, refused, report)
     tensors: dict[str, FullTensor] = {}
     for name, role in roles.items():
         if role != "lora_bias" or name.removesuffix(LORA_BIAS) in modules:
             with reporting(told):
-                for own, tensor in full_tensors(weights, name, role, others[name], modules, config):
+                held = full_tensors(weights, name, role, others[name], modules, config, parts)
+                for own, tensor in held:
                     if own in tensors:
                         found = f"{name}: {own} is there already"
                         raise InputError(weights, found, "save one adapter in one file")
