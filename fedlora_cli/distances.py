@@ -21,7 +21,8 @@ from fedlora_cli.weights import FloatArray, IntArray
 
 @dataclass(frozen=True, eq=False)
 class ByLevel:
-    """Squared distances of K clients in one module, at L levels, ascending ranks.
+    """Squared distances of K clients in one module, at L levels, ascending ranks: those that a
+    client of the module reaches as its first, and the last.
 
     `distances` (L, K, K) are ‖T_m(ΔW_j) - T_m(ΔW_k)‖_F², T_m the truncated SVD and m the smallest
     of r_j, r_k and the level: symmetric, zero on the diagonal. `ranks` (K,) are numerical, 0 where
@@ -56,8 +57,9 @@ def by_level(updates: Sequence[Factors | None], levels: Sequence[int]) -> ByLeve
     """One module of K clients of one shape (out, in); None for a client that does not adapt it.
 
     `levels` are the distinct ranks of the clients, ascending; nothing beyond the last is compared.
-    A zero update fills no rank, and is compared at the rank that it declares. Where s_m = s_m+1,
-    T_m is one of several.
+    Only levels that `in_units` asks for are kept, so that a client adds one at most to a module,
+    however many ranks it has in others. A zero update fills no rank, and is compared at the rank
+    that it declares. Where s_m = s_m+1, T_m is one of several.
 
     >>> one = Factors(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     >>> two = Factors(torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0, 0.0]]))
@@ -66,16 +68,22 @@ def by_level(updates: Sequence[Factors | None], levels: Sequence[int]) -> ByLeve
            [1., 0., 0.],
            [0., 0., 0.]])
     """
+    ranks = np.zeros(len(updates), dtype=np.int64)
     svds = [(k, _svd(one)) for k, one in enumerate(updates) if one is not None]
     present = [k for k, _ in svds]
     found = [one for _, one in svds]
-    distances = np.zeros((len(levels), len(updates), len(updates)))
-    ranks = np.zeros(len(updates), dtype=np.int64)
+    ranks[present] = [one.s.numel() for one in found]
+    kept = sorted({levels[at] for at in _reached(levels, ranks[present])} | {levels[-1]})
+    distances = np.zeros((len(kept), len(updates), len(updates)))
     if found:
-        ranks[present] = [one.s.numel() for one in found]
-        at = np.ix_(range(len(levels)), present, present)
-        distances[at] = _distances(found, ranks[present], np.asarray(levels))
-    return ByLevel(tuple(levels), distances, ranks)
+        at = np.ix_(range(len(kept)), present, present)
+        distances[at] = _distances(found, ranks[present], np.asarray(kept))
+    return ByLevel(tuple(kept), distances, ranks)
+
+
+def _reached(levels: Sequence[int], ranks: IntArray) -> IntArray:
+    """The place of the first level that reaches each rank, the last one where none does."""
+    return np.searchsorted(levels[:-1], ranks)
 
 
 def in_units(module: ByLevel) -> Comparison:
@@ -86,7 +94,7 @@ def in_units(module: ByLevel) -> Comparison:
     distance to each other. Clients at distance 0, the same or with nothing shared, are in no
     median. Attackers make a level's unit larger only where they are half of those that reach it.
     """
-    reached = np.searchsorted(module.levels[:-1], module.ranks)
+    reached = _reached(module.levels, module.ranks)
     adapts = module.ranks > 0
     typical = np.zeros(len(module.levels))
     for level, distances in enumerate(module.distances):

@@ -441,3 +441,67 @@ def test_who_adapts_few_modules_is_judged_by_these() -> None:
 
     assert multi_krum(relative(total), np.ones(9), f=1).tolist() == [1.0] * 8 + [0.0]
     assert geometric_median(relative(total), np.ones(9))[-1] < 0.6
+
+
+def every_level(updates: list[Factors | None], levels: list[int]) -> FloatArray:
+    """Relative distances by the definition: a dense truncation at every level, without a bound."""
+    matrices = [None if one is None else dense(one) for one in updates]
+    ranks = np.array([0 if one is None else one.rank for one in updates])
+    at = np.array(
+        [min((level for level in levels if level >= r), default=levels[-1]) for r in ranks]
+    )
+    size = len(updates)
+
+    def distance(j: int, k: int, level: int) -> float:
+        m = min(ranks[j], ranks[k], level)
+        return float(np.square(truncated(matrices[j], m) - truncated(matrices[k], m)).sum())
+
+    def lower_median(values: list[float]) -> float:
+        positive = sorted(value for value in values if value > 0)
+        return positive[(len(positive) - 1) // 2] if positive else 0.0
+
+    result = np.ones((size, size))
+    typical = {}
+    for level in levels:
+        own = [k for k in range(size) if ranks[k] and at[k] >= level]
+        rows = [[distance(j, k, level) for k in own if k != j] for j in own]
+        typical[level] = lower_median([lower_median(row) for row in rows])
+    for j in range(size):
+        for k in range(size):
+            if ranks[j] and ranks[k] and j != k:
+                unit = typical[min(at[j], at[k])]
+                result[j, k] = distance(j, k, levels[-1]) / unit if unit else 0.0
+        result[j, j] = 0.0
+    return result
+
+
+@pytest.mark.parametrize(
+    ("ranks", "levels"),
+    [
+        ([2, 2, 3, 3, 5], [2, 3, 5]),
+        ([4, 4, 4, 4], [4]),
+        ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]),
+        ([2, 0, 3, 3, 0], [2, 3]),
+        ([3, 3, 4, 6, 6], [2, 4, 5, 6]),  # ranks of other modules among the levels
+        ([3, 3, 4], list(range(1, 600))),  # and very many of them
+        ([0, 0], [2, 4]),
+    ],
+)
+def test_levels_that_no_pair_needs_change_nothing(ranks: list[int], levels: list[int]) -> None:
+    rng = np.random.default_rng(8)
+    updates = [factors(rng.standard_normal((9, 7)), r, rng) if r else None for r in ranks]
+
+    found = relative(compare(updates, levels))
+    np.testing.assert_allclose(found, every_level(updates, levels), rtol=1e-9)
+    assert set(by_level(updates, levels).levels) <= {*levels}
+
+
+@pytest.mark.parametrize("others", [10, 100, 600])
+def test_ranks_of_other_modules_make_no_levels(others: int) -> None:
+    """One client with hundreds of ranks does not have all others compared hundreds of times."""
+    rng = np.random.default_rng(9)
+    updates = [factors(rng.standard_normal((9, 7)), r) for r in (2, 4, 4, 4, 5)]
+    found = by_level(updates, list(range(1, others + 1)))
+
+    assert found.levels == (2, 4, 5, others)
+    assert found.distances.shape == (4, 5, 5)
