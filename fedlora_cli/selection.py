@@ -46,7 +46,8 @@ def select_clients(
     """
     faults: list[InputError] = []
     folders, remarks = distinct_folders(paths, faults.append, adapter)
-    places = {_place(fault, paths): fault for fault in reversed(faults)}
+    order = {path: number for number, path in reversed([*enumerate(paths)])}
+    places = {_place(fault, order): fault for fault in reversed(faults)}
     taken = {_spelled(folder) for folder in folders}  # such a one was named once more
     names = {normal(place): name_of(place) for place in (*folders, *places)}
     left_out = [
@@ -172,18 +173,19 @@ def _parted(
     )
 
 
-def _place(fault: InputError, paths: Sequence[Location]) -> Location:
+def _place(fault: InputError, order: Mapping[Location, int]) -> Location:
     """The folder of the client that a fault is about, which was found in looking for clients: what
-    was named, or what lies in it. Raises the fault if there is none.
+    was named, or what lies in it; of several, what was named first. `order` are the places on the
+    command line. Raises the fault if there is none.
     """
-    if fault.path is None:
+    around = () if fault.path is None else (fault.path, *fault.path.parents)
+    given = [place for place in around if place in order]
+    if not given:
         raise fault
-    for path in paths:
-        if path in fault.path.parents and not formats.is_adapter(path):
-            return path / below(fault.path, path)[0]
-        if path == fault.path or path in fault.path.parents:
-            return path
-    raise fault
+    path = min(given, key=lambda place: order[place])
+    if path == around[0] or formats.is_adapter(path):
+        return path
+    return path / below(around[0], path)[0]
 
 
 def _spelled(place: Location) -> Location:
