@@ -182,7 +182,7 @@ def _place(fault: InputError, order: Mapping[Location, int]) -> Location:
     given = [place for place in around if place in order]
     if not given:
         raise fault
-    path = min(given, key=lambda place: order[place])
+    path: Location = min(given, key=lambda place: order[place])
     if path == around[0] or formats.is_adapter(path):
         return path
     return path / below(around[0], path)[0]

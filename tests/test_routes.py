@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,34 @@ def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Pa
     assert memory("few", 4) > memory("few", 1)
     for other in ("many modules", "many clients"):
         assert memory("few", 2) <= memory(other, 2) < 1.02 * memory("few", 2)
+
+
+@pytest.mark.parametrize("ranks", [[2], [2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8]])
+def test_the_memory_that_is_told_has_the_comparison_of_all_clients(
+    tmp_path: Path, ranks: list[int]
+) -> None:
+    """`--robust` compares every client with every other, at each level, so many modules at once."""
+    from fedlora_cli.aggregation.bounds import bounded
+    from fedlora_cli.rounds.preparation import prepare
+    from fedlora_cli.rounds.work import work_of
+
+    for k in range(160):
+        make(tmp_path / "round", Spec(f"c{k:03}", rank=ranks[k % len(ranks)], shapes={"q": (9, 8)}))
+
+    def told(jobs: int, robust: str | None) -> int:
+        options = Options(rank=4, robust=robust)
+        plan = prepare([tmp_path / "round"], tmp_path / "out", options).plan
+        return work_of(plan, jobs).memory
+
+    plan = prepare(
+        [tmp_path / "round"], tmp_path / "out", Options(rank=4, robust="geometric-median")
+    ).plan
+    tracemalloc.start()
+    bounded(plan, 1, lambda done, total: None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    more = told(1, "geometric-median") - told(1, None)
+
+    assert peak < 1.1 * more
+    assert more < 2.5 * peak
+    assert told(4, "geometric-median") - told(1, "geometric-median") > 2.9 * more

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ class _Look:
     energies: FloatArray
     comparison: Comparison | None
 
+    def __add__(self, other: _Look) -> _Look:
+        if self.comparison is None or other.comparison is None:
+            return _Look(self.energies + other.energies, None)
+        return _Look(self.energies + other.energies, self.comparison + other.comparison)
+
 
 def is_bounded(plan: Plan) -> bool:
     """Whether updates must be looked at before they are aggregated."""
@@ -48,20 +54,14 @@ def bounded(plan: Plan, executor: Workers | int, progress: engine.Progress) -> P
     biases = [(name,) for name in _biases(plan)]
     parts = Parts(plan, [*grouped(clients, plan.cohort.modules), *biases])
     look = partial(_look, plan.cohort.distinct_ranks)
-    energies = np.zeros(len(plan.cohort.clients))
-    total: Comparison | None = None
     # Summed as they come: matrices of all pairs of clients for every module would not fit.
-    for group in engine.run(look, parts, executor, progress):
-        for seen in group:
-            energies += seen.energies
-            if seen.comparison is not None:
-                total = seen.comparison if total is None else total + seen.comparison
-    norms = np.sqrt(energies)
+    total = reduce(add, engine.run(look, parts, executor, progress))
+    norms = np.sqrt(total.energies)
     clip = np.ones_like(norms)
     if plan.options.clip_norm is not None:
         limit = plan.options.clip_norm
         clip = clip_factors(norms, clip_limit(norms) if limit == "auto" else limit)
-    return replace(plan, clip=clip, trust=_trust(plan, total, norms), norms=norms)
+    return replace(plan, clip=clip, trust=_trust(plan, total.comparison, norms), norms=norms)
 
 
 def _biases(plan: Plan) -> list[str]:
@@ -82,13 +82,14 @@ def _updates(plan: Plan, k: int, names: Sequence[str]) -> dict[str, Factors]:
     return found
 
 
-def _look(distinct_ranks: tuple[int, ...], part: tuple[Plan, Sequence[str]]) -> list[_Look]:
-    """Modules or biases; the ranks are those of the whole cohort."""
+def _look(distinct_ranks: tuple[int, ...], part: tuple[Plan, Sequence[str]]) -> _Look:
+    """The sum over modules or biases; the ranks are those of the whole cohort."""
     plan, names = part
     own = [_updates(plan, k, names) for k in range(len(plan.cohort.clients))]
-    return [
+    looks = (
         _look_at(plan, name, [one.pop(name, None) for one in own], distinct_ranks) for name in names
-    ]
+    )
+    return reduce(add, looks)
 
 
 def _look_at(

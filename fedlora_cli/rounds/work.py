@@ -17,6 +17,14 @@ _PROCESS = 300_000_000
 #: The header of one tensor in memory (measured over 1000 clients of two layers).
 _ENTRY = 1_500
 
+#: To compare clients, in float64: their singular vectors, each client's and side by side; a strip
+#: of Gram matrices, with what selects of it; eight matrices of all pairs for each level, while they
+#: are made; and the three that remain.
+_SVDS = 2 * 8
+_STRIP = 5 * 8
+_LEVEL = 8 * 8
+_COMPARISON = 3 * 8
+
 #: A tensor that is averaged in full is summed in float64, besides the one that is read.
 _AVERAGED = 8
 
@@ -31,8 +39,9 @@ def work_of(plan: Plan, jobs: int) -> Work:
     tensors = [one for adapter in adapters for one in adapter.tensors.values()]
     full = max((2 * _AVERAGED * math.prod(one.shape) for one in tensors), default=0)
     entries = sum(2 * len(one.modules) + len(one.tensors) for one in adapters)
+    compared = jobs * max((_compared_bytes(plan, names) for names in groups), default=0)
     return Work(
-        memory=_PROCESS + _ENTRY * entries + max(jobs * largest, full),
+        memory=_PROCESS + _ENTRY * entries + max(jobs * largest, full, compared),
         read=sum(module_bytes(adapters, name) for name in plan.modules),
         write=None if plan.rank is None else written_bytes(plan),
         jobs=jobs,
@@ -52,6 +61,24 @@ def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
     if len(names) == 1 and chosen[0].route == "dense":
         return needed
     return read + needed
+
+
+def _compared_bytes(plan: Plan, names: Sequence[str]) -> int:
+    """What one group takes where `--robust` compares all clients: its factors, the matrices of one
+    module after the other, and the sums of this group and of two that wait.
+    """
+    if plan.options.robust is None:
+        return 0
+    adapters = [client.adapter for client in plan.cohort.clients]
+    pairs = len(adapters) ** 2
+    read = sum(module_bytes(adapters, name) for name in names)
+    largest = 0
+    for name in names:
+        ranks = plan.cohort.ranks(name)
+        levels = len({*ranks[ranks > 0], plan.cohort.distinct_ranks[-1]})
+        directions = int(ranks.sum()) * (sum(plan.shape(name)) * _SVDS + int(ranks.max()) * _STRIP)
+        largest = max(largest, directions + levels * pairs * _LEVEL)
+    return read + largest + 3 * pairs * _COMPARISON
 
 
 def _routes(plan: Plan) -> tuple[RouteRow, ...]:
