@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer.testing
-from hypothesis import settings
+from benchmarks.rows import HEADS, Row, cells
+from hypothesis import HealthCheck, settings
 
 from fedlora_cli.files import entries
 
@@ -19,11 +20,46 @@ if TYPE_CHECKING:
 
 # Nothing here may reach for a network, and no test is judged by how fast a shared machine is.
 os.environ["HF_HUB_OFFLINE"] = "1"
-settings.register_profile("fedlora", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile(
+    "fedlora",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("fedlora")
 
 # Typer builds all commands anew for every call of one, which takes longer than most calls.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
+
+
+#: What tests measured, for the table after the last of them.
+_MEASURED = pytest.StashKey[list[Row]]()
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[Row], None]:
+    """Takes a measured time. It goes into a table with its bar, and fails no test: a machine that
+    others use as well may be slow at any moment.
+    """
+    return request.config.stash.setdefault(_MEASURED, []).append
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The table of what was measured. A bar that is not reached is said, and no failure."""
+    rows = config.stash.get(_MEASURED, [])
+    if rows:
+        lines = [
+            ("measured", *HEADS),
+            *((f"{one.figure}: {one.work}", *cells(one)) for one in rows),
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        terminalreporter.section("measured, and not asserted")
+        for line in lines:
+            padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            terminalreporter.write_line("  ".join(padded).rstrip())
 
 
 @pytest.fixture(autouse=True)

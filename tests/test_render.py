@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,13 +80,20 @@ def test_the_card_escapes_names(report: AggregateReport) -> None:
 def test_progress_is_shown_on_a_terminal_for_long_work(
     monkeypatch, patience: float, terminal: bool, wanted: bool, visible: bool
 ) -> None:
+    class Waiting:
+        """A timer under a clock of the test: it is up at once, or not before the end."""
+
+        def __init__(self, seconds: float, function: Callable[[], None]) -> None:
+            self.start = function if seconds == 0 else lambda: None
+            self.cancel = self.join = lambda: None
+
+    monkeypatch.setattr(progress, "Timer", Waiting)
     monkeypatch.setattr(progress, "PATIENCE", patience)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
 
     with progress.progress_on(console, shown=wanted) as stage:
         advance = stage("aggregating modules")
         for done in range(1, 4):
-            time.sleep(0.1)
             advance(done, 3)
 
     output = console.file.getvalue()

@@ -1,18 +1,19 @@
-"""What the kernels promise, as ratios within one run on one core, and with them their accuracy.
+"""What the kernels promise: their accuracy, and their times, told as ratios within one run.
 
-Times are those of the thread, not of the clock: others may use the machine too.
+Times are those of the thread on one core, not of the clock: others may use the machine too. They
+fail no test.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from benchmarks.calibrate import cohort, routes, seconds
+from benchmarks.rows import Row
 from fedlora_cli import engine, lowrank
 from fedlora_cli.kernels import cost
 from fedlora_cli.kernels.leading import TOLERANCES
@@ -45,7 +46,7 @@ def dense_svd() -> float:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["shared", "independent"])
 def test_leading_directions_in_three_times_the_two_gram_products(
-    kind: str, dtype: str, dense_svd: float
+    kind: str, dtype: str, dense_svd: float, tell: Callable[[Row], None]
 ) -> None:
     """Twenty clients of ranks 8 to 64, together 600, in one 4096 × 4096 module."""
     terms, weights = cohort(SHAPE, TOTAL, RANK, kind)
@@ -64,25 +65,30 @@ def test_leading_directions_in_three_times_the_two_gram_products(
     reference = exact.U * exact.s @ exact.Vh
     error = (found.U.double() * found.s @ found.Vh.double() - reference).norm() / reference.norm()
     said = found.residual / float(torch.linalg.vector_norm(s))
-    sys.stdout.write(
-        f"\n{kind} {dtype} {route}: {taken / floor:.2f} times the two Gram products, "
-        f"dense SVD {dense_svd / taken:.0f} times that, error {error:.1e}, residual {said:.1e}\n"
-    )
+    work = f"{kind}, {dtype}, {route}, error {error:.1e}, residual {said:.1e}"
+    tell(Row("kernel", work, "thread", taken, "dense SVD", dense_svd, at_least=50))
+    # 3 where nobody else uses the machine's caches.
+    tell(Row("kernel", work, "thread", taken, "two Gram products", floor, at_most=3.3))
     assert error <= (1e-6 if dtype == "float32" else TOLERANCES[dtype])
-    assert dense_svd / taken >= 50
-    assert taken / floor <= 3.3  # 3 where nobody else uses the machine's caches
 
 
 @pytest.mark.benchmark
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["shared", "independent"])
 @pytest.mark.parametrize("total", [120, 600, 900])
-def test_the_cost_model_chooses_well(total: int, kind: str, dtype: str) -> None:
-    """Within 1.5 times of the best route that holds, a tenth for noise."""
+def test_the_cost_model_chooses_well(
+    total: int, kind: str, dtype: str, tell: Callable[[Row], None]
+) -> None:
+    """It should be within 1.5 times of the best route that holds, and a tenth for noise."""
     shape = (768, 768)
     work = routes(*cohort(shape, total, RANK, kind), RANK, dtype)
     choice = cost.choose(shape, total, RANK, dtype)
     possible = [one.route for one in choice.estimates if one.possible is None]
     taken = {route: seconds(work[route], 5) for route in possible}
 
-    assert taken[choice.route] <= max(1.6 * min(taken.values()), cost.QUICK)
+    best = min(taken, key=taken.__getitem__)
+    told = f"rank {total}, {kind}, {dtype}, {choice.route}"
+    what, against = "chosen route", f"{best}, or what is quick"
+    quick = max(taken[best], cost.QUICK / 1.6)
+    tell(Row("cost model", told, what, taken[choice.route], against, quick, at_most=1.6))
+    assert choice.route in possible
