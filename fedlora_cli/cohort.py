@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -181,16 +181,18 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: R
 
 def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:
     """A remark about every client that lacks modules or trained tensors of the others."""
-    modules = {name for client in clients for name in client.adapter.modules}
-    tensors = {name for client in clients for name in client.adapter.tensors}
+    modules = sorted({name for client in clients for name in client.adapter.modules})
+    tensors = sorted({name for client in clients for name in client.adapter.tensors})
     return tuple(
-        f"{client.name} has no {what}: {shortened(sorted(missing))}"
+        f"{client.name} has no {what}: {shortened(first, total=len(everything) - len(own))}"
         for client in clients
-        for what, missing in (
-            ("factors of", modules - set(client.adapter.modules)),
-            ("tensor", tensors - set(client.adapter.tensors)),
+        for what, everything, own in (
+            ("factors of", modules, client.adapter.modules),
+            ("tensor", tensors, client.adapter.tensors),
         )
-        if missing
+        if len(own) < len(everything)
+        # As few as are shown: one client with very many must not be gone through for all others.
+        for first in ([*islice((name for name in everything if name not in own), 3)],)
     )
 
 
@@ -243,11 +245,12 @@ def _told_by_few(clients: Sequence[Client], base_model: str | None) -> tuple[str
     return tuple(notes)
 
 
-def shortened(names: Sequence[str], shown: int = 3) -> str:
-    """Names in a line, the first few of them.
+def shortened(names: Sequence[str], shown: int = 3, total: int | None = None) -> str:
+    """Names in a line, the first few of them, of so many in all.
 
     >>> shortened(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    total = len(names) if total is None else total
+    rest = f" and {total - shown} more" if total > shown else ""
     return ", ".join(names[:shown]) + rest

@@ -205,9 +205,9 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
     >>> list(_splits("a.b.c"))
     [('a', 'b.c'), ('a.b', 'c')]
     """
-    parts = name.split(".")
-    for end in range(1, len(parts)):
-        yield ".".join(parts[:end]), ".".join(parts[end:])
+    for at, character in enumerate(name):
+        if character == ".":
+            yield name[:at], name[at + 1 :]
 
 
 def exclude(

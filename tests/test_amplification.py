@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 
 from fedlora_cli import InputError, formats
+from fedlora_cli.adapter import Adapter, Facts
+from fedlora_cli.cohort import Client, _gaps
+from fedlora_cli.files import entries as entries_file
+from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.untrusted import State
 from fedlora_cli.formats.peft import experts as experts_file
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.fields import Fields
@@ -213,3 +218,42 @@ def test_the_owner_of_a_tensor_takes_one_look_for_each_name_that_is_saved() -> N
         Name.looks = 0
         assert owner_of(Name("a." * dots + "weight"), saved) is None
         assert Name.looks == 256
+
+
+@pytest.mark.parametrize("count", [10, 1_000])
+def test_neighbors_in_a_file_are_found_in_one_pass(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them are read as one range."""
+    state = State(10 * count, 0, 0)
+    parts = [Entry(Path("x"), f"t{i}", "uint8", (10,), 10 * i, 10, state) for i in range(count)]
+    whole = Entry(Path("x"), "all", "uint8", (10 * count,), 0, 10 * count, state)
+    far = Entry(Path("x"), "far", "uint8", (1,), 20 * count, 1, state)
+    looks: Counter[str] = Counter()
+    end = Entry.end.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Entry, "end", property(lambda self: (looks.update(["end"]), end(self))[1]))
+
+    assert [*entries_file._ranges([whole, *parts, far])] == [[whole, *parts], [far]]
+    assert [*entries_file._ranges(parts[::2])] == [[one] for one in parts[::2]]
+    assert looks["end"] <= 4 * count
+
+
+def test_what_a_client_lacks_is_told_by_its_first_names_and_their_number(tmp_path: Path) -> None:
+    """One client with thousands of modules has not all of them looked up for each of the others."""
+    looks: Counter[str] = Counter()
+
+    class Modules(dict[str, Any]):
+        def __contains__(self, name: object) -> bool:
+            looks["modules"] += 1
+            return super().__contains__(name)
+
+    def client(name: str, modules: Sequence[str]) -> Client:
+        adapter = Adapter(tmp_path, tmp_path, Modules.fromkeys(modules), {}, Facts())
+        return Client(name, adapter, 1.0)
+
+    others = [client(f"c{k}", ["q", "v"]) for k in range(3)]
+    notes = _gaps([*others, client("large", [f"m{i:04}" for i in range(5_000)])])
+
+    assert notes[0] == "c0 has no factors of: m0000, m0001, m0002 and 4997 more"
+    assert notes[3] == "large has no factors of: q, v"
+    assert looks["modules"] < 5_100

@@ -106,12 +106,13 @@ def read_entries(entries: Sequence[Entry], report: Report = refuse) -> list[Tens
 def _ranges(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
     """Entries of one file in the order of their bytes, those together that have no gap between."""
     together: list[Entry] = []
+    last = 0  # the end of all of them
     for one in entries:
-        if together:
-            end = max(other.end for other in together)
-            if one.start > end or max(one.end, end) - together[0].start > _MAX_RANGE:
-                yield together
-                together = []
+        end = one.end
+        if together and (one.start > last or max(end, last) - together[0].start > _MAX_RANGE):
+            yield together
+            together = []
+        last = max(end, last) if together else end
         together.append(one)
     if together:
         yield together

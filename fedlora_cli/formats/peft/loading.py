@@ -158,6 +158,7 @@ class _Rules:
     ) -> None:
         """Whether each further tensor has a place, and each module to save a tensor."""
         owners = {name for name in known if self.saved and name.endswith(self.saved)}
+        wrapped = {*layers, *embeddings}
         filled: set[str] = set()
         for name in names:
             around = owners.intersection(with_parents([name]))
@@ -168,7 +169,7 @@ class _Rules:
                 continue
             if inner and embedding not in (layers if embedding == outer else embeddings):
                 raise _fault(where, name, f"no layer is put around {embedding}")
-            if not inner and name.rpartition(".")[0] in {*layers, *embeddings}:
+            if not inner and name.rpartition(".")[0] in wrapped:
                 raise _fault(where, name, "a layer is put around its module")
         for owner in sorted(owners - filled):
             raise _fault(where, owner, "modules_to_save selects it, but it has no tensor")
