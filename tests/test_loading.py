@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from peft.tuners.lora import LoraModel
 
 from fedlora_cli import Options, aggregate
+from fedlora_cli.adapter import Selection
 from fedlora_cli.errors import InputError, VerificationError
 from fedlora_cli.formats.peft.loading import check_loading
 
@@ -93,6 +95,11 @@ def adapters(draw: st.DrawFn) -> tuple[list[str], dict[str, Any], dict[str, torc
     pattern = {re.escape(name): rank for name, rank in sorted(ranks.items())}
     saved = draw(st.one_of(st.none(), some))
     fields = {"r": 2, "target_modules": target, "rank_pattern": pattern, "modules_to_save": saved}
+    fields["exclude_modules"] = draw(st.one_of(st.none(), some, expression))
+    if isinstance(target, list):
+        fields["layers_to_transform"] = draw(st.sampled_from([None, None, [0], [0, 1]]))
+    if fields.get("layers_to_transform"):
+        fields["layers_pattern"] = draw(st.sampled_from([None, ["a"], ["b", "a"]]))
     state: dict[str, torch.Tensor] = {}
     for name in names:
         kind = draw(st.sampled_from(["factors", "factors", "factors", "saved"]))
@@ -228,8 +235,13 @@ def test_a_config_that_peft_would_not_load_is_never_written(tmp_path: Path, monk
         make(tmp_path / "round", Spec(name, rank=2))
     # The package has a function of that name as well.
     writing = importlib.import_module("fedlora_cli.formats.peft.writing")
-    really = writing.target_modules
-    monkeypatch.setattr(writing, "target_modules", lambda *names: really(*names)[1:])
+    really = writing.selection
+
+    def less(*names: Any) -> Selection:
+        chosen = really(*names)
+        return replace(chosen, modules=chosen.modules[1:])
+
+    monkeypatch.setattr(writing, "selection", less)
 
     with pytest.raises(InputError, match=r"PEFT would not load layers\.0\.q_proj: nei"):
         aggregate([tmp_path / "round"], tmp_path / "out")

@@ -107,6 +107,10 @@ class _Rules:
         self.matcher = Matcher("adapter_config.json")
         target = config.get("target_modules")
         self.target = target if isinstance(target, str) else frozenset(target or ())
+        self.excluded = config.get("exclude_modules") or []
+        self.layers = config.get("layers_to_transform") or []
+        patterns = [rf"(?:^|.*?\.){one}" for one in config.get("layers_pattern") or []]
+        self.numbers = [rf"{start}\.(\d+)\." for start in patterns or [r".*?\.[^.]*"]]
         self.saved = tuple(config.get("modules_to_save") or ())
         self.parameters = tuple(config.get("target_parameters") or ())
         self.ranks = _Ranks(config.get("rank_pattern") or {}, config["r"], self.matcher)
@@ -115,9 +119,18 @@ class _Rules:
         """Whether `target_modules` selects a module of this name."""
         if any(self.matcher.match(rf"(^|.*\.){one}($|\..*)", module) for one in self.saved):
             return False
-        if isinstance(self.target, str):
-            return self.matcher.full(self.target, module)
-        return any(ending in self.target for ending in endings(module))
+        if self._names(self.excluded, module) or not self._names(self.target, module):
+            return False
+        # PEFT looks at layers only where the ending of a name is in a list.
+        if not self.layers or isinstance(self.target, str) or module in self.target:
+            return True
+        found = next(filter(None, (self.matcher.match(one, module) for one in self.numbers)), None)
+        return found is not None and int(found[1]) in self.layers
+
+    def _names(self, names: str | Collection[str], module: str) -> bool:
+        if isinstance(names, str):
+            return self.matcher.full(names, module)
+        return any(ending in names for ending in endings(module))
 
     def check_layer(self, where: object, module: str, pairs: _Pairs) -> None:
         """Whether the tensors of a selected module fit the layer that PEFT makes of it."""
