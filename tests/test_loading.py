@@ -150,7 +150,11 @@ Q = pair("m.q", 2)
         ({}, Q | FACTORED, False),
         ({"use_dora": True}, Q | DORA, True),
         ({}, Q | DORA, False),
+        ({"use_dora": True}, Q, False),
+        ({}, {key: one for key, one in Q.items() if "lora_B" in key}, False),
+        ({}, {key: one for key, one in Q.items() if "lora_A" in key}, False),
         ({"lora_bias": True}, Q | BIAS, True),
+        ({"lora_bias": True}, Q, False),
         ({}, Q | BIAS, False),
         ({}, Q | {f"{PREFIX}m.q.base_layer.bias": torch.zeros(OUT)}, True),
         ({}, Q | {f"{PREFIX}m.q.bias": torch.zeros(OUT)}, False),
@@ -206,6 +210,15 @@ class Mixture(torch.nn.Module):
                 "target_modules": ["q"],
                 "target_parameters": ["down_proj", "gate_up_proj"],
                 "rank_pattern": {"gate_up_proj": 4, "down_proj": 4},
+            },
+            False,
+        ),
+        # One pair would hold three experts, the other six.
+        (
+            {
+                "target_modules": ["q"],
+                "target_parameters": ["down_proj", "gate_up_proj"],
+                "rank_pattern": {"gate_up_proj": 1},
             },
             False,
         ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 from fedlora_cli.errors import InputError
@@ -28,6 +29,12 @@ _RANK_SIDE = {
     "lora_B.weight": 1,
     "lora_embedding_A": 0,
     "lora_embedding_B": 1,
+}
+
+#: The two factors of a layer, whether it is an embedding or not.
+_FACTORS = {
+    False: ("lora_A.weight", "lora_B.weight"),
+    True: ("lora_embedding_A", "lora_embedding_B"),
 }
 
 #: The field of the config that gives a LoRA layer each further tensor.
@@ -136,12 +143,21 @@ class _Rules:
         """Whether the tensors of a selected module fit the layer that PEFT makes of it."""
         rank = self.ranks.of(module)
         for pair, parts in pairs.items():
+            self._check_whole(where, pair, parts)
             for part, shape in parts.items():
                 if part in _FLAGS and not self.config.get(_FLAGS[part]):
                     raise _fault(where, f"{pair}.{part}", f"{_FLAGS[part]} is not set")
                 if part in _RANK_SIDE and shape[_RANK_SIDE[part]] != rank:
                     reason = f"its shape is {list(shape)}, but the config gives it rank {rank}"
                     raise _fault(where, f"{pair}.{part}", reason)
+
+    def _check_whole(self, where: object, pair: str, parts: Collection[str]) -> None:
+        """Whether the tensors are all that PEFT asks for in one layer."""
+        factors = _FACTORS[any(part in parts for part in _FACTORS[True])]
+        flagged = [part for part, flag in _FLAGS.items() if self.config.get(flag)]
+        for part in (*factors, *flagged):
+            if part not in parts:
+                raise _fault(where, pair, f"it has no {part}")
 
     def check_parameters(self, where: object, module: str, pairs: _Pairs) -> None:
         """Whether `target_parameters` explains pairs of a module that is not selected itself."""
@@ -151,14 +167,22 @@ class _Rules:
         if len(pairs) > len(own) or sorted(pairs) != nested:
             reason = "neither target_modules nor target_parameters selects it"
             raise _fault(where, min(pairs), reason)
-        ranks = {self.ranks.of(f"{module}.{name}") for name in own}
+        rows: list[int] = []
+        for pair, parts in pairs.items():
+            self._check_whole(where, pair, parts)
+            rows.append(parts["lora_A.weight"][0])
+            if rows[-1] != parts["lora_B.weight"][1]:
+                raise _fault(where, pair, "its two factors differ in rank")
         # A parameter without its module could be any module's, were it not for several experts.
         least = 2 if len(pairs) == 1 and own <= last.keys() else 1
-        for pair, parts in pairs.items():
-            rows, columns = parts["lora_A.weight"][0], parts["lora_B.weight"][1]
-            if rows != columns or all(rows % rank or rows < least * rank for rank in ranks):
-                reason = f"its {rows} rows are not those of experts at a rank that the config gives"
-                raise _fault(where, pair, reason)
+        ranks = [self.ranks.of(f"{module}.{name}") for name in sorted(own)]
+        counts = (
+            {one / rank for one, rank in zip(rows, order, strict=True)}
+            for order in permutations(ranks, len(rows))
+        )
+        if not any(len(one) == 1 and min(one) >= least and min(one) % 1 == 0 for one in counts):
+            found = f"{' and '.join(map(str, rows))} rows are not those of experts"
+            raise _fault(where, module, f"{found} at the ranks that the config gives")
 
     def check_others(
         self,
