@@ -70,6 +70,30 @@ def test_names_of_clients_are_taken_where_they_select_the_same(written, offered,
 
 
 names = st.lists(st.sampled_from("abqv01"), min_size=1, max_size=4).map(".".join)
+
+
+@pytest.mark.parametrize(
+    ("offered", "expected"),
+    [
+        ([Selection(("q_proj",), (), (0, 1, 77))], Selection(("q_proj",), (), (0, 1))),
+        (
+            [Selection(("q_proj",), (), (0,)), Selection(("q_proj",), (), (1,))],
+            Selection(("q_proj",), (), (0, 1)),
+        ),
+        (
+            [Selection(("q_proj", "v_proj"), ("v_proj",))],
+            Selection(("q_proj",), ("v_proj",)),
+        ),
+        # Layers that are not written, and an expression of one client of two.
+        ([Selection(("q_proj",), (), (77,))], Selection(tuple(Q))),
+        ([Selection(("q_proj",), ".*v.*"), Selection(("v_proj",))], Selection(tuple(Q))),
+        ([Selection(("q_proj",), (), (0, 1), ("l+",)), Selection()], Selection(tuple(Q))),
+    ],
+)
+def test_layers_and_exclusions_are_taken_where_they_select_the_same(offered, expected) -> None:
+    assert selection(Q, LAYERS, offered) == expected
+
+
 named = st.one_of(
     st.lists(names, max_size=4).map(lambda chosen: tuple(sorted(chosen))),
     names.map(lambda name: rf"(.*\.)?{name}"),

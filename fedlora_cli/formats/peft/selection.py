@@ -77,12 +77,7 @@ def _candidates(offered: Sequence[Selection], written: Collection[str]) -> Itera
     """
     if len(offered) == 1 and _has_expression(offered[0]):
         yield offered[0]
-    useful = {ending for name in written for ending in endings(name)}
-    plain = [
-        replace(one, modules=tuple(name for name in one.modules if name in useful))
-        for one in offered
-        if not _has_expression(one)
-    ]
+    plain = list(_useful((one for one in offered if not _has_expression(one)), written))
     yield from plain
     for field in ("modules", "layers"):
         alike: dict[Selection, set[Any]] = {}
@@ -90,6 +85,18 @@ def _candidates(offered: Sequence[Selection], written: Collection[str]) -> Itera
             alike.setdefault(replace(one, **{field: ()}), set()).update(getattr(one, field))
         for rest, values in alike.items():
             yield replace(rest, **{field: tuple(sorted(values))})
+
+
+def _useful(offered: Iterable[Selection], written: Collection[str]) -> Iterator[Selection]:
+    """The selections with those of their names and layers alone that occur in written modules."""
+    names = {ending for name in written for ending in endings(name)}
+    numbers = {part for name in written for part in name.split(".")}
+    for one in offered:
+        modules = tuple(name for name in one.modules if name in names)
+        layers = tuple(layer for layer in one.layers if str(layer) in numbers)
+        # Without any of its layers, it would select modules of all layers.
+        if layers or not one.layers:
+            yield replace(one, modules=modules, layers=layers)
 
 
 def _has_expression(one: Selection) -> bool:
