@@ -24,6 +24,7 @@ Kind = Literal["linear", "embedding", "convolution", "experts"]
 Role = Literal["saved", "base", "bias", "token", "magnitude", "lora_bias"]
 
 Content = TypeVar("Content", covariant=True)
+T = TypeVar("T")
 
 
 class Put(Protocol):
@@ -134,6 +135,21 @@ class FullTensor:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """The fields of a config that select modules, each a list of names or an expression.
+
+    `modules`, `exclude`, `layers` and `layers_pattern` are PEFT's `target_modules`,
+    `exclude_modules`, `layers_to_transform` and `layers_pattern`. Without `modules`, the config
+    leaves it to the model.
+    """
+
+    modules: str | tuple[str, ...] = ()
+    exclude: str | tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Facts:
     """What an adapter says of its base model and training. Empty or None: it does not say.
 
@@ -147,9 +163,8 @@ class Facts:
     modules whose update is that of an embedding, each with the embedding. `unknown_fields` are
     those that are not understood but have a value, as text.
 
-    The last three are the names that configs use. `selections` are the `target_modules` of the
-    adapters that this comes from, the most frequent first: names or an expression, () for one that
-    cannot be taken over. `saved_names` are from `modules_to_save`, `token_names` the keys of
+    The last three are the names that the configs of the adapters use that this comes from, the most
+    frequent first: `saved_names` are from `modules_to_save`, `token_names` the keys of
     `trainable_token_indices`.
     """
 
@@ -171,7 +186,7 @@ class Facts:
     old_experts: bool = False
     tied: tuple[tuple[str, str], ...] = ()
     unknown_fields: tuple[str, ...] = ()
-    selections: tuple[str | tuple[str, ...], ...] = ()
+    selections: tuple[Selection, ...] = ()
     saved_names: tuple[str, ...] = ()
     token_names: tuple[str, ...] = ()
 
@@ -182,13 +197,22 @@ class Facts:
 
     def named_like(self, others: Sequence[Facts]) -> Facts:
         """The same with the names that the configs of these adapters use."""
-        votes = Counter(one for other in others for one in other.selections)
         return replace(
             self,
-            selections=tuple(sorted(votes, key=lambda one: (-votes[one], str(one)))),
-            saved_names=tuple(sorted({name for one in others for name in one.saved_names})),
-            token_names=tuple(sorted({name for one in others for name in one.token_names})),
+            selections=_by_votes(one.selections for one in others),
+            saved_names=_by_votes(one.saved_names for one in others),
+            token_names=_by_votes(one.token_names for one in others),
         )
+
+
+def _by_votes(ballots: Iterable[Iterable[T]]) -> tuple[T, ...]:
+    """What the ballots name, the most frequent first.
+
+    >>> _by_votes([["b", "a"], ["b"], ["c"]])
+    ('b', 'a', 'c')
+    """
+    votes = Counter(one for ballot in ballots for one in ballot)
+    return tuple(sorted(votes, key=lambda one: (-votes[one], str(one))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from peft.tuners.lora import LoraModel
 
 from fedlora_cli import Options, aggregate
+from fedlora_cli.adapter import Selection
 from fedlora_cli.errors import InputError, VerificationError
 from fedlora_cli.formats.peft.loading import check_loading
 
@@ -93,6 +95,11 @@ def adapters(draw: st.DrawFn) -> tuple[list[str], dict[str, Any], dict[str, torc
     pattern = {re.escape(name): rank for name, rank in sorted(ranks.items())}
     saved = draw(st.one_of(st.none(), some))
     fields = {"r": 2, "target_modules": target, "rank_pattern": pattern, "modules_to_save": saved}
+    fields["exclude_modules"] = draw(st.one_of(st.none(), some, expression))
+    if isinstance(target, list):
+        fields["layers_to_transform"] = draw(st.sampled_from([None, None, [0], [0, 1]]))
+    if fields.get("layers_to_transform"):
+        fields["layers_pattern"] = draw(st.sampled_from([None, ["a"], ["b", "a"]]))
     state: dict[str, torch.Tensor] = {}
     for name in names:
         kind = draw(st.sampled_from(["factors", "factors", "factors", "saved"]))
@@ -143,7 +150,11 @@ Q = pair("m.q", 2)
         ({}, Q | FACTORED, False),
         ({"use_dora": True}, Q | DORA, True),
         ({}, Q | DORA, False),
+        ({"use_dora": True}, Q, False),
+        ({}, {key: one for key, one in Q.items() if "lora_B" in key}, False),
+        ({}, {key: one for key, one in Q.items() if "lora_A" in key}, False),
         ({"lora_bias": True}, Q | BIAS, True),
+        ({"lora_bias": True}, Q, False),
         ({}, Q | BIAS, False),
         ({}, Q | {f"{PREFIX}m.q.base_layer.bias": torch.zeros(OUT)}, True),
         ({}, Q | {f"{PREFIX}m.q.bias": torch.zeros(OUT)}, False),
@@ -202,6 +213,15 @@ class Mixture(torch.nn.Module):
             },
             False,
         ),
+        # One pair would hold three experts, the other six.
+        (
+            {
+                "target_modules": ["q"],
+                "target_parameters": ["down_proj", "gate_up_proj"],
+                "rank_pattern": {"gate_up_proj": 1},
+            },
+            False,
+        ),
     ],
 )
 def test_experts_need_their_parameters_and_attention_its_modules(fields, taken: bool) -> None:
@@ -228,8 +248,13 @@ def test_a_config_that_peft_would_not_load_is_never_written(tmp_path: Path, monk
         make(tmp_path / "round", Spec(name, rank=2))
     # The package has a function of that name as well.
     writing = importlib.import_module("fedlora_cli.formats.peft.writing")
-    really = writing.target_modules
-    monkeypatch.setattr(writing, "target_modules", lambda *names: really(*names)[1:])
+    really = writing.selection
+
+    def less(*names: Any) -> Selection:
+        chosen = really(*names)
+        return replace(chosen, modules=chosen.modules[1:])
+
+    monkeypatch.setattr(writing, "selection", less)
 
     with pytest.raises(InputError, match=r"PEFT would not load layers\.0\.q_proj: nei"):
         aggregate([tmp_path / "round"], tmp_path / "out")

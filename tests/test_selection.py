@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from architectures import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import Spec, config, make
@@ -17,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from test_peft_layers import applied, load, train
 from torch import nn
 from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    MarianConfig,
-    MarianMTModel,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
@@ -28,10 +30,12 @@ from transformers import (
 )
 
 from fedlora_cli import Options, aggregate, distribute
+from fedlora_cli.adapter import Selection
+from fedlora_cli.errors import InputError
 from fedlora_cli.formats.peft.selection import (
     modules_to_save,
     patterns,
-    target_modules,
+    selection,
     token_indices,
     with_parents,
 )
@@ -60,15 +64,50 @@ Q = [name for name in LAYERS if name.endswith("q_proj")]
     ],
 )
 def test_names_of_clients_are_taken_where_they_select_the_same(written, offered, expected) -> None:
-    assert target_modules(written, LAYERS, offered) == (
-        sorted(expected) if isinstance(expected, list) else expected
-    )
+    chosen = selection(written, LAYERS, [Selection(one) for one in offered])
+
+    assert chosen == Selection(tuple(sorted(expected)) if isinstance(expected, list) else expected)
 
 
 names = st.lists(st.sampled_from("abqv01"), min_size=1, max_size=4).map(".".join)
-selections = st.one_of(
+
+
+@pytest.mark.parametrize(
+    ("offered", "expected"),
+    [
+        ([Selection(("q_proj",), (), (0, 1, 77))], Selection(("q_proj",), (), (0, 1))),
+        (
+            [Selection(("q_proj",), (), (0,)), Selection(("q_proj",), (), (1,))],
+            Selection(("q_proj",), (), (0, 1)),
+        ),
+        (
+            [Selection(("q_proj", "v_proj"), ("v_proj",))],
+            Selection(("q_proj",), ("v_proj",)),
+        ),
+        # Layers that are not written, and an expression of one client of two.
+        ([Selection(("q_proj",), (), (77,))], Selection(tuple(Q))),
+        ([Selection(("q_proj",), ".*v.*"), Selection(("v_proj",))], Selection(tuple(Q))),
+        ([Selection(("q_proj",), (), (0, 1), ("l+",)), Selection()], Selection(tuple(Q))),
+    ],
+)
+def test_layers_and_exclusions_are_taken_where_they_select_the_same(offered, expected) -> None:
+    assert selection(Q, LAYERS, offered) == expected
+
+
+named = st.one_of(
     st.lists(names, max_size=4).map(lambda chosen: tuple(sorted(chosen))),
     names.map(lambda name: rf"(.*\.)?{name}"),
+)
+layers = st.tuples(
+    st.sampled_from([(0,), (1,), (0, 1)]), st.sampled_from([(), ("a",), ("a", "b"), ("a|b",)])
+)
+selections = st.builds(
+    lambda modules, exclude, layers: Selection(
+        modules, exclude, *(((), ()) if isinstance(modules, str) else layers)
+    ),
+    named,
+    st.one_of(st.just(()), named),
+    st.one_of(st.just(((), ())), layers),
 )
 
 
@@ -80,14 +119,23 @@ selections = st.one_of(
 )
 def test_what_is_written_selects_exactly_these_modules_in_peft(written, others, offered) -> None:
     """But for a full name that is the ending of another one, which only an expression can tell."""
-    chosen = target_modules(written, others, offered)
+    chosen = selection(written, others, offered)
 
-    own = LoraConfig(target_modules=chosen)
+    own = LoraConfig(
+        target_modules=_listed(chosen.modules),
+        exclude_modules=_listed(chosen.exclude),
+        layers_to_transform=list(chosen.layers) or None,
+        layers_pattern=list(chosen.layers_pattern) or None,
+    )
     selected = {name for name in with_parents([*written, *others]) if _selects(own, name)}
-    if isinstance(chosen, list) and chosen == sorted(written):
+    if chosen == Selection(tuple(sorted(written))):
         assert written <= selected
     else:
         assert selected == written
+
+
+def _listed(names: str | tuple[str, ...]) -> str | list[str]:
+    return names if isinstance(names, str) else list(names)
 
 
 def _selects(own: LoraConfig, name: str) -> bool:
@@ -111,6 +159,9 @@ def test_patterns_give_every_module_its_value_in_peft(values) -> None:
         (["model.score"], [*LAYERS, "old_score"], ["score"], ["model.score"]),
         (["model.score"], LAYERS, [], ["model.score"]),
         (["model.score"], LAYERS, ["(s|s)+core"], ["model.score"]),
+        # A client must not choose what ends so in the base model, of which not all names are known.
+        (["model.score"], LAYERS, ["e", "score"], ["score"]),
+        (["model.score"], LAYERS, ["model.score", "score"], ["model.score"]),
         (["a.head", "b.head"], LAYERS, ["head"], ["head"]),
         (["a.head"], ["b.head.dense"], ["head"], ["a.head"]),
     ],
@@ -124,14 +175,21 @@ def test_heads_have_the_clients_names_where_these_select_the_same(
 @pytest.mark.parametrize(
     ("tokens", "offered", "expected"),
     [
-        ({"m.embed": [3, 1]}, ["embed"], {"m.embed": [1, 3]}),
+        ({"m.embed": [3, 1]}, [], {"m.embed": [1, 3]}),
+        ({"m.embed": [3, 1]}, ["embed"], {"embed": [1, 3]}),
+        ({"m.embed": [3, 1]}, ["bed"], {"m.embed": [1, 3]}),
         ({"a.embed": [1], "b.embed": [1]}, ["embed"], {"embed": [1]}),
         ({"a.embed": [1], "b.embed": [2]}, ["embed"], {"a.embed": [1], "b.embed": [2]}),
-        ({"a.embed": [1], "b.head": [1]}, ["embed", "head"], {"a.embed": [1], "b.head": [1]}),
+        ({"m.a.embed": [1], "m.b.embed": [1]}, ["a.embed"], {"a.embed": [1], "m.b.embed": [1]}),
+        ({"a.embed": [1], "b.head": [1]}, ["embed", "head"], {"embed": [1], "head": [1]}),
     ],
 )
 def test_embeddings_under_one_name_have_one_entry(tokens, offered, expected) -> None:
-    assert token_indices(tokens, offered) == expected
+    assert token_indices(tokens, LAYERS, offered) == expected
+
+
+def test_a_name_of_tokens_that_selects_another_module_is_not_taken() -> None:
+    assert token_indices({"m.embed": [1]}, ["v.embed"], ["embed"]) == {"m.embed": [1]}
 
 
 def llava() -> nn.Module:
@@ -173,6 +231,14 @@ def renamed(folder: Path) -> None:
         {"target_modules": ["mlp.up_proj"]},
         {"target_modules": r".*\.(up_proj|down_proj)"},
         {"target_modules": ["up_proj", "down_proj"], "rank_pattern": {"down_proj": 3}},
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ".*vision_tower.*"},
+        {"target_modules": ["up_proj"], "exclude_modules": ["layers.0.mlp.up_proj"]},
+        {"target_modules": ["up_proj", "down_proj"], "layers_to_transform": [1]},
+        {
+            "target_modules": ["up_proj"],
+            "layers_to_transform": [0],
+            "layers_pattern": ["layers"],
+        },
     ],
 )
 def test_old_names_of_modules_load_wherever_the_clients_adapters_do(tmp_path: Path, fields) -> None:
@@ -196,30 +262,40 @@ def test_old_names_of_modules_load_wherever_the_clients_adapters_do(tmp_path: Pa
         assert set(applied(load(base, tmp_path / "next" / name))) == set(own[name])
 
 
-def marian() -> nn.Module:
-    return MarianMTModel(
-        MarianConfig(
-            vocab_size=30,
-            d_model=16,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=24,
-            decoder_ffn_dim=24,
-            max_position_embeddings=32,
-            pad_token_id=0,
-            decoder_start_token_id=0,
-            eos_token_id=1,
-        )
-    )
+def test_layers_of_several_clients_are_all_loaded(tmp_path: Path) -> None:
+    """The clients adapt other layers each, of a model whose modules have old names in the file."""
+    base = llava()
+    own = {}
+    for k, name in enumerate("ab"):
+        folder = tmp_path / "round" / name
+        fields = {"target_modules": ["up_proj"], "layers_to_transform": [k]}
+        own |= applied(train(base, folder, k, r=2 * (k + 1), **fields))
+        renamed(folder)
+
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+
+    found = applied(load(base, tmp_path / "out"))
+    assert set(found) == set(own)
+    for key, value in found.items():
+        assert float((value - own[key]).norm()) <= 1e-5 * float(own[key].norm()), key
 
 
+@pytest.mark.parametrize("name", ["marian", "bart", "m2m100"])
 @pytest.mark.parametrize(
-    "tokens", [[5, 2], {"embed_tokens": [5, 2]}, {"shared": [5, 2]}, {"lm_head": [5, 2]}]
+    "tokens",
+    [
+        [5, 2],
+        {"embed_tokens": [5, 2]},
+        {"shared": [5, 2]},
+        {"lm_head": [5, 2]},
+        # By their full names, PEFT takes these for tied and passes over both.
+        {"encoder.embed_tokens": [5], "decoder.embed_tokens": [5]},
+    ],
 )
-def test_trained_tokens_of_tied_embeddings_are_loaded(tmp_path: Path, tokens: Any) -> None:
-    base = marian()
+def test_trained_tokens_of_tied_embeddings_are_loaded(
+    tmp_path: Path, name: str, tokens: Any
+) -> None:
+    base = ARCHITECTURES[name].build()
     fields = {"target_modules": ["q_proj"], "trainable_token_indices": tokens}
     own = [
         applied(train(base, tmp_path / "round" / name, k, r=2, **fields))
@@ -301,3 +377,37 @@ def test_configs_of_large_models_stay_small(tmp_path: Path) -> None:
 
     assert config(tmp_path / "out")["target_modules"] == ["q_proj"]
     assert (tmp_path / "out/adapter_config.json").stat().st_size < 1000
+
+
+@pytest.mark.parametrize("name", ["e", "re", "ore"])
+def test_one_client_cannot_choose_which_modules_are_to_be_saved(tmp_path: Path, name: str) -> None:
+    """`wte` and `wpe` end in e, and PEFT would miss tensors of them."""
+    torch.manual_seed(0)
+    base = GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    )
+    fields: dict[str, Any] = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+    for k, client in enumerate("abc"):
+        train(base, tmp_path / "round" / client, k, r=2, modules_to_save=["score"], **fields)
+    folder = tmp_path / "round/c"
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config(folder) | {"modules_to_save": [name]})
+    )
+
+    aggregate([tmp_path / "round"], tmp_path / "out")
+
+    assert config(tmp_path / "out")["modules_to_save"] == ["score"]
+    load(base, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["([a-z_.0-9]+)+X", "((", "s|core", "sc*ore"])
+def test_expressions_among_modules_to_save_are_refused(tmp_path: Path, name: str) -> None:
+    """PEFT would run them on all names of the model."""
+    make(tmp_path / "round", Spec("a", rank=2))
+    make(tmp_path / "round", Spec("b", rank=2, config={"modules_to_save": [name]}))
+
+    with pytest.raises(InputError, match=r"b/adapter_config\.json: modules_to_save names '"):
+        aggregate([tmp_path / "round"], tmp_path / "out")
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(on_bad_client="skip"))
+
+    assert config(tmp_path / "out")["modules_to_save"] is None

@@ -47,7 +47,7 @@ def _output(plan: Plan, rank: int | None) -> Output:
     layouts = tuple(plan.layout(name) for name in plan.modules)
     facts = plan.cohort.facts.named_like([adapter.facts for adapter in plan.adapters])
     owners = {one.owner for one in tensors.values() if one.owner is not None}
-    targets, saved = config_names(layouts, tensors, owners, facts)
+    selected, saved = config_names(layouts, tensors, owners, facts)
     decided = "--rank" if options.rank is not None else "--energy"
     return Output(
         format=plan.cohort.format,
@@ -56,7 +56,7 @@ def _output(plan: Plan, rank: int | None) -> Output:
         layouts=layouts,
         tensors=tensors,
         facts=facts,
-        targets=targets,
+        targets=selected.modules,
         saved=saved,
         tied=ties_embeddings(facts.base_model) if asks_for_ties(layouts) else None,
     )

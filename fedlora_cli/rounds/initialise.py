@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter, Facts, FullTensor
+from fedlora_cli.adapter import Adapter, Facts, FullTensor, Selection
 from fedlora_cli.clients import Paths, paths_of
 from fedlora_cli.cohort import Client, Cohort, align, shortened
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
@@ -238,7 +238,7 @@ def _of_rank(
             dropout=options.dropout or 0.0,
             fan_in_fan_out=skeleton.fan_in_fan_out,
             target_parameters=skeleton.target_parameters,
-            selections=(skeleton.target_modules,),
+            selections=(Selection(skeleton.target_modules),),
             saved_names=options.modules_to_save,
         ),
     )

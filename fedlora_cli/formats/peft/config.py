@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from fedlora_cli.adapter import Facts
+from fedlora_cli.adapter import Facts, Selection
 from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats import mlx
 from fedlora_cli.formats.peft.fields import BIASES, Fields
 from fedlora_cli.formats.peft.keys import Keys
+from fedlora_cli.formats.peft.names import PLAIN
 from fedlora_cli.formats.peft.patterns import Matcher, Targets
 from fedlora_cli.formats.peft.variants import B_LAYOUT, NOT_UNDERSTOOD, variants_of
 from fedlora_cli.remote import Location
@@ -161,7 +162,13 @@ class Config:
     @cached_property
     def modules_to_save(self) -> tuple[str, ...]:
         # Every tensor is looked up among these, one by one.
-        return self.fields.strings("modules_to_save", _MOST_SAVED)
+        names = self.fields.strings("modules_to_save", _MOST_SAVED)
+        for name in names:
+            if not PLAIN.fullmatch(name):
+                found = f"modules_to_save names {name[:80]!r}"
+                cure = "name it by letters, digits, _, - and dots; PEFT takes all else for patterns"
+                raise InputError(self.path, found, cure)
+        return names
 
     @cached_property
     def bias(self) -> str:
@@ -299,7 +306,7 @@ def _facts(fields: Fields, config: Config, report: Report) -> Facts:
         layer_replication=told(fields.ranges, "layer_replication", ()),
         invocation_tokens=told(fields.tokens_of, "alora_invocation_tokens", ()),
         old_experts=_told(lambda: bool(config.target_parameters), False) and _is_old(fields.raw),
-        selections=(_told(lambda: _selection(config), _NONE),),
+        selections=(_told(lambda: _selection(config), Selection()),),
         saved_names=_told(lambda: config.modules_to_save, ()),
         token_names=_told(lambda: tuple(filter(None, config.trainable_tokens)), ()),
     )
@@ -324,13 +331,16 @@ def _is_old(raw: Mapping[str, Any]) -> bool:
     return (int(old[1]), int(old[2])) < (int(new[1]), int(new[2]))
 
 
-#: The selection of a config that cannot be taken over.
-_NONE: str | tuple[str, ...] = ()
+def _selection(config: Config) -> Selection:
+    """How it selects the modules, where it does not leave them to the model."""
+    if not config.targets.explicit:
+        return Selection()
+    modules = _sorted(config.target_modules)
+    # PEFT loads no config that has these fields where they mean nothing.
+    layers = () if isinstance(modules, str) else sorted(config.layers_to_transform or ())
+    pattern = config.layers_pattern if layers else ()
+    return Selection(modules, _sorted(config.exclude_modules), tuple(layers), pattern)
 
 
-def _selection(config: Config) -> str | tuple[str, ...]:
-    """`target_modules` where it alone selects the modules, else ()."""
-    if not config.targets.explicit or config.exclude_modules or config.layers_to_transform:
-        return _NONE
-    target = config.target_modules
-    return target if isinstance(target, str) else tuple(sorted(target or ()))
+def _sorted(names: str | frozenset[str] | None) -> str | tuple[str, ...]:
+    return names if isinstance(names, str) else tuple(sorted(names or ()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 from fedlora_cli.errors import InputError
@@ -29,6 +30,12 @@ _RANK_SIDE = {
     "lora_B.weight": 1,
     "lora_embedding_A": 0,
     "lora_embedding_B": 1,
+}
+
+#: The two factors of a layer, whether it is an embedding or not.
+_FACTORS = {
+    False: ("lora_A.weight", "lora_B.weight"),
+    True: ("lora_embedding_A", "lora_embedding_B"),
 }
 
 #: The field of the config that gives a LoRA layer each further tensor.
@@ -108,6 +115,10 @@ class _Rules:
         self.matcher = Matcher("adapter_config.json")
         target = config.get("target_modules")
         self.target = target if isinstance(target, str) else frozenset(target or ())
+        self.excluded = config.get("exclude_modules") or []
+        self.layers = config.get("layers_to_transform") or []
+        patterns = [rf"(?:^|.*?\.){one}" for one in config.get("layers_pattern") or []]
+        self.numbers = [rf"{start}\.(\d+)\." for start in patterns or [r".*?\.[^.]*"]]
         self.saved = tuple(config.get("modules_to_save") or ())
         self.parameters = tuple(config.get("target_parameters") or ())
         self.ranks = _Ranks(config.get("rank_pattern") or {}, config["r"], self.matcher)
@@ -116,20 +127,38 @@ class _Rules:
         """Whether `target_modules` selects a module of this name."""
         if any(self.matcher.match(rf"(^|.*\.){one}($|\..*)", module) for one in self.saved):
             return False
-        if isinstance(self.target, str):
-            return self.matcher.full(self.target, module)
-        return any(ending in self.target for ending in endings(module))
+        if self._names(self.excluded, module) or not self._names(self.target, module):
+            return False
+        # PEFT looks at layers only where the ending of a name is in a list.
+        if not self.layers or isinstance(self.target, str) or module in self.target:
+            return True
+        found = next(filter(None, (self.matcher.match(one, module) for one in self.numbers)), None)
+        return found is not None and int(found[1]) in self.layers
+
+    def _names(self, names: str | Collection[str], module: str) -> bool:
+        if isinstance(names, str):
+            return self.matcher.full(names, module)
+        return any(ending in names for ending in endings(module))
 
     def check_layer(self, where: object, module: str, pairs: _Pairs) -> None:
         """Whether the tensors of a selected module fit the layer that PEFT makes of it."""
         rank = self.ranks.of(module)
         for pair, parts in pairs.items():
+            self._check_whole(where, pair, parts)
             for part, shape in parts.items():
                 if part in _FLAGS and not self.config.get(_FLAGS[part]):
                     raise _fault(where, f"{pair}.{part}", f"{_FLAGS[part]} is not set")
                 if part in _RANK_SIDE and shape[_RANK_SIDE[part]] != rank:
                     reason = f"its shape is {list(shape)}, but the config gives it rank {rank}"
                     raise _fault(where, f"{pair}.{part}", reason)
+
+    def _check_whole(self, where: object, pair: str, parts: Collection[str]) -> None:
+        """Whether the tensors are all that PEFT asks for in one layer."""
+        factors = _FACTORS[any(part in parts for part in _FACTORS[True])]
+        flagged = [part for part, flag in _FLAGS.items() if self.config.get(flag)]
+        for part in (*factors, *flagged):
+            if part not in parts:
+                raise _fault(where, pair, f"it has no {part}")
 
     def check_parameters(self, where: object, module: str, pairs: _Pairs) -> None:
         """Whether `target_parameters` explains pairs of a module that is not selected itself."""
@@ -139,14 +168,22 @@ class _Rules:
         if len(pairs) > len(own) or sorted(pairs) != nested:
             reason = "neither target_modules nor target_parameters selects it"
             raise _fault(where, min(pairs), reason)
-        ranks = {self.ranks.of(f"{module}.{name}") for name in own}
+        rows: list[int] = []
+        for pair, parts in pairs.items():
+            self._check_whole(where, pair, parts)
+            rows.append(parts["lora_A.weight"][0])
+            if rows[-1] != parts["lora_B.weight"][1]:
+                raise _fault(where, pair, "its two factors differ in rank")
         # A parameter without its module could be any module's, were it not for several experts.
         least = 2 if len(pairs) == 1 and own <= last.keys() else 1
-        for pair, parts in pairs.items():
-            rows, columns = parts["lora_A.weight"][0], parts["lora_B.weight"][1]
-            if rows != columns or all(rows % rank or rows < least * rank for rank in ranks):
-                reason = f"its {rows} rows are not those of experts at a rank that the config gives"
-                raise _fault(where, pair, reason)
+        ranks = [self.ranks.of(f"{module}.{name}") for name in sorted(own)]
+        counts = (
+            {one / rank for one, rank in zip(rows, order, strict=True)}
+            for order in permutations(ranks, len(rows))
+        )
+        if not any(len(one) == 1 and min(one) >= least and min(one) % 1 == 0 for one in counts):
+            found = f"{' and '.join(map(str, rows))} rows are not those of experts"
+            raise _fault(where, module, f"{found} at the ranks that the config gives")
 
     def check_others(
         self,

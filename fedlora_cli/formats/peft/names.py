@@ -34,6 +34,9 @@ TOKENS = ".token_adapter.trainable_tokens_delta"
 OUTPUT = "lm_head"
 EMBEDDINGS = ("embed_tokens", OUTPUT)
 
+#: A name that PEFT may put into an expression of its own: it has no meaning there but itself.
+PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
+
 #: PEFT adds these for every sequence or token classifier, whether the model has them or not.
 ADDED_TO_MODULES_TO_SAVE = frozenset({"classifier", "score"})
 

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, TypeVar
 
+from fedlora_cli.adapter import Selection
 from fedlora_cli.errors import InputError
-from fedlora_cli.formats.peft.names import EMBEDDINGS, endings
-from fedlora_cli.formats.peft.patterns import Matcher
+from fedlora_cli.formats.peft.names import EMBEDDINGS, PLAIN, endings
+from fedlora_cli.formats.peft.patterns import Matcher, Targets
 
 T = TypeVar("T")
 
-#: What a config that selects modules gives: names, or an expression.
-Selection = str | tuple[str, ...]
-
-#: A name that PEFT may put into an expression of its own: it has no meaning there but itself.
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
+#: The most selections that are tried, as each is held against all names; a federation has few.
+_MOST_TRIED = 32
 
 
 def with_parents(names: Iterable[str]) -> set[str]:
@@ -41,92 +41,124 @@ def with_parents(names: Iterable[str]) -> set[str]:
     return found
 
 
-def target_modules(
+def selection(
     written: Collection[str], known: Collection[str], offered: Sequence[Selection]
-) -> list[str] | str:
-    """`target_modules` that selects exactly the `written` modules among the `known` names.
+) -> Selection:
+    """What selects exactly the `written` modules among the `known` names.
 
-    `offered` are the selections of the clients' configs, the most frequent first. A list matches a
-    name, or its ending after a dot. An expression is taken only where all clients have the same
-    one: PEFT runs it, and one client must not choose what everybody runs. Without a selection that
-    fits, the modules have their full names.
+    `offered` are the selections of the clients' configs, the most frequent first. Without a
+    selection that fits, the modules have their full names.
     """
     everything = with_parents([*written, *known])
     wanted = set(written)
-    if len(offered) == 1 and isinstance(offered[0], str):
-        if _selected_by(offered[0], everything) == wanted:
-            return offered[0]
-        return _full_names(written)
-    lists = [_used(names, wanted) for names in offered if not isinstance(names, str)]
-    for names in (*lists, set().union(*lists)):
-        if names and _ending_in(names, everything) == wanted:
-            return sorted(names)
-    return _full_names(written)
+    for one in islice(_candidates(offered, wanted), _MOST_TRIED):
+        if one.modules and _selected_by(one, everything) == wanted:
+            return one
+    return Selection(_full_names(written))
 
 
-def _used(names: Iterable[str], written: Iterable[str]) -> set[str]:
-    """The names that select at least one of the written modules."""
-    useful = {ending for name in written for ending in endings(name)}
-    return useful.intersection(names)
+def _candidates(offered: Sequence[Selection], written: Collection[str]) -> Iterator[Selection]:
+    """Selections that are safe to write if they select what is written: those of clients, and of
+    clients together that differ in their names alone or in their layers alone.
+
+    An expression is taken only where all clients have the same one: PEFT runs it, and one client
+    must not choose what everybody runs.
+    """
+    if len(offered) == 1 and _has_expression(offered[0]):
+        yield offered[0]
+    plain = list(_useful((one for one in offered if not _has_expression(one)), written))
+    yield from plain
+    for field in ("modules", "layers"):
+        alike: dict[Selection, set[Any]] = {}
+        for one in plain:
+            alike.setdefault(replace(one, **{field: ()}), set()).update(getattr(one, field))
+        for rest, values in alike.items():
+            yield replace(rest, **{field: tuple(sorted(values))})
 
 
-def _ending_in(names: Collection[str], everything: Iterable[str]) -> set[str]:
-    return {one for one in everything if any(ending in names for ending in endings(one))}
+def _useful(offered: Iterable[Selection], written: Collection[str]) -> Iterator[Selection]:
+    """The selections with those of their names and layers alone that occur in written modules."""
+    names = {ending for name in written for ending in endings(name)}
+    numbers = {part for name in written for part in name.split(".")}
+    for one in offered:
+        modules = tuple(name for name in one.modules if name in names)
+        layers = tuple(layer for layer in one.layers if str(layer) in numbers)
+        # Without any of its layers, it would select modules of all layers.
+        if layers or not one.layers:
+            yield replace(one, modules=modules, layers=layers)
 
 
-def _selected_by(expression: str, everything: Iterable[str]) -> set[str] | None:
-    matcher = Matcher("target_modules")
+def _has_expression(one: Selection) -> bool:
+    patterns_of_layers = not all(map(PLAIN.fullmatch, one.layers_pattern))
+    return isinstance(one.modules, str) or isinstance(one.exclude, str) or patterns_of_layers
+
+
+def _selected_by(one: Selection, everything: Iterable[str]) -> set[str] | None:
+    targets = Targets(
+        matcher=Matcher("target_modules"),
+        target=one.modules if isinstance(one.modules, str) else frozenset(one.modules),
+        exclude=one.exclude if isinstance(one.exclude, str) else frozenset(one.exclude),
+        layers=frozenset(one.layers) or None,
+        layers_pattern=one.layers_pattern,
+        saved=(),
+    )
     try:
-        return {one for one in everything if matcher.full(expression, one)}
+        return {name for name in everything if targets.names(name)}
     except InputError:
         return None
 
 
-def _full_names(written: Iterable[str]) -> list[str] | str:
+def _full_names(written: Iterable[str]) -> str | tuple[str, ...]:
     """The modules by their full names, which every tool understands.
 
     An entry of a list also matches every name that ends in it after a dot. For a full name that
     takes a model that holds a copy of itself. For a name without a dot it is likely, and then an
     expression is written, which matches whole names only.
     """
-    ordered = sorted(written)
+    ordered = tuple(sorted(written))
     if all("." in name or name in EMBEDDINGS for name in ordered):
         return ordered
     return "|".join(map(re.escape, ordered))
 
 
 def modules_to_save(
-    owners: Collection[str], known: Collection[str], offered: Collection[str]
+    owners: Collection[str], known: Collection[str], offered: Sequence[str]
 ) -> list[str]:
     """`modules_to_save` that selects exactly these owners of full tensors among the known names.
 
     PEFT takes every module whose name ends in an entry, with or without a dot before it.
     """
+    names = tuple({_named(owner, offered) for owner in owners})
     everything = with_parents([*owners, *known])
-    names = [name for name in offered if _PLAIN.fullmatch(name)]
-    names = [name for name in names if any(owner.endswith(name) for owner in owners)]
-    selected = {one for one in everything if one.endswith(tuple(names))}
+    selected = {one for one in everything if one.endswith(names)}
     return sorted(names) if selected == set(owners) else sorted(owners)
 
 
 def token_indices(
-    tokens: Mapping[str, Sequence[int]], offered: Collection[str]
+    tokens: Mapping[str, Sequence[int]], known: Collection[str], offered: Sequence[str]
 ) -> dict[str, list[int]]:
     """`trainable_token_indices` for these tokens of each embedding.
 
-    PEFT takes two entries with the same tokens for tied weights, where the base model ties its
-    embeddings, and passes over the second. So embeddings that clients trained under one name have
-    one entry.
+    Where the base model ties its embeddings, PEFT passes over an entry with the full name of a tied
+    module and the tokens of another entry. So the names of clients are safer than full names.
     """
+    everything = with_parents([*tokens, *known])
+    together: dict[str, list[str]] = {}
+    for name in sorted(tokens):
+        together.setdefault(_named(name, offered), []).append(name)
     result: dict[str, list[int]] = {}
-    left = {name: sorted(own) for name, own in tokens.items()}
-    for short in sorted(offered, key=lambda name: (-len(name), name)):
-        together = [name for name in left if name.endswith(short)]
-        if not short or len(together) < 2 or len({tuple(left[name]) for name in together}) > 1:
-            continue
-        result[short] = left[together[0]]
-        left = {name: own for name, own in left.items() if name not in together}
-    return result | left
+    for short, names in together.items():
+        alike = len({frozenset(tokens[name]) for name in names}) == 1
+        selected = {one for one in everything if one.endswith(short)}
+        entries = [short] if alike and selected == set(names) else names
+        result |= {entry: sorted(tokens[names[0] if alike else entry]) for entry in entries}
+    return result
+
+
+def _named(name: str, offered: Iterable[str]) -> str:
+    """The first that is offered of the name's endings after a dot, or the name."""
+    own = {*endings(name)}
+    return next((one for one in offered if one in own), name)
 
 
 def patterns(values: Mapping[tuple[str, ...], T]) -> tuple[T, dict[str, T]]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedlora_cli.adapter import Facts, Layout, NewAdapter, Put
+from fedlora_cli.adapter import Facts, Layout, NewAdapter, Put, Selection
 from fedlora_cli.errors import InputError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.documents import read_object
@@ -34,7 +34,7 @@ from fedlora_cli.formats.peft.names import (
 from fedlora_cli.formats.peft.selection import (
     modules_to_save,
     patterns,
-    target_modules,
+    selection,
     token_indices,
 )
 
@@ -159,18 +159,27 @@ def _add(tensors: dict[str, Tensor], layout: Layout, B: Tensor, A: Tensor) -> No
 
 def config_names(
     layouts: Collection[Layout], tensors: Collection[str], owners: Collection[str], facts: Facts
-) -> tuple[list[str] | str, list[str]]:
-    """`target_modules` and `modules_to_save` of an adapter with these factors and full tensors, of
-    which `owners` are the modules that are saved in full.
+) -> tuple[Selection, list[str]]:
+    """What selects the modules, and `modules_to_save`, of an adapter with these factors and full
+    tensors; `owners` are the modules that are saved in full.
     """
     targets = {target_of(layout.pair) for layout in layouts if layout.kind != "experts"}
-    known = {target_of(layout.pair) for layout in layouts} | {
-        target_of(name.rpartition(".")[0]) for name in tensors
-    }
+    known = _known(layouts, tensors)
     return (
-        target_modules(targets, known, facts.selections),
+        selection(targets, known, facts.selections),
         modules_to_save(owners, known, facts.saved_names),
     )
+
+
+def _known(layouts: Collection[Layout], tensors: Collection[str]) -> set[str]:
+    """The modules of the base model that the names of factors and full tensors tell."""
+    owners = {target_of(name.rpartition(".")[0]) for name in tensors}
+    return owners | {target_of(layout.pair) for layout in layouts}
+
+
+def _field(value: str | tuple[T, ...]) -> str | list[T] | None:
+    """Names or an expression as JSON has them; null where there are none."""
+    return value if isinstance(value, str) else list(value) or None
 
 
 def _config(adapter: NewAdapter) -> dict[str, Any]:
@@ -181,17 +190,17 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
     )
     facts = adapter.facts
     layouts = adapter.layouts.values()
-    targets, saved = config_names(layouts, adapter.tensors, adapter.modules_to_save, facts)
+    selected, saved = config_names(layouts, adapter.tensors, adapter.modules_to_save, facts)
     config: dict[str, Any] = {
         "alpha_pattern": alphas,
         "base_model_name_or_path": facts.base_model,
         "bias": facts.bias,
-        "exclude_modules": None,
+        "exclude_modules": _field(selected.exclude),
         "fan_in_fan_out": facts.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
+        "layers_pattern": _field(selected.layers_pattern),
+        "layers_to_transform": _field(selected.layers),
         "lora_alpha": alpha,
         "lora_dropout": facts.dropout,
         "modules_to_save": saved or None,
@@ -199,7 +208,7 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
         "r": rank,
         "rank_pattern": ranks,
         "revision": facts.revision,
-        "target_modules": targets,
+        "target_modules": _field(selected.modules) or [],
         "task_type": facts.task_type,
         "use_dora": facts.dora,
         "use_rslora": facts.rslora,
@@ -217,7 +226,9 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
         "lora_bias": facts.lora_bias,
         "ensure_weight_tying": any(written.issuperset(tie) for tie in facts.tied),
         "target_parameters": list(facts.target_parameters),
-        "trainable_token_indices": token_indices(tokens, facts.token_names),
+        "trainable_token_indices": token_indices(
+            tokens, _known(layouts, adapter.tensors), facts.token_names
+        ),
         "layer_replication": [list(one) for one in facts.layer_replication],
         "alora_invocation_tokens": list(facts.invocation_tokens),
         "peft_version": _experts_version(layouts, facts),
