@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Generic, TypeVar
 
 from fedlora_cli.adapter import Adapter, FullTensor, Module, Role
@@ -303,6 +304,32 @@ def _check_tokens(adapters: Sequence[Adapter], report: Report) -> None:
                     _ONE_WAY,
                     report,
                 )
+    _check_same_tokens({name: [one for _, one in own] for name, own in rows.items()}, report)
+
+
+def _check_same_tokens(holders: Mapping[str, Sequence[Adapter]], report: Report) -> None:
+    """No two embeddings with the same tokens that no adapter trained together.
+
+    PEFT takes such entries for one where the base model ties its embeddings, which files do not
+    tell, and drops the rows of the second.
+    """
+    tokens = {
+        embedding: {
+            name.removeprefix(embedding)
+            for adapter in own
+            for name in adapter.tensors
+            if name.startswith(f"{embedding}{_ROWS}")
+        }
+        for embedding, own in holders.items()
+    }
+    for one, other in combinations(sorted(holders), 2):
+        if tokens[one] == tokens[other] and not set(holders[one]) & set(holders[other]):
+            exclude(
+                (holders[one], f"the trained tokens of {one} are those of {other} in"),
+                (holders[other], f"the trained tokens of {other} are those of {one} in"),
+                "train tokens of one embedding; PEFT may take the two for tied, and drop one",
+                report,
+            )
 
 
 def _is_saved(tensor: FullTensor | None) -> bool:

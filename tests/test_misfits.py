@@ -223,6 +223,30 @@ def test_an_embedding_is_trained_by_tokens_or_in_another_way(
     assert f"{EMBEDDING} {found}, but has trained tokens in" in after.stderr
 
 
+def test_tokens_of_two_embeddings_must_be_told_apart(tmp_path: Path) -> None:
+    """PEFT takes two entries of the same tokens for one where the base model ties its weights."""
+    head = "lm_head.token_adapter.trainable_tokens_delta"
+
+    def trained(name: str, key: str, short: str, indices: list[int]) -> None:
+        rows = {key: torch.ones(len(indices), 4)}
+        fields = {"trainable_token_indices": {short: indices}}
+        make(tmp_path / "round", Spec(name, rank=2, tensors=rows, config=fields))
+
+    trained("a", ROWS, "embed_tokens", [1, 2])
+    trained("b", head, "lm_head", [1, 2])
+    trained("c", head, "lm_head", [2])
+    together = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
+    skipped = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"), "--on-bad-client", "skip")
+    trained("d", ROWS, "embed_tokens", [3])
+    apart = run(str(tmp_path / "round"), "-o", str(tmp_path / "apart"))
+
+    assert [one.exit_code for one in (together, skipped, apart)] == [3, 0, 0]
+    assert "PEFT may take the two for tied, and drop one" in together.stderr
+    assert f"a left out: adapter_model.safetensors: the trained tokens of {EMBEDDING}" in (
+        skipped.stderr
+    )
+
+
 def test_tokens_above_an_embedding_that_was_saved_with_them_are_refused(tmp_path: Path) -> None:
     """As PEFT writes modules_to_save with a list of trainable_token_indices, and does not load."""
     for name, token in (("a", 1), ("b", 2)):
