@@ -16,7 +16,7 @@ class Lasting(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, content: Any) -> int | None:
+    def write(self, content: Any) -> int:
         if self.failure is None:
             try:
                 return super().write(content)

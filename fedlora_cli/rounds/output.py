@@ -30,8 +30,9 @@ from fedlora_cli.weights import FloatArray
 #: length of its header. The report has them in any case.
 _MOST_METADATA = 4 * 1024 * 1024
 
-#: Bytes of one number, one name of a field, and all fields of a module or a client in a report.
-_NUMBER, _FIELDS = 26, 400
+#: In a report, the bytes of one number, and the bytes and values of a module, a client or a range
+#: of rank indices without their lists; all else in it takes what so many of these take.
+_NUMBER, _FIELDS, _VALUES, _OTHERS = 26, 400, 12, 10
 
 
 def write_adapter(
@@ -116,9 +117,9 @@ def check_readable(plan: Plan, said: Iterable[str]) -> None:
     names = [*modules, *said, *(client.name for client in clients)]
     paths = [str(client.adapter.path.resolve()) for client in clients]
     text = sum(len(json.dumps(one)) for one in (*names, *paths))
-    rows = len(modules) + len(clients)
+    rows = len(modules) + len(clients) + len(plan.cohort.distinct_ranks) + _OTHERS
     size = text + _FIELDS * rows + _NUMBER * spectra + longest * ranks
-    check_report(size, spectra + ranks + 12 * rows)
+    check_report(size, spectra + ranks + _VALUES * rows)
 
 
 def written_bytes(plan: Plan) -> int:
