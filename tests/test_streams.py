@@ -257,3 +257,22 @@ def test_completion_that_cannot_be_installed_is_one_line(shell_name: str, tmp_pa
     )
 
     checked(done, 2 if shell_name == "none" else 4)
+
+
+def test_a_picture_without_any_place_for_fonts_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import sys, tempfile\n"
+        "def refused(*args, **kwargs):\n"
+        "    raise OSError('no usable folder')\n"
+        "tempfile.mkdtemp = refused\n"
+        "sys.argv = ['fedlora', 'predict', '--ranks', '4,8', '--plot', 'plot.png']\n"
+        "from fedlora_cli.__main__ import main\n"
+        "main()\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    places = {"HOME": "/dev/null/none", "XDG_CONFIG_HOME": "/dev/null", "MPLCONFIGDIR": ""}
+    done = shell(f"{sys.executable} script.py", tmp_path, **places, XDG_CACHE_HOME="/dev/null")
+
+    checked(done, 4)
+    assert "matplotlib cannot be loaded (" in done.stderr
+    assert not (tmp_path / "plot.png").exists()

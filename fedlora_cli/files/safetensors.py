@@ -21,8 +21,8 @@ from fedlora_cli.remote import Location
 #: half of that again, and the metadata about many clients some more.
 MAX_HEADER_BYTES = 32 * 1024 * 1024
 
-#: Two factors, magnitudes and a bias of every one of them.
-MAX_TENSORS = 200_000
+#: Two factors of every one of them, and magnitudes or biases.
+MAX_TENSORS = 150_000
 
 #: How many of these stand in the description of one tensor at most, outside of text. JSON made of
 #: nothing else takes 30 times its length in memory. Text takes its length, and may be long: some
