@@ -289,10 +289,10 @@ def test_ranges_end_at_gaps_and_hold_what_overlaps() -> None:
 
 
 @pytest.mark.long
-def test_fifty_thousand_modules_go_through_every_command(tmp_path: Path) -> None:
-    """Written, read, compared and handed out; the values are those of the obvious sum."""
+def test_the_modules_of_a_mixture_go_through_every_command(tmp_path: Path) -> None:
+    """26 000 of them: written, read, handed out; the values are those of the obvious sum."""
     clients = [
-        write_client(tmp_path / f"round/client-{number}", range(50_000), number)
+        write_client(tmp_path / f"round/client-{number}", range(26_000), number)
         for number in (1, 2)
     ]
     found = tmp_path / "global"
@@ -309,7 +309,7 @@ def test_fifty_thousand_modules_go_through_every_command(tmp_path: Path) -> None
 
     weights = load_file(found / "adapter_model.safetensors")
     given = [load_file(client / "adapter_model.safetensors") for client in clients]
-    for name in map(name_of, range(0, 50_000, 997)):
+    for name in map(name_of, range(0, 26_000, 997)):
         expected = sum(
             share * one[KEY.format(name, "B")].astype(np.float64) @ one[KEY.format(name, "A")]
             for share, one in zip((1 / 3, 2 / 3), given, strict=True)
