@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedlora_cli.counts import MOST_SAMPLES
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.digests import sha256_of
-from fedlora_cli.files.documents import exists, read_object
+from fedlora_cli.files.documents import MAX_VALUES, exists, read_object
 from fedlora_cli.formats import FILES
 from fedlora_cli.remote import Location
 
@@ -16,6 +17,10 @@ REPORT = "fedlora.json"
 
 #: The beginning of the schema of every aggregation's report.
 AGGREGATE = "fedlora.aggregate/"
+
+#: The report about 50 000 modules at rank 64 has 80 MB: a singular value takes 20 bytes, and the
+#: rank of one client in one module 3.
+MAX_BYTES = 128 * 1024 * 1024
 
 #: Beyond the side of any matrix, and beyond the energy of any update that was aggregated.
 _LARGEST_RANK = 2**24
@@ -61,7 +66,7 @@ def read_provenance(folder: Location) -> Provenance | None:
     path = folder / REPORT
     if not exists(path):
         return None
-    document = read_object(path, finite=False)
+    document = read_report(folder)
     if not str(document.get("schema", "")).startswith(AGGREGATE):
         return None
     options = _field(path, document, "options", dict)
@@ -88,6 +93,28 @@ def read_provenance(folder: Location) -> Provenance | None:
     )
 
 
+def write_report(folder: Path, text: str) -> None:
+    """Write the report of an adapter into its folder. Raises OSError, and OutputError as
+    `check_report` does.
+    """
+    content = text.encode()
+    check_report(len(content), text.count(","))
+    (folder / REPORT).write_bytes(content)
+
+
+def check_report(size: int, values: int) -> None:
+    """Whether a report of so many bytes and values can be read again. Raises OutputError."""
+    if size > MAX_BYTES or values > MAX_VALUES:
+        found = f"it would have {size} bytes and {values} values"
+        cure = f"aggregate fewer modules or clients: {MAX_BYTES} and {MAX_VALUES} are read"
+        raise OutputError(REPORT, found, cure)
+
+
+def read_report(folder: Location) -> dict[str, Any]:
+    """The report in `folder`, whatever it is about. Raises InputError."""
+    return read_object(folder / REPORT, finite=False, most=MAX_BYTES)
+
+
 def check_manifest(folder: Location) -> None:
     """Whether the files that fedlora wrote beside its report are as it wrote them.
 
@@ -96,7 +123,7 @@ def check_manifest(folder: Location) -> None:
     path = folder / REPORT
     if not exists(path):
         return
-    document = read_object(path, finite=False)
+    document = read_report(folder)
     written = document.get("files")
     if not str(document.get("schema", "")).startswith(AGGREGATE) or not isinstance(written, dict):
         return

@@ -52,7 +52,8 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "a number of 5000 digits": (raw_config('{"r": ' + "9" * 5000 + "}"), "not valid JSON"),
     "not UTF-8": (lambda f: void((f / CONFIG).write_bytes(b"\xff\xfe{}")), "not Unicode text"),
     "half a surrogate pair": (config_text("tiny/base", "\\ud800"), "not Unicode text"),
-    "a name of 10 MB": (config(base_model_name_or_path="x" * 10**7), "bytes, more than 1048576"),
+    "a name of 10 MB": (config(base_model_name_or_path="x" * 10**7), "at most 4096 characters"),
+    "a config of 17 MB": (config(x="x" * 17 * 2**20), "bytes, more than 16777216"),
     "a name of 5000 letters": (config(base_model_name_or_path="x" * 5000), "at most 4096 charac"),
     **{
         f"peft_type {value!r}": (config(peft_type=value), "only LORA adapters are understood")

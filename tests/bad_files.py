@@ -44,8 +44,8 @@ CONTAINERS: dict[str, tuple[Damage, str]] = {
     "seven bytes": (raw_weights(b"\1" * 7), "only 7 bytes long"),
     "truncated header": (raw_header("{}", length=500), "a header of 500 bytes"),
     "endless header": (raw_header("{}", length=2**64 - 1), "upload it again"),
-    "a header of 100 MB": (sparse(100_000_100, 100_000_001), f"bytes, more than {16 * MiB}"),
-    "a header of 17 MiB": (sparse(18 * MiB, 17 * MiB), f"bytes, more than {16 * MiB}"),
+    "a header of 100 MB": (sparse(100_000_100, 100_000_001), f"bytes, more than {32 * MiB}"),
+    "a header of 33 MiB": (sparse(34 * MiB, 33 * MiB), f"bytes, more than {32 * MiB}"),
     "a million tensors": (
         raw_header("{" + ",".join(f'"{n}":0' for n in range(150_001)) + "}"),
         "more than 150000 tensors",

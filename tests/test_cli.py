@@ -242,7 +242,7 @@ def test_an_interrupt_is_exit_code_130(clients: Path, tmp_path: Path, monkeypatc
     result = run("aggregate", str(clients), "-o", str(tmp_path / "out"), "-j", "1")
 
     assert result.exit_code == 130
-    assert "interrupted; nothing was written" in result.stderr
+    assert "interrupted; nothing is half written" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["round"]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from fedlora_cli.cli.aggregate import aggregate
 from fedlora_cli.cli.compare import compare
@@ -17,11 +19,30 @@ from fedlora_cli.cli.initialise import initialise
 from fedlora_cli.cli.inspect import inspect
 from fedlora_cli.cli.methods import methods
 from fedlora_cli.cli.predict import predict
+from fedlora_cli.cli.shared import fail, unwritten
 from fedlora_cli.cli.simulate import simulate
+from fedlora_cli.cli.streams import failure_of, secure_streams
+from fedlora_cli.errors import UsageError
+from fedlora_cli.files.documents import unwritable
 from fedlora_cli.version import __version__
+
+
+class _Commands(TyperGroup):
+    """The commands, and what typer itself does before any of them: installing completion."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except typer.Exit as stop:
+            # To typer, that a shell is unknown is a 1, which here is the code of a finding.
+            raise typer.Exit(UsageError.exit_code if stop.exit_code else 0) from None
+        except OSError as error:
+            fail(unwritable(Path(error.filename or "completion"), error), debug=False)
+
 
 app = typer.Typer(
     name="fedlora",
+    cls=_Commands,
     help="Aggregate federated LoRA adapters of different ranks, and see whether they collapse.",
     context_settings={"help_option_names": ["-h", "--help"]},
     # A mistake in this program is one plain traceback, without the tensors in it.
@@ -49,15 +70,18 @@ def fedlora(
 
 
 def main() -> None:
-    """The console script. Being asked to stop ends it like any failure: nothing is left behind."""
+    """The command. Being asked to stop ends it like any failure: nothing is left behind."""
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # not every system has both
             signal.signal(getattr(signal, name), _stop)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # A terminal that cannot show a character shows its escape.
-            stream.reconfigure(errors="backslashreplace")
-    app(prog_name="fedlora")
+    secure_streams()
+    try:
+        app(prog_name="fedlora")
+    except SystemExit as stop:
+        failure = failure_of(sys.stdout)
+        if stop.code or failure is None:
+            raise
+        unwritten(failure)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fedlora_cli.cli.shared import option
+from fedlora_cli.errors import OutputError, first_line
 from fedlora_cli.files.output import check_file, write_file
 from fedlora_cli.render.view import View
 
@@ -46,7 +47,12 @@ def write_pictures(
     """
     if plot is None and html is None:
         return []
-    from fedlora_cli.render.figures.canvas import rendered
+    try:
+        from fedlora_cli.render.figures.canvas import rendered
+    except OSError as error:  # neither a home nor a temporary folder for its fonts
+        found = f"matplotlib cannot be loaded ({first_line(error)})"
+        cure = "set MPLCONFIGDIR to a folder that may be written"
+        raise OutputError(plot or html, found, cure) from None
     from fedlora_cli.render.page import page
 
     figure = draw()

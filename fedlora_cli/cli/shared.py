@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fedlora_cli.errors import FedloraError, InputError, OutputError, UsageError, printable
 from fedlora_cli.files.locations import location
+from fedlora_cli.interrupts import INTERRUPTED, leaving_at_once, raising
 from fedlora_cli.remote import Location, StorageError
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import View
@@ -71,20 +72,25 @@ TABLE_WIDTH = 80
 #: The exit code of a command that found what it was asked to look out for.
 FINDING = 1
 
-#: The exit code of a program that was interrupted at the keyboard: 128 + SIGINT.
-INTERRUPTED = 130
-#: The same by a scheduler, with SIGTERM.
+#: The exit code of a program that a scheduler ended, with SIGTERM: 128 + 15.
 TERMINATED = 143
 
 
 def listed(paths: Sequence[str], *, null: bool) -> list[Location]:
-    """The folders named; - stands for a list on standard input. Raises UsageError."""
+    """The folders named; - stands for a list on standard input. Raises UsageError and
+    InputError.
+    """
     if "-" not in paths:
         return [location(path) for path in paths]
     if list(paths) != ["-"]:
         raise UsageError("CLIENTS", "- beside other folders", "put all of them into the list")
     # Paths are bytes: in any encoding, and with no standard input at all.
-    content = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    try:
+        content = b"" if sys.stdin is None else sys.stdin.buffer.read()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        found = f"cannot be read ({reason})"
+        raise InputError("standard input", found, "pipe one path per line") from None
     if b"\0" in content and not null:
         raise UsageError("standard input", "a NUL-separated list", "give --null")
     items = [item for item in content.split(b"\0" if null else b"\n") if item.strip()]
@@ -177,7 +183,8 @@ def heavy_imports() -> Iterator[None]:
     """
     gc.disable()
     try:
-        yield
+        with leaving_at_once():
+            yield
     finally:
         gc.freeze()
         gc.enable()
@@ -189,25 +196,15 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
+            with raising():
+                command(*args, **kwargs)
         except FedloraError as error:
-            _fail(error, debug=bool(kwargs.get("debug")))
+            fail(error, debug=bool(kwargs.get("debug")))
         except StorageError as error:  # in a mere look at what a place is
             found = f"cannot be read ({error})"
-            _fail(InputError(error.where, found, error.cure), debug=bool(kwargs.get("debug")))
-        except BrokenPipeError:
-            raise  # a reader that went away had enough
-        except OSError as error:
-            if error.filename is not None or error.errno is None:
-                raise  # libraries say many things by it
-            # Standard output is full. What is left of it is given up, lest Python tries once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            reason = (error.strerror or str(error)).lower()
-            found = f"cannot be written ({reason})"
-            _fail(OutputError("standard output", found, "free some space"), debug=False)
+            fail(InputError(error.where, found, error.cure), debug=bool(kwargs.get("debug")))
         except KeyboardInterrupt:
-            say(errors(), "error", "interrupted; nothing was written", "bold red")
+            say(errors(), "error", "interrupted; nothing is half written", "bold red")
             raise typer.Exit(INTERRUPTED) from None
         except SystemExit as stop:
             if stop.code == TERMINATED:
@@ -217,7 +214,16 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     return run
 
 
-def _fail(error: FedloraError, *, debug: bool) -> NoReturn:
+def unwritten(error: OSError) -> NoReturn:
+    """End a command whose work is done, but whose result could not be shown."""
+    found = f"cannot be written ({(error.strerror or str(error)).lower()})"
+    told = OutputError("standard output", found, "free some space")
+    say(errors(), "error", str(told), "bold red")
+    sys.exit(told.exit_code)
+
+
+def fail(error: FedloraError, *, debug: bool) -> NoReturn:
+    """End a command with an error, in one line."""
     if debug:
         traceback.print_exc()
     say(errors(), "error", str(error), "bold red")

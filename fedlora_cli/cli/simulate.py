@@ -14,7 +14,6 @@ from fedlora_cli.cli.federation import ranks_in
 from fedlora_cli.cli.handouts import names_of
 from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
 from fedlora_cli.cli.shared import (
-    INTERRUPTED,
     Debug,
     Json,
     Quiet,
@@ -30,6 +29,7 @@ from fedlora_cli.cli.shared import (
     whole_numbers,
 )
 from fedlora_cli.errors import UsageError
+from fedlora_cli.interrupts import INTERRUPTED
 from fedlora_cli.render.document import simulate_document, to_json
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.report.simulate import SimulateReport

@@ -106,13 +106,12 @@ def read_entries(entries: Sequence[Entry], report: Report = refuse) -> list[Tens
 def _ranges(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
     """Entries of one file in the order of their bytes, those together that have no gap between."""
     together: list[Entry] = []
-    last = 0  # the end of all of them
+    end = 0  # of all in it: kept, as a file may have a hundred thousand tensors
     for one in entries:
-        end = one.end
-        if together and (one.start > last or max(end, last) - together[0].start > _MAX_RANGE):
+        if together and (one.start > end or max(one.end, end) - together[0].start > _MAX_RANGE):
             yield together
             together = []
-        last = max(end, last) if together else end
+        end = max(one.end, end) if together else one.end
         together.append(one)
     if together:
         yield together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.alone import alone_at
+from fedlora_cli.files.disk import is_mounted
+from fedlora_cli.files.disk import sync as _sync
 from fedlora_cli.files.documents import unwritable
 from fedlora_cli.files.sending import Foreign, check_upload, uploaded
 from fedlora_cli.remote import Location, Remote, in_order
@@ -26,8 +29,9 @@ _RENAME_EXCHANGE = 2
 _OLD = ".old"
 #: Between the name of a target and what `tempfile` makes unique.
 _TEMPORARY = ".tmp-"
-#: What safetensors calls a file until it is complete.
+#: What safetensors calls a file until it is complete, and a file like it.
 _INCOMPLETE = ".tmp??????"
+_TRIAL = ".tmptrials"
 
 
 def other_than(files: Collection[str]) -> Foreign:
@@ -68,14 +72,12 @@ def check_apart(target: Location, read: Iterable[Location]) -> None:
             raise InputError(target, found, "choose a folder beside the clients, not among them")
 
 
-def check_target(target: Location, *, force: bool, foreign: Foreign) -> None:
-    """Whether `target` may be written. Raises OutputError.
+def check_place(target: Location) -> None:
+    """Whether a folder can be made at `target`, or take the place of the one there.
 
-    An existing folder needs `force`, and even then must hold nothing `foreign`: nothing is ever
-    deleted that could not have been written here.
+    Looks only, which `claimed` does not. Raises OutputError.
     """
     if isinstance(target, Remote):
-        check_upload(target, force=force, foreign=foreign)
         return
     if target.name in ("", ".."):
         raise OutputError(target, "no name of a folder", "name the folder itself")
@@ -87,14 +89,35 @@ def check_target(target: Location, *, force: bool, foreign: Foreign) -> None:
         )
     if target.is_symlink():
         raise OutputError(target, "a symbolic link", "name the folder itself")
+    if target.exists() and not target.is_dir():
+        raise OutputError(target, "a file of that name exists", "choose another output folder")
+    if is_mounted(target):
+        raise OutputError(target, "a mounted folder, which cannot be replaced", _inside(target))
+    if target.exists() and not os.access(target, os.W_OK):
+        raise OutputError(target, "it may not be changed", "check its permissions")
+    if not os.access(target.parent, os.W_OK):
+        found = f"{target.parent} may not be changed, or is on a read-only file system"
+        raise OutputError(target, found, "check its permissions")
+
+
+def _inside(target: Path) -> str:
+    return f"give a folder inside it, such as {target / 'global'}"
+
+
+def check_target(target: Location, *, force: bool, foreign: Foreign) -> None:
+    """Whether `target` may be written. Raises OutputError, as `check_place` does too.
+
+    An existing folder needs `force`, and even then must hold nothing `foreign`: nothing is ever
+    deleted that could not have been written here.
+    """
+    if isinstance(target, Remote):
+        check_upload(target, force=force, foreign=foreign)
+        return
+    check_place(target)
     if not target.exists():
         return
-    if not target.is_dir():
-        raise OutputError(target, "a file of that name exists", "choose another output folder")
     if not force:
         raise OutputError(target, "it exists already", "choose another folder, or give --force")
-    if not os.access(target, os.W_OK):
-        raise OutputError(target, "it may not be changed", "check its permissions")
     found = foreign(target)
     if found is not None:
         raise OutputError(
@@ -109,8 +132,8 @@ def claimed(target: Location, *, force: bool, foreign: Foreign) -> Iterator[None
     """No other process writes `target` in this block, which is all the work for it.
 
     What a killed process left of the same target is put in order first. Raises OutputError where
-    `check_target` does, and where another process is at work there. A store has no locks: there,
-    nothing is known of others.
+    `check_target` does, where another process is at work there, and where the system would refuse
+    to publish the result. A store has no locks: there, nothing is known of others.
     """
     check_target(target, force=force, foreign=foreign)
     if isinstance(target, Remote):
@@ -122,7 +145,50 @@ def claimed(target: Location, *, force: bool, foreign: Foreign) -> Iterator[None
             with suppress(OSError):
                 _sweep(target, foreign)
             check_target(target, force=force, foreign=foreign)
+        try:
+            _rehearse(target)
+        except OSError as error:
+            raise unwritable(target, error) from None
         yield
+
+
+def _rehearse(target: Path) -> None:
+    """Publish an empty folder, but for its last step: some file systems rename no folder with files
+    in it (gcsfuse), or none that came with a container's image (overlayfs, EXDEV).
+
+    Raises OSError, and OutputError where the folder at `target` could not be replaced.
+    """
+    prefix = f".{target.name}{_TEMPORARY}"
+    folders = [Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) for _ in range(2)]
+    try:
+        first, second = folders
+        (first / _TRIAL).touch()
+        second.rmdir()
+        first.replace(second)
+        if target.exists() and os.name != "nt":
+            _check_replaceable(target, second)
+    finally:
+        for folder in folders:
+            _remove(folder)
+
+
+def _check_replaceable(target: Path, filled: Path) -> None:
+    """Whether the folder at `target` could be renamed. It is not: no folder takes the place of one
+    with files in it.
+
+    Raises OutputError, and OSError.
+    """
+    try:
+        target.replace(filled)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        reason = (error.strerror or str(error)).lower()
+        found = f"the system cannot replace this folder ({reason})"
+        raise OutputError(target, found, _inside(target)) from None
+    filled.replace(target)  # a file system that breaks the rule
 
 
 def check_space(target: Location, needed: int) -> None:
@@ -164,6 +230,7 @@ def new_folder(target: Location, *, force: bool, foreign: Foreign) -> Iterator[P
         _settle(temporary)
         check_target(target, force=force, foreign=foreign)
         _publish(temporary, target)
+        _record(target)
     except OSError as error:
         raise unwritable(target, error) from None
     finally:
@@ -228,10 +295,20 @@ def _publish(temporary: Path, target: Path) -> None:
             if old.exists() and not target.exists():
                 old.rename(target)
             raise
-        old.rename(temporary)
-    # The folder is there; a parent that may not be read keeps its entry in its own time.
-    with suppress(PermissionError):
-        _sync(target.parent)
+        with suppress(OSError):  # or the next one of the same target removes it
+            old.rename(temporary)
+
+
+def _record(target: Path) -> None:
+    """Have the name of a folder that is there on the disk. Raises OutputError."""
+    # A parent that may not be read keeps its entry in its own time.
+    try:
+        with suppress(PermissionError):
+            _sync(target.parent)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        found = f"it is there and whole, but perhaps not for long: {target.parent} ({reason})"
+        raise OutputError(target, found, "check the disk, and copy it elsewhere") from None
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -243,14 +320,3 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     arguments = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     return bool(renameat2(*arguments) == 0)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or, where the system allows it, a folder."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedlora_cli.errors import OutputError, UsageError
+from fedlora_cli.files.disk import flush, is_mounted
 from fedlora_cli.files.documents import unwritable
 
 
@@ -23,6 +24,12 @@ def check_file(target: Path, flag: str, suffixes: Collection[str]) -> None:
         raise OutputError(target, "its parent folder does not exist", f"mkdir -p {target.parent}")
     if target.exists() and not target.is_file():
         raise OutputError(target, "it is there and not a file", "choose another name")
+    place = target.resolve()
+    if is_mounted(place):
+        raise OutputError(target, "a mounted file, which cannot be replaced", "mount its folder")
+    if not os.access(place.parent, os.W_OK):
+        found = f"{place.parent} may not be changed, or is on a read-only file system"
+        raise OutputError(target, found, "check its permissions")
 
 
 def write_file(target: Path, content: bytes) -> None:
@@ -40,7 +47,7 @@ def write_file(target: Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

@@ -17,10 +17,11 @@ from fedlora_cli.files.entries import DTYPES, Entry
 from fedlora_cli.files.untrusted import MAX_FILE_BYTES, State, opened
 from fedlora_cli.remote import Location
 
-#: An adapter of all 128 experts of a large mixture model has a header of about 11 MB.
-MAX_HEADER_BYTES = 16 * 1024 * 1024
+#: 50 000 modules with long names, as mixtures have them, take 16 MB; their magnitudes or biases
+#: half of that again, and the metadata about many clients some more.
+MAX_HEADER_BYTES = 32 * 1024 * 1024
 
-#: Far more than that model has.
+#: Two factors of every one of them, and magnitudes or biases.
 MAX_TENSORS = 150_000
 
 #: How many of these stand in the description of one tensor at most, outside of text. JSON made of
@@ -116,8 +117,7 @@ def _header(path: Location) -> _Header:
         raise InputError(path, found, "save it again with safetensors, which pads with spaces")
     if not header.startswith(b"{"):
         raise InputError(path, "a header that is not JSON", "save it again with safetensors")
-    outside = _without_text(header)
-    if any(outside.count(mark) > most * MAX_TENSORS for mark, most in _MARKS.items()):
+    if _describes_too_many(header):
         raise _too_many(path)
     fields = parse_object(header.rstrip(b" "), where=path, whole=_whole)
     metadata = fields.get(_METADATA, {})
@@ -146,6 +146,22 @@ def _without_text(header: bytes) -> bytes:
     if plain.count(b'"') > _QUOTES * MAX_TENSORS:
         return header
     return b"".join(plain.split(b'"')[::2])
+
+
+def unreadable_header(header: bytes, tensors: int) -> str | None:
+    """Why `read_header` would refuse a file with this header, by its size alone; None if it would
+    not. What writes a file asks this before it computes a tensor.
+    """
+    if len(header) > MAX_HEADER_BYTES:
+        return f"a header of {len(header)} bytes, more than {MAX_HEADER_BYTES}"
+    if tensors > MAX_TENSORS or _describes_too_many(header):
+        return f"{tensors} tensors and their metadata, more than {MAX_TENSORS}"
+    return None
+
+
+def _describes_too_many(header: bytes) -> bool:
+    outside = _without_text(header)
+    return any(outside.count(mark) > most * MAX_TENSORS for mark, most in _MARKS.items())
 
 
 def _too_many(path: Location) -> InputError:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedlora_cli.errors import OutputError
 from fedlora_cli.files.entries import DTYPES
+from fedlora_cli.files.safetensors import unreadable_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +55,8 @@ def writing(
 ) -> Iterator[Put]:
     """A new file that takes the declared tensors in any order; all of them, when the block ends.
 
-    Its bytes depend on nothing but the tensors and the arguments. Raises OSError.
+    Its bytes depend on nothing but the tensors and the arguments. Raises OSError, and OutputError
+    as `check_header` does.
     """
     header, places = _header(declared, metadata)
     missing = set(declared)
@@ -73,6 +76,14 @@ def writing(
             raise AssertionError(f"{sorted(missing)} were declared and not written")
 
 
+def check_header(declared: Mapping[str, Declared], metadata: Mapping[str, str]) -> None:
+    """Whether a file with these tensors can be read again by what reads the files of others.
+
+    Raises OutputError.
+    """
+    _header(declared, metadata)
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """A new file with these tensors. Raises OSError."""
     with writing(path, {name: declare(one) for name, one in tensors.items()}, metadata) as put:
@@ -88,7 +99,10 @@ def declare(tensor: Tensor) -> Declared:
 def _header(
     declared: Mapping[str, Declared], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """The first bytes of the file, and where in it every tensor begins."""
+    """The first bytes of the file, and where in it every tensor begins.
+
+    Raises OutputError where no reader would take them.
+    """
     ordered = sorted(declared, key=lambda name: (_ORDER.index(declared[name].code), name))
     fields: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     starts: dict[str, int] = {}
@@ -101,6 +115,9 @@ def _header(
         fields[name] = {"dtype": one.code, "shape": list(one.shape), "data_offsets": offsets}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
+    excess = unreadable_header(text, len(declared))
+    if excess is not None:
+        raise OutputError("the weights file", f"it would have {excess}", "adapt fewer modules")
     data = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {name: data + at for name, at in starts.items()}
 

@@ -29,7 +29,8 @@ class OneFile:
 
 @dataclass(frozen=True)
 class Format:
-    """One format. `writing` takes the pieces of an adapter into an existing folder. `files` are all
+    """One format. `writing` takes the pieces of an adapter into an existing folder, and `check_new`
+    raises InputError and OutputError where nothing could read what it would write. `files` are all
     that a folder of this format can hold when fedlora wrote it, `weights` is the one with the
     tensors. `library` is what model hubs call the library that loads it, where one does. `check`
     raises InputError where that library would not load all that a folder holds. `one_file` is None
@@ -39,6 +40,7 @@ class Format:
     name: str
     summary: str
     writing: Callable[[NewAdapter, Path, Mapping[str, Any]], AbstractContextManager[Put]]
+    check_new: Callable[[NewAdapter, Mapping[str, Any]], None]
     files: tuple[str, ...]
     weights: str
     library: str | None = None
@@ -53,6 +55,7 @@ FORMATS: dict[str, Format] = {
             name="peft",
             summary=f"PEFT LoRA ({peft.CONFIG}, {peft.WEIGHTS})",
             writing=peft.writing,
+            check_new=peft.check_new,
             files=peft.FILES,
             weights=peft.WEIGHTS,
             library="peft",
@@ -62,6 +65,7 @@ FORMATS: dict[str, Format] = {
             name="kohya",
             summary=f"kohya LoRA ({kohya.WEIGHTS}, or name its file)",
             writing=kohya.writing,
+            check_new=kohya.check_new,
             files=kohya.FILES,
             weights=kohya.WEIGHTS,
             one_file=OneFile(kohya.owns, kohya.read),
@@ -70,6 +74,7 @@ FORMATS: dict[str, Format] = {
             name="diffusers",
             summary=f"diffusers LoRA ({diffusers.WEIGHTS}, or name its file)",
             writing=diffusers.writing,
+            check_new=diffusers.check_new,
             files=diffusers.FILES,
             weights=diffusers.WEIGHTS,
             library="diffusers",

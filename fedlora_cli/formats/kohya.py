@@ -17,7 +17,7 @@ from fedlora_cli.adapter import Adapter, Module, NewAdapter, Put
 from fedlora_cli.errors import InputError, Report, keeping, reporting
 from fedlora_cli.factors import Factors
 from fedlora_cli.formats import single
-from fedlora_cli.formats.single import LoraFile, Names
+from fedlora_cli.formats.single import LoraFile, Names, NewFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,8 +89,17 @@ def writing(
 ) -> AbstractContextManager[Put]:
     """The weights file in an existing folder; the block puts all that `adapter` describes.
 
-    Raises OSError.
+    Raises OSError, and OutputError as `check_new` does.
     """
+    return _new_file(adapter, provenance).writing(folder / WEIGHTS)
+
+
+def check_new(adapter: NewAdapter, provenance: Mapping[str, Any]) -> None:
+    """Whether the file that `writing` would write could be read again. Raises OutputError."""
+    _new_file(adapter, provenance).check()
+
+
+def _new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
     metadata = {
         "format": "pt",
         "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False),
@@ -105,7 +114,7 @@ def writing(
         return {name + _UP: B, name + _DOWN: A, name + _ALPHA: alpha}
 
     metadata |= single.facts_as_metadata(adapter.facts)
-    return single.writing(folder / WEIGHTS, adapter, metadata, stored)
+    return NewFile(adapter, metadata, stored)
 
 
 def _common(values: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from fedlora_cli.files import safetensors
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.untrusted import opened
-from fedlora_cli.files.writing import declare
+from fedlora_cli.files.writing import Declared, check_header, declare
 from fedlora_cli.files.writing import writing as write_tensors
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
 from fedlora_cli.formats.peft.names import WEIGHTS as PEFT_WEIGHTS
@@ -239,30 +239,41 @@ def facts_as_metadata(facts: Facts) -> dict[str, str]:
     return {key: value for key, value in told.items() if value is not None}
 
 
-@contextmanager
-def writing(
-    file: Path,
-    adapter: NewAdapter,
-    metadata: Mapping[str, str],
-    stored: Callable[[str, Factors], Mapping[str, Tensor]],
-) -> Iterator[Put]:
-    """The file of weights; `stored` are the tensors of a module by key, and the block puts all that
-    `adapter` describes. Raises OSError.
-    """
-    declared = {
-        key: declare(tensor)
-        for name, factors in adapter.factors.items()
-        for key, tensor in stored(name, factors).items()
-    }
-    with write_tensors(file, declared, metadata) as write:
+@dataclass(frozen=True)
+class NewFile:
+    """A file of weights that can be written; `stored` are the tensors of a module by key."""
 
-        def put(name: str, content: Factors | Tensor) -> None:
-            if not isinstance(content, Factors):
-                raise AssertionError(f"{name}: this format holds nothing but factors")
-            for key, tensor in stored(name, content).items():
-                write(key, tensor)
+    adapter: NewAdapter
+    metadata: Mapping[str, str]
+    stored: Callable[[str, Factors], Mapping[str, Tensor]]
 
-        yield put
+    @property
+    def declared(self) -> dict[str, Declared]:
+        """All tensors by key, without values."""
+        return {
+            key: declare(tensor)
+            for name, factors in self.adapter.factors.items()
+            for key, tensor in self.stored(name, factors).items()
+        }
+
+    def check(self) -> None:
+        """Whether the file could be read again. Raises OutputError."""
+        check_header(self.declared, self.metadata)
+
+    @contextmanager
+    def writing(self, file: Path) -> Iterator[Put]:
+        """The file; the block puts all that the adapter describes. Raises OSError, and OutputError
+        as `check` does.
+        """
+        with write_tensors(file, self.declared, self.metadata) as write:
+
+            def put(name: str, content: Factors | Tensor) -> None:
+                if not isinstance(content, Factors):
+                    raise AssertionError(f"{name}: this format holds nothing but factors")
+                for key, tensor in self.stored(name, content).items():
+                    write(key, tensor)
+
+            yield put
 
 
 def as_stored(layout: Layout, factors: Factors) -> tuple[Tensor, Tensor]:

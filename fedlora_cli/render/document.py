@@ -90,10 +90,22 @@ def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
 def to_json(document: dict[str, Any]) -> str:
     """One document as text. Raises ValueError for a number that JSON does not have.
 
-    What a terminal might obey is escaped, as it may be shown on one; all other letters are kept.
+    Every member has a line, and so has every object in a list: a module, a client. With a line for
+    each number, the report about 300 modules of 5000 clients would have 1.5 million lines. What a
+    terminal might obey is escaped, as it may be shown on one; all other letters are kept.
     """
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    return _SPECIAL.sub(lambda found: _escaped(found[0]), text) + "\n"
+    members = ",\n".join(f"  {_line(key)}: {_member(value)}" for key, value in document.items())
+    return _SPECIAL.sub(lambda found: _escaped(found[0]), f"{{\n{members}\n}}") + "\n"
+
+
+def _member(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return "[\n" + ",\n".join(f"    {_line(item)}" for item in value) + "\n  ]"
+    return _line(value)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _escaped(letter: str) -> str:

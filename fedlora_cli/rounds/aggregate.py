@@ -21,11 +21,12 @@ from fedlora_cli.files.digests import sha256_of_all
 from fedlora_cli.files.folder import check_space, claimed, new_folder, other_than
 from fedlora_cli.files.locations import location
 from fedlora_cli.groups import grouped
+from fedlora_cli.provenance import write_report
 from fedlora_cli.remote import Location, Remote
 from fedlora_cli.render.card import model_card
 from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.report.aggregate import AggregateReport
-from fedlora_cli.rounds.output import write_adapter, written_bytes
+from fedlora_cli.rounds.output import check_readable, write_adapter, written_bytes
 from fedlora_cli.rounds.preparation import Preparation, prepare
 from fedlora_cli.rounds.screening import screened
 from fedlora_cli.rounds.summary import summarize
@@ -55,6 +56,8 @@ def carry_out(task: Preparation, stage: engine.Stage = engine.quiet) -> Aggregat
     """What was prepared, computed and written. Raises as `aggregate` does."""
     options, output = task.options, task.output
     jobs = options.jobs or engine.available_cores()
+    said = (*task.remarks, *(one.reason for one in task.clients.left_out))
+    check_readable(task.plan, said)
     if options.dry_run:
         report = summarize(
             task.plan, [], task.plan.rank, {}, task.clients, task.remarks, str(output)
@@ -72,6 +75,7 @@ def carry_out(task: Preparation, stage: engine.Stage = engine.quiet) -> Aggregat
                 check_server(plan, plan.rank)
                 if task.plan.rank is None:  # only now is it known what is written
                     check_space(output, written_bytes(plan))
+                    check_readable(plan, said)
                 progress = stage("aggregating modules")
                 outcomes = write_adapter(folder, plan, digests, workers, progress)
             told = (digests, task.clients, task.remarks, str(output))
@@ -82,7 +86,7 @@ def carry_out(task: Preparation, stage: engine.Stage = engine.quiet) -> Aggregat
                 report = replace(report, verification=checked)
             report = replace(report, files=sha256_of_all(folder))
             document = to_json(aggregate_document(_seen_from(output, report)))
-            (folder / "fedlora.json").write_text(document, encoding="utf-8")
+            write_report(folder, document)
         return _explained(plan, jobs, report) if options.explain else report
 
 

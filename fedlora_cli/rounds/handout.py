@@ -50,8 +50,14 @@ def claimed_folder(output: Location, *, force: bool) -> Iterator[None]:
 
 
 def check_room(recipients: Sequence[Recipient], output: Location) -> None:
-    """Whether there is room for all of their adapters. Raises OutputError."""
+    """Whether there is room for all of their adapters, and each could be read again.
+
+    Raises OutputError.
+    """
     check_space(output, sum(_bytes(one) for one in recipients))
+    # The largest may be beyond what a reader takes; all of them are held to it when written.
+    largest = max(recipients, key=lambda one: sum(map(len, (*one.shares, *one.tensors))))
+    formats.FORMATS[largest.format].check_new(_described(largest), {})
 
 
 def hand_out(

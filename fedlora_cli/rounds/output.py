@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fedlora_cli.aggregation.module import Outcome, aggregate_part
 from fedlora_cli.aggregation.plan import Parts, Plan
 from fedlora_cli.cluster.workers import Workers
 from fedlora_cli.groups import grouped
+from fedlora_cli.provenance import check_report
 from fedlora_cli.rounds.summary import whole
 from fedlora_cli.rounds.tensors import (
     average_tensor,
@@ -23,6 +25,14 @@ from fedlora_cli.rounds.tensors import (
 from fedlora_cli.stored import described, stored_bytes
 from fedlora_cli.version import __version__
 from fedlora_cli.weights import FloatArray
+
+#: Bytes of the clients' names and digests in the metadata of the weights, which count against the
+#: length of its header. The report has them in any case.
+_MOST_METADATA = 4 * 1024 * 1024
+
+#: In a report, the bytes of one number, and the bytes and values of a module, a client or a range
+#: of rank indices without their lists; all else in it takes what so many of these take.
+_NUMBER, _FIELDS, _VALUES, _OTHERS = 26, 400, 12, 10
 
 
 def write_adapter(
@@ -72,22 +82,44 @@ def _described(plan: Plan) -> NewAdapter:
 
 def _provenance(plan: Plan, digests: Mapping[str, str]) -> dict[str, Any]:
     """What the weights file itself remembers, when it travels alone."""
+    clients = [
+        {
+            "name": client.name,
+            "rank": client.adapter.rank,
+            "samples": whole(client.samples),
+            "sha256": digests.get(client.name),
+        }
+        for client in plan.cohort.clients
+    ]
     return {
         "version": __version__,
         "method": plan.method.name,
         "source": plan.method.source,
         "options": {flag: str(value) for flag, value in plan.options.changed().items()},
         "shared_rank": plan.cohort.shared_rank,
-        "clients": [
-            {
-                "name": client.name,
-                "rank": client.adapter.rank,
-                "samples": whole(client.samples),
-                "sha256": digests.get(client.name),
-            }
-            for client in plan.cohort.clients
-        ],
+        "clients": clients if len(json.dumps(clients)) <= _MOST_METADATA else len(clients),
     }
+
+
+def check_readable(plan: Plan, said: Iterable[str]) -> None:
+    """Whether the adapter and its report will be small enough for what reads them; `said` are the
+    remarks in the report. Raises OutputError, before any work.
+    """
+    digests = dict.fromkeys(plan.cohort.names, "0" * 64)
+    some = replace(plan, rank=plan.rank or 1)  # while --energy has still to decide it
+    formats.FORMATS[plan.cohort.format].check_new(_described(some), _provenance(plan, digests))
+    clients, modules = plan.cohort.clients, plan.modules
+    # No module has more singular values than its rank, nor a client more energies.
+    spectra = sum(min(plan.rank or 0, *plan.shape(name)) for name in modules)
+    spectra += sum(client.adapter.rank for client in clients)
+    ranks = len(modules) * len(clients)
+    longest = len(str(plan.cohort.rank)) + len(", ")
+    names = [*modules, *said, *(client.name for client in clients)]
+    paths = [str(client.adapter.path.resolve()) for client in clients]
+    text = sum(len(json.dumps(one)) for one in (*names, *paths))
+    rows = len(modules) + len(clients) + len(plan.cohort.distinct_ranks) + _OTHERS
+    size = text + _FIELDS * rows + _NUMBER * spectra + longest * ranks
+    check_report(size, spectra + ranks + _VALUES * rows)
 
 
 def written_bytes(plan: Plan) -> int:

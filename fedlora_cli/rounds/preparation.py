@@ -18,7 +18,7 @@ from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
 from fedlora_cli.cohort import Cohort
 from fedlora_cli.counts import told_samples
 from fedlora_cli.errors import InputError
-from fedlora_cli.files.folder import check_apart, check_target, other_than
+from fedlora_cli.files.folder import check_apart, check_place, check_target, other_than
 from fedlora_cli.files.locations import location
 from fedlora_cli.provenance import check_manifest
 from fedlora_cli.remote import Location
@@ -140,5 +140,7 @@ def _check_output(
     earlier = [path for path in given if path is not None and path.resolve() != output.resolve()]
     read = [client.adapter.path for client in plan.cohort.clients]
     check_apart(output, [*clients, *read, *earlier])
-    if not options.dry_run:
+    if options.dry_run:
+        check_place(output)
+    else:
         check_target(output, force=options.force, foreign=other_than(formats.FILES))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.files.documents import exists, parse_object, read_object
+from fedlora_cli.files.documents import exists, parse_object
 from fedlora_cli.files.safetensors import read_metadata
 from fedlora_cli.formats import FORMATS
-from fedlora_cli.provenance import AGGREGATE, REPORT, read_provenance
+from fedlora_cli.provenance import AGGREGATE, REPORT, read_provenance, read_report
 from fedlora_cli.remote import Location
 from fedlora_cli.render.report.inspect import Origin
 
@@ -17,7 +17,7 @@ _LONGEST = 80
 def is_reported(folder: Location) -> bool:
     """Whether a report beside the adapter says that fedlora aggregated it, well or damaged."""
     try:
-        document = read_object(folder / REPORT, finite=False)
+        document = read_report(folder)
     except InputError:
         return False
     return str(document.get("schema", "")).startswith(AGGREGATE)
@@ -54,7 +54,8 @@ def _from_metadata(weights: Location) -> Origin | None:
             "method": str(method),
             "version": str(version),
             "shared_rank": int(rank),
-            "clients": list(clients),
+            "clients": list() | int() as clients,
         }:
-            return Origin(method[:_LONGEST], version[:_LONGEST], len(clients), rank)
+            number = len(clients) if isinstance(clients, list) else clients
+            return Origin(method[:_LONGEST], version[:_LONGEST], number, rank)
     return None

@@ -10,6 +10,6 @@ and utils/state_dict_utils.py of diffusers 0.42; comfy/weight_adapter/lora.py of
 
 from fedlora_cli.formats.diffusers.names import FILES, WEIGHTS, owns
 from fedlora_cli.formats.diffusers.reading import read
-from fedlora_cli.formats.diffusers.writing import writing
+from fedlora_cli.formats.diffusers.writing import check_new, writing
 
-__all__ = ["FILES", "WEIGHTS", "owns", "read", "writing"]
+__all__ = ["FILES", "WEIGHTS", "check_new", "owns", "read", "writing"]

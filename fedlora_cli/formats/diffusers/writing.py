@@ -23,6 +23,7 @@ from fedlora_cli.formats.diffusers.names import (
     NOWHERE,
     WEIGHTS,
 )
+from fedlora_cli.formats.single import NewFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +34,20 @@ def writing(
 ) -> AbstractContextManager[Put]:
     """The weights file in an existing folder; the block puts all that `adapter` describes.
 
-    Alphas stand where the clients have them. Raises InputError where they have none and an alpha is
-    not the rank, and OSError.
+    Raises OSError, and InputError and OutputError as `check_new` does.
     """
+    return _new_file(adapter, provenance).writing(folder / WEIGHTS)
+
+
+def check_new(adapter: NewAdapter, provenance: Mapping[str, Any]) -> None:
+    """Whether the file that `writing` would write could be read again. Raises OutputError, and
+    InputError where the clients have no alphas and one is not the rank.
+    """
+    _new_file(adapter, provenance).check()
+
+
+def _new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
+    """Alphas stand where the clients have them. Raises InputError."""
     source = adapter.facts.alpha_source
     metadata = {
         "format": "pt",
@@ -60,4 +72,4 @@ def writing(
             tensors[name + ALPHA] = single.alpha_as_stored(adapter.alphas[name])
         return tensors
 
-    return single.writing(folder / WEIGHTS, adapter, metadata, stored)
+    return NewFile(adapter, metadata, stored)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from fedlora_cli.formats.peft.names import CONFIG, FILES, WEIGHTS
 from fedlora_cli.formats.peft.reading import read, recognises
-from fedlora_cli.formats.peft.writing import check, writing
+from fedlora_cli.formats.peft.writing import check, check_new, writing
 
-__all__ = ["CONFIG", "FILES", "WEIGHTS", "check", "read", "recognises", "writing"]
+__all__ = ["CONFIG", "FILES", "WEIGHTS", "check", "check_new", "read", "recognises", "writing"]

@@ -7,18 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedlora_cli.adapter import Facts, Layout, NewAdapter, Put, Selection
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.factors import Factors
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
-from fedlora_cli.files.writing import declare
+from fedlora_cli.files.writing import Declared, check_header, declare
 from fedlora_cli.files.writing import writing as write_tensors
-from fedlora_cli.formats.peft.config import NEW_EXPERTS
+from fedlora_cli.formats.peft.config import MAX_BYTES, NEW_EXPERTS
 from fedlora_cli.formats.peft.experts import joined
 from fedlora_cli.formats.peft.loading import check_loading
 from fedlora_cli.formats.peft.names import (
@@ -51,20 +51,13 @@ def writing(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) ->
     The modules have the names of the clients' configs where these select exactly them, and there
     are patterns only where ranks or alphas differ: what serving engines ignore cannot be misread.
     `provenance` goes into the metadata, not into the config, where PEFT would warn about it. Raises
-    OSError, and before anything is written InputError where PEFT would not load all of it.
+    OSError, and before anything is written InputError and OutputError as `check_new` does.
     """
-    ties = _ties(adapter)
-    adapter = _with_equal_ranks(adapter, ties)
-    keys = _tensor_keys(adapter)
-    fields = _config(adapter)
-    config = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
-    metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
-    content: dict[str, Factors | Tensor] = {**adapter.factors, **adapter.tensors}
+    new = _planned(adapter, provenance)
+    adapter, ties = new.adapter, new.ties
+    content = (*adapter.factors, *adapter.tensors)
     together = Counter(_stored_as(adapter, ties.get(name, name)) for name in content)
-    stored = _stored(adapter, content, ties, keys)
-    declared = {name: declare(one) for name, one in stored.items()}
-    check_loading(CONFIG, fields, {name: one.shape for name, one in declared.items()})
-    with write_tensors(folder / WEIGHTS, declared, metadata) as write:
+    with write_tensors(folder / WEIGHTS, new.declared, new.metadata) as write:
         waiting: dict[str, dict[str, Factors | Tensor]] = {}
 
         def put(name: str, content: Factors | Tensor) -> None:
@@ -72,11 +65,53 @@ def writing(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) ->
             parts = waiting.setdefault(stored, {})
             parts[name] = content
             if len(parts) == together[stored]:
-                for key, tensor in _stored(adapter, waiting.pop(stored), ties, keys).items():
+                for key, tensor in _stored(adapter, waiting.pop(stored), ties, new.keys).items():
                     write(key, tensor)
 
         yield put
-    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(new.config, encoding="utf-8")
+
+
+def check_new(adapter: NewAdapter, provenance: Mapping[str, Any]) -> None:
+    """Whether PEFT loads all that `writing` would write, and fedlora can read it again.
+
+    Raises InputError, and OutputError where it is too large.
+    """
+    new = _planned(adapter, provenance)
+    check_header(new.declared, new.metadata)
+
+
+@dataclass(frozen=True)
+class _NewFolder:
+    """The text of a config, and the tensors and metadata of the weights beside it. `ties` and
+    `keys` are what `_ties` and `_tensor_keys` return.
+    """
+
+    adapter: NewAdapter
+    ties: Mapping[str, str]
+    keys: Mapping[str, str]
+    config: str
+    declared: Mapping[str, Declared]
+    metadata: Mapping[str, str]
+
+
+def _planned(adapter: NewAdapter, provenance: Mapping[str, Any]) -> _NewFolder:
+    """Raises InputError where PEFT would not load all of it, and OutputError where no reader would
+    take the config.
+    """
+    ties = _ties(adapter)
+    adapter = _with_equal_ranks(adapter, ties)
+    keys = _tensor_keys(adapter)
+    fields = _config(adapter)
+    config = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    if len(config) > MAX_BYTES:
+        found = f"it would have {len(config)} bytes, more than {MAX_BYTES}"
+        raise OutputError(CONFIG, found, "adapt fewer modules, or give all one rank and alpha")
+    stored = _stored(adapter, {**adapter.factors, **adapter.tensors}, ties, keys)
+    declared = {name: declare(one) for name, one in stored.items()}
+    check_loading(CONFIG, fields, {name: one.shape for name, one in declared.items()})
+    metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
+    return _NewFolder(adapter, ties, keys, config, declared, metadata)
 
 
 def _stored_as(adapter: NewAdapter, name: str) -> str:
