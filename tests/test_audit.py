@@ -125,14 +125,20 @@ def test_an_aggregation_touches_nothing_but_its_input_and_output(
         "runtime_config": files,
         **files,
     }
-    refused = {"corda_config": files, "lora_ga_config": files, "megatron_config": {"x": TRAP}}
+    # With plain factors, the first two say how the adapter was initialized, and nothing reads them.
+    refused = {
+        "corda_config": {"corda_config": files, "init_lora_weights": "corda"},
+        "lora_ga_config": {"lora_ga_config": files, "init_lora_weights": "lora_ga"},
+        "megatron_config": {"megatron_config": {"x": TRAP}},
+    }
+    ignored |= {"corda_config": files, "lora_ga_config": files}
     for rank in (1, 2, 3):
         made = make(tmp_path / "ignored", Spec(f"sly-{rank}", rank=rank))
         set_config(made.folder, **ignored)
         (made.folder / PICKLE).write_bytes((trap / "x.pt").read_bytes())
         (made.folder / f"{TRAP}.py").write_bytes((trap / f"{TRAP}.py").read_bytes())
-    for field, value in refused.items():
-        set_config(make(tmp_path / field, Spec("bad", rank=2)).folder, **{field: value})
+    for field, values in refused.items():
+        set_config(make(tmp_path / field, Spec("bad", rank=2)).folder, **values)
     (tmp_path / "pickles/bad").mkdir(parents=True)
     (tmp_path / "pickles/bad" / PICKLE).write_bytes((trap / "x.pt").read_bytes())
     make(tmp_path / "plain", Spec("ann", rank=2))
