@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,12 +94,11 @@ def test_the_way_to_convert_it_keeps_the_update(tmp_path: Path) -> None:
 def test_what_cannot_be_converted_is_not(tmp_path: Path, config, message: str) -> None:
     folder = of_mlx(tmp_path / "mlx", **config)
 
-    done = subprocess.run(
-        [sys.executable, SCRIPT, folder, "-o", tmp_path / "out"], capture_output=True, text=True
-    )
+    convert = runpy.run_path(str(SCRIPT))["convert"]
 
-    assert done.returncode != 0
-    assert message in done.stderr
+    with pytest.raises(SystemExit, match=message):
+        convert(folder, tmp_path / "out", None)
+
     assert not (tmp_path / "out").exists()
 
 
