@@ -163,9 +163,8 @@ class Facts:
     modules whose update is that of an embedding, each with the embedding. `unknown_fields` are
     those that are not understood but have a value, as text.
 
-    The last three are the names that the configs of the adapters use that this comes from, the most
-    frequent first: `saved_names` are from `modules_to_save`, `token_names` the keys of
-    `trainable_token_indices`.
+    `selections`, `saved_names` and `token_names` are what the adapters' own configs name, the most
+    frequent first: the modules, those of `modules_to_save`, the keys of `trainable_token_indices`.
     """
 
     base_model: str | None = None

@@ -12,7 +12,7 @@ import numpy as np
 from fedlora_cli.adapter import Adapter, Facts, common_ties, usual_dtype
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.fit import agreed, check_fit, usual
-from fedlora_cli.orientation import older_experts, with_one_orientation
+from fedlora_cli.orientation import all_older, older_experts, with_one_orientation
 from fedlora_cli.remote import Location
 from fedlora_cli.weights import FloatArray, IntArray
 
@@ -150,7 +150,7 @@ def with_earlier(
     clients = [
         replace(one, adapter=new) for one, new in zip(cohort.clients, adapters, strict=False)
     ]
-    facts = replace(cohort.facts, old_experts=all(one.facts.old_experts for one in adapters))
+    facts = replace(cohort.facts, old_experts=all_older(adapters))
     return replace(cohort, clients=tuple(clients), facts=facts), adapters[len(own) :]
 
 
@@ -174,7 +174,7 @@ def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: R
         fan_in_fan_out=all(one.fan_in_fan_out for one in facts),
         # Its scaling is written as alpha / r.
         rslora=False,
-        old_experts=all(one.old_experts for one in facts),
+        old_experts=all_older(adapters),
         tied=common_ties(adapters),
     ).named_like(facts)
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Generic, TypeVar
 
 from fedlora_cli.adapter import Adapter, FullTensor, Module, Role
@@ -141,7 +140,7 @@ def _check_names(adapters: Sequence[Adapter], report: Report) -> None:
         exclude(
             (holders[0], f"{one} is the same module as {other} in"),
             (holders[1], f"{other} is the same module as {one} in"),
-            "train all clients on one version of transformers, with the same wrapped around",
+            "train all clients on one version of transformers, and wrap the model in one way",
             report,
         )
 
@@ -245,8 +244,10 @@ def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
     _check_usual(said, _ONE_MODEL, report)
     for name, values in said.items():
         holders = [adapter for _, adapter in values]
+        if holders[0].tensors[name].role != "bias":
+            continue
         lacking = [adapter for adapter in adapters if name not in adapter.tensors]
-        if lacking and holders[0].tensors[name].role == "bias":
+        if lacking:
             exclude(
                 (lacking, f"no {name}, which is trained in"),
                 (holders, f"{name} is trained, which is not in"),
@@ -304,29 +305,30 @@ def _check_tokens(adapters: Sequence[Adapter], report: Report) -> None:
                     _ONE_WAY,
                     report,
                 )
-    _check_same_tokens({name: [one for _, one in own] for name, own in rows.items()}, report)
+    _check_same_tokens(adapters, report)
 
 
-def _check_same_tokens(holders: Mapping[str, Sequence[Adapter]], report: Report) -> None:
+def _check_same_tokens(adapters: Sequence[Adapter], report: Report) -> None:
     """No two embeddings with the same tokens that no adapter trained together.
 
     PEFT takes such entries for one where the base model ties its embeddings, which files do not
     tell, and drops the rows of the second.
     """
-    tokens = {
-        embedding: {
-            name.removeprefix(embedding)
-            for adapter in own
-            for name in adapter.tensors
-            if name.startswith(f"{embedding}{_ROWS}")
-        }
-        for embedding, own in holders.items()
-    }
-    for one, other in combinations(sorted(holders), 2):
-        if tokens[one] == tokens[other] and not set(holders[one]) & set(holders[other]):
+    tokens: dict[str, set[str]] = {}
+    holders: dict[str, dict[Adapter, None]] = {}
+    for adapter in adapters:
+        for name, tensor in adapter.tensors.items():
+            if tensor.role == "token":
+                embedding, _, row = name.partition(_ROWS)
+                tokens.setdefault(embedding, set()).add(row)
+                holders.setdefault(embedding, {})[adapter] = None
+    alike: dict[frozenset[str], str] = {}
+    for other in sorted(tokens):
+        one = alike.setdefault(frozenset(tokens[other]), other)
+        if one != other and not holders[one].keys() & holders[other].keys():
             exclude(
-                (holders[one], f"the trained tokens of {one} are those of {other} in"),
-                (holders[other], f"the trained tokens of {other} are those of {one} in"),
+                (list(holders[one]), f"the trained tokens of {one} are those of {other} in"),
+                (list(holders[other]), f"the trained tokens of {other} are those of {one} in"),
                 "train tokens of one embedding; PEFT may take the two for tied, and drop one",
                 report,
             )

@@ -8,6 +8,7 @@ shapes of one module are equal in a model of the few, and each other's transpose
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,16 +28,20 @@ _CURE = "train all clients with one version of PEFT, or save the older adapters 
 def with_one_orientation(adapters: Sequence[Adapter], report: Report) -> list[Adapter]:
     """The adapters, with the experts of older files as PEFT stores them since 0.19.
 
-    Where all files are older, or none is, nothing changes. Experts that are square in all files are
-    those of other modules that are not, where both have one name. Where nothing tells how a model's
-    experts lie, a fault goes to `report`.
+    Where all files are older, or none is, nothing changes. The shapes of newer files are those that
+    most of them have. Square experts do not tell: they lie as the other experts of the same name
+    that are not square. Where nothing tells how a model's experts lie, a fault goes to `report`.
     """
     experts = [(one, _experts(one)) for one in adapters]
     older = [(one, own) for one, own in experts if own and one.facts.old_experts]
     newer = [(one, own) for one, own in experts if own and not one.facts.old_experts]
     if not older or not newer:
         return list(adapters)
-    shapes = {name: module.shape for _, own in newer for name, module in own.items()}
+    votes: dict[str, Counter[tuple[int, int]]] = {}
+    for _, own in newer:
+        for name, module in own.items():
+            votes.setdefault(name, Counter())[module.shape] += 1
+    shapes = {name: most.most_common(1)[0][0] for name, most in votes.items()}
     turned, equal = set(), set()
     for _, own in older:
         for name, module in own.items():
@@ -48,18 +53,23 @@ def with_one_orientation(adapters: Sequence[Adapter], report: Report) -> list[Ad
     unknown = {_kind(module) for _, own in older for module in own.values()} - (turned ^ equal)
     for kind in sorted(unknown):
         exclude(
-            ([one for one, _ in older], _found(kind, "before 0.19", "a later version")),
-            ([one for one, _ in newer], _found(kind, "0.19 or later", "an older version")),
+            (_holding(kind, older), _found(kind, "before 0.19", "a later version")),
+            (_holding(kind, newer), _found(kind, "0.19 or later", "an older version")),
             _CURE,
             report,
         )
     return [_turned(one, turned - equal) if one.facts.old_experts else one for one in adapters]
 
 
+def all_older(adapters: Sequence[Adapter]) -> bool:
+    """Whether PEFT before 0.19 stored the experts of every adapter that has any."""
+    held = [one for one in adapters if _experts(one)]
+    return bool(held) and all(one.facts.old_experts for one in held)
+
+
 def older_experts(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     """A remark where the experts of all adapters lie as PEFT before 0.19 stored them."""
-    held = [one for one in adapters if _experts(one)]
-    if not held or not all(one.facts.old_experts for one in held):
+    if not all_older(adapters):
         return ()
     return (
         "PEFT before 0.19 stored the experts of all clients: load the global adapter with such a "
@@ -75,6 +85,11 @@ def _experts(adapter: Adapter) -> dict[str, Module]:
 def _kind(module: Module) -> str:
     """What the modules of one class are called in every layer."""
     return module.layout.pair.partition(".base_layer")[0].rpartition(".")[2]
+
+
+def _holding(kind: str, adapters: Sequence[tuple[Adapter, dict[str, Module]]]) -> list[Adapter]:
+    """The adapters with experts of this kind."""
+    return [one for one, own in adapters if kind in map(_kind, own.values())]
 
 
 def _found(kind: str, own: str, other: str) -> str:

@@ -28,7 +28,9 @@ def precision(tensor: Tensor) -> torch.dtype:
 
 
 def same_up_to_rounding(one: Tensor, other: Tensor) -> bool:
-    """Whether both may be roundings of the same numbers; of one precision, they must be equal."""
+    """Whether both may be roundings of the same numbers: of one precision, they are equal but for
+    `_TINY`.
+    """
     if one.shape != other.shape:
         return False
     precisions = {precision(one), precision(other)}

@@ -95,7 +95,7 @@ def fault(adapter: object, module: str, found: Sizes) -> InputError | None:
     >>> fault("round-01/ann", "q_proj", Sizes(1.0, 1.0, 2e6)).found
     'the pieces of the update of q_proj cancel: their norms add up to 2e+06, the update has 1'
     """
-    if not (math.isfinite(found.norm) and found.norm <= LARGEST):
+    if not found.reach <= LARGEST:  # nor where it is not a number
         return without_norm(adapter, module)
     if not found.pieces <= CANCELLED * found.norm:
         what = f"their norms add up to {found.pieces:.3g}, the update has {found.norm:.3g}"

@@ -35,7 +35,10 @@ WHOLE = 31
 def spec(name: str, rank: int, number: int, **more: Any) -> Spec:
     shapes = more.pop("shapes", SHAPES)
     rng = torch.Generator().manual_seed(number)
-    tensors = {BIAS: torch.randn(24, generator=rng)} if Q in shapes else {}
+    # As PEFT stores them, every module has a bias; only that of Q was trained.
+    tensors = {f"{name}.lora_B.bias": torch.zeros(out) for name, (out, _) in shapes.items()}
+    if Q in shapes:
+        tensors[BIAS] = torch.randn(24, generator=rng)
     config: dict[str, Any] = {"lora_bias": True}
     if more.pop("head", True):
         tensors[HEAD] = torch.randn(3, 4, generator=rng)

@@ -213,3 +213,31 @@ def test_sides_that_are_exchanged_without_a_reason_are_named(tmp_path: Path) -> 
 
     with pytest.raises(InputError, match=r"its transpose, as PEFT before 0\.19 stored experts"):
         aggregate([tmp_path / "round"], tmp_path / "out")
+
+
+def test_a_client_without_experts_says_nothing_about_them(tmp_path: Path) -> None:
+    """Its config has the same target_parameters, and a newer version."""
+    trained(qwen(16), tmp_path / "round", "abc")
+    for name in "ab":
+        as_before(tmp_path / "round" / name)
+    weights = tmp_path / "round/c" / WEIGHTS
+    tensors = {key: one for key, one in load_file(weights).items() if "experts" not in key}
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out")
+
+    assert "peft_version" not in config(tmp_path / "out")
+    assert any("PEFT before 0.19 stored the experts" in one for one in report.warnings)
+
+
+def test_one_newer_client_with_exchanged_sides_is_at_fault_itself(tmp_path: Path) -> None:
+    base = qwen()
+    own = trained(base, tmp_path / "round", "abcd")
+    as_before(tmp_path / "round/a")
+    as_before(tmp_path / "round/d", "0.21.0")  # it claims the newer layout, and has the older one
+
+    options = Options(method="flora", on_bad_client="skip")
+    report = aggregate([tmp_path / "round"], tmp_path / "out", options)
+
+    assert [one.name for one in report.left_out] == ["d"]
+    assert_mean(base, tmp_path / "out", {name: own[name] for name in "abc"})

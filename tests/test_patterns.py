@@ -128,7 +128,16 @@ def test_expressions_that_do_not_end_are_stopped_all_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(", "(" * 3000 + "a" + ")" * 3000, "b+|(?R)", "a{99999999999999999999}"]
+    "pattern",
+    [
+        "(",
+        "(" * 3000 + "a" + ")" * 3000,
+        "b+|(?R)",
+        "a{99999999999999999999}",
+        # Python refuses to make a number of so many digits.
+        f"a{{{'9' * 5000}}}",
+        f"a{{0,{'9' * 5000}}}",
+    ],
 )
 def test_an_expression_that_cannot_be_used_is_refused(pattern: str) -> None:
     with pytest.raises(InputError, match="is not a usable regular expression"):

@@ -69,6 +69,16 @@ def test_names_of_clients_are_taken_where_they_select_the_same(written, offered,
     assert chosen == Selection(tuple(sorted(expected)) if isinstance(expected, list) else expected)
 
 
+def test_the_layers_of_many_clients_are_written_together() -> None:
+    """Each client adapts a layer of its own, and there are more clients than selections to try."""
+    written = [f"m.layers.{i}.q_proj" for i in range(50)]
+    offered = [Selection(("q_proj",), layers=(i,)) for i in range(50)]
+
+    chosen = selection(written, [*written, "m.layers.50.q_proj"], offered)
+
+    assert chosen == Selection(("q_proj",), layers=tuple(range(50)))
+
+
 names = st.lists(st.sampled_from("abqv01"), min_size=1, max_size=4).map(".".join)
 
 

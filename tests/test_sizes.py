@@ -213,3 +213,12 @@ def test_updates_without_pieces_and_padded_ones_are_no_fault(tmp_path: Path) -> 
         assert found_fault(padded, precision) is None
     assert norm(padded) == pytest.approx(norm(one))
     assert all(fault("ann", "0", one) is None for one in trained(0, tmp_path))
+
+
+def test_parts_beyond_their_squares_are_a_fault() -> None:
+    """The norm is in range, but not what the update becomes where its parts do not cancel."""
+    found = fault("ann", "q_proj", Sizes(norm=1e150, part=1e155, pieces=1e155))
+
+    assert found is not None
+    assert found.found == "the update of q_proj is larger than any number"
+    assert fault("ann", "q_proj", Sizes(norm=1e100, part=1e104, pieces=1e104)) is None

@@ -90,7 +90,7 @@ CASES = {
     ),
     "a tied base without its embeddings": Case({}, tied=True),
     "embedding of positions": Case(
-        served("embeddings of no tokens (model.layers.0.wpe)", "llama.cpp"),
+        served("embeddings of something else than tokens (model.layers.0.wpe)", "llama.cpp"),
         layouts=layout("embedding", "model.layers.0.wpe"),
         tied=False,
     ),
@@ -152,11 +152,14 @@ CASES = {
         {}, layouts=linear(*(f"mlp.experts.{n}.down_proj" for n in range(4)), "mlp.down_proj")
     ),
     "an expert alone": Case(
-        served("some of all experts (model.layers.0.mlp.experts.3.down_proj)", "llama.cpp"),
+        served(
+            "experts that are not adapted alike (model.layers.0.mlp.experts.3.down_proj)",
+            "llama.cpp",
+        ),
         layouts=linear("mlp.experts.3.down_proj"),
     ),
     "experts that are adapted in part": Case(
-        served("some of all experts", "llama.cpp"),
+        served("experts that are not adapted alike", "llama.cpp"),
         layouts=linear(
             "mlp.experts.0.down_proj", "mlp.experts.1.down_proj", "mlp.experts.1.gate_proj"
         ),
@@ -464,3 +467,17 @@ def test_sglang_is_told_of_a_layer_that_it_cannot_pack(tmp_path: Path) -> None:
     message = f"sglang cannot load {other} without v_proj; add v_proj to target_modules"
     with pytest.raises(InputError, match=f"^--target: {re.escape(message)}$"):
         aggregate(tmp_path / "round", tmp_path / "out", Options(target="sglang"))
+
+
+def test_the_config_of_the_base_is_read_for_llama_cpp_alone(
+    clients: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from fedlora_cli.aggregation import target
+
+    asked: list[str | None] = []
+    monkeypatch.setattr(target, "ties_embeddings", asked.append)
+
+    for server in ("peft", "vllm"):
+        aggregate([clients], tmp_path / server, Options(target=server, rank=64))
+
+    assert asked == []

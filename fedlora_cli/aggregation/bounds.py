@@ -113,7 +113,8 @@ def _trust(plan: Plan, total: Comparison | None, norms: FloatArray) -> FloatArra
         trust = geometric_median(distances, samples)
     else:
         trust = multi_krum(distances, samples, plan.options.attackers or 0)
+    trust = held_back(trust, norms)
     if not (trust * samples).any():
         found = f"every client with samples is left out by --robust {plan.options.robust}"
         raise InputError("samples", found, "give fewer --attackers, or other sample counts")
-    return held_back(trust, norms)
+    return trust

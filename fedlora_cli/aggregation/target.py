@@ -49,6 +49,7 @@ def _output(plan: Plan, rank: int | None) -> Output:
     owners = {one.owner for one in tensors.values() if one.owner is not None}
     selected, saved = config_names(layouts, tensors, owners, facts)
     decided = "--rank" if options.rank is not None else "--energy"
+    asks = asks_for_ties(options.target or "", layouts)
     return Output(
         format=plan.cohort.format,
         rank=rank,
@@ -58,5 +59,5 @@ def _output(plan: Plan, rank: int | None) -> Output:
         facts=facts,
         targets=selected.modules,
         saved=saved,
-        tied=ties_embeddings(facts.base_model) if asks_for_ties(layouts) else None,
+        tied=ties_embeddings(facts.base_model) if asks else None,
     )

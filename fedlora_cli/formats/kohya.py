@@ -66,7 +66,7 @@ def read(file: LoraFile, report: Report) -> Adapter:
     parts, foreign = single.parts_of(file, _NAMES, told)
     kinds = single.kinds_of(foreign, _OTHERS, _UNKNOWN)
     if not parts and not file.refused and not kinds.keys() - {_UNKNOWN}:
-        cure = "save the adapter, or move away what is none"
+        cure = "save the adapter, or move this file away"
         told(InputError(file.weights, "no LoRA tensors in it", cure))
         kinds = {}
     single.report_kinds(file, kinds, told)

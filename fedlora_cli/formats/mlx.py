@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from fedlora_cli.errors import InputError
 
 #: What was found, and the way out.
-FOUND = "an adapter of MLX, whose factors PEFT has transposed"
+FOUND = "an adapter of MLX, whose factors are the transposes of PEFT's"
 CURE = "convert it with samples/from_mlx.py of fedlora's sources"
 
 #: Fields that no config of PEFT has.

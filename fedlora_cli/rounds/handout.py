@@ -81,7 +81,7 @@ def hand_out(
     for one in recipients:
         largest = max(share.alpha for share in one.shares.values())
         if largest > LARGEST_ALPHA:
-            found = f"{largest:g} in {one.name}, which nobody would read again"
+            found = f"{largest:g} in {one.name}, which no reader of adapters takes"
             raise UsageError("--alpha", found, f"give one of at most {LARGEST_ALPHA:g}")
 
     def write(folder: Path, one: Recipient) -> int:

@@ -32,7 +32,7 @@ def left_out(plan: Plan) -> tuple[str, ...]:
     """
     unheld = sorted(name for name in plan.cohort.tensors if not _is_held(plan, name))
     base = [name for name in unheld if _is_base(plan, name)]
-    rest = [name for name in unheld if name not in base]
+    rest = sorted({*unheld} - {*base})
     who = "only clients that --robust leaves out have them"
     few = "base weights that few clients send are left out"
     return (

@@ -46,6 +46,10 @@ _POSIX = re.compile(r"\[:\^?\w+:\]")
 _FLAGS_INSIDE = "global flags not at the start"
 
 
+#: What the two libraries raise for an expression; ValueError for a count of thousands of digits.
+_UNUSABLE = (re.error, regex.error, RecursionError, MemoryError, OverflowError, ValueError)
+
+
 @dataclass
 class Matcher:
     """Matches the expressions of one file, with one limit on the time of all of them together."""
@@ -90,7 +94,7 @@ class Matcher:
             found = f"its expressions take too long, {own[:80]!r} on {text!r} for one"
             self.stopped = InputError(self.where, found, "write them without nested repetition")
             raise self.stopped from None
-        except (re.error, regex.error, RecursionError, MemoryError, OverflowError) as error:
+        except _UNUSABLE as error:
             reason = getattr(error, "msg", None) or str(error)
             found = f"{own[:80]!r} is not a usable regular expression ({reason[:80]})"
             cure = "correct it"
@@ -112,7 +116,7 @@ class Matcher:
                 self.stopped = InputError(self.where, found, "write names, or fewer expressions")
                 raise self.stopped
             return _compiled(pattern)
-        except (re.error, regex.error, RecursionError, MemoryError, OverflowError) as error:
+        except _UNUSABLE as error:
             return error
 
     def first(self, patterns: Iterable[str], module: str) -> str | None:

@@ -148,7 +148,7 @@ def _without_prefix(weights: Location, keys: Sequence[str]) -> InputError:
         found = f"a tensor named {shortened_keys(keys)}"
         return InputError(weights, found, f"PEFT's names begin with {PREFIX}")
     found = f"{shortened_keys(keys)}: names without {PREFIX}, as of inject_adapter_in_model"
-    cure = "save by PeftModel.save_pretrained, or put it before every name"
+    cure = f"save by PeftModel.save_pretrained, or put {PREFIX} before every name"
     return InputError(weights, found, cure)
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fedlora_cli.adapter import Selection
 from fedlora_cli.errors import InputError
@@ -67,13 +67,16 @@ def _candidates(offered: Sequence[Selection], written: Collection[str]) -> Itera
     if len(offered) == 1 and _has_expression(offered[0]):
         yield offered[0]
     plain = list(_useful((one for one in offered if not _has_expression(one)), written))
-    yield from plain
+    yield from plain[:1]
     for field in ("modules", "layers"):
-        alike: dict[Selection, set[Any]] = {}
+        alike: dict[Selection, list[Selection]] = {}
         for one in plain:
-            alike.setdefault(replace(one, **{field: ()}), set()).update(getattr(one, field))
-        for rest, values in alike.items():
-            yield replace(rest, **{field: tuple(sorted(values))})
+            alike.setdefault(replace(one, **{field: ()}), []).append(one)
+        for rest, members in alike.items():
+            values = {value for one in members for value in getattr(one, field)}
+            if len(members) > 1:
+                yield replace(rest, **{field: tuple(sorted(values))})
+    yield from plain[1:]
 
 
 def _useful(offered: Iterable[Selection], written: Collection[str]) -> Iterator[Selection]:

@@ -74,8 +74,10 @@ def obstacles(target: str, output: Output) -> tuple[Obstacle, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def asks_for_ties(layouts: Sequence[Layout]) -> bool:
-    """Whether it matters that a base model ties its embeddings to its head."""
+def asks_for_ties(target: str, layouts: Sequence[Layout]) -> bool:
+    """Whether it matters to this server that a base model ties its embeddings to its head."""
+    if target != "llama.cpp":
+        return False
     return any(one.kind == "embedding" or _is_head(one.pair) for one in layouts)
 
 
@@ -212,7 +214,9 @@ _TOLD_APART = _of_names(
 )
 _PACKED = _of_names(unpacked, "{0} without {1}", "add {1} to target_modules")
 _WHOLE_EXPERTS = _of_names(
-    incomplete_experts, "some of all experts ({0})", "adapt all experts alike"
+    incomplete_experts,
+    "experts that are not adapted alike ({0})",
+    "adapt all experts alike",
 )
 
 
@@ -244,7 +248,7 @@ def _of_tokens(output: Output) -> Obstacle | None:
     others = [name for name in _embeddings(output) if re.search("posit|wpe|token_type", name)]
     if not others:
         return None
-    return Obstacle(f"embeddings of no tokens ({others[0]})", _LEAVE_OUT)
+    return Obstacle(f"embeddings of something else than tokens ({others[0]})", _LEAVE_OUT)
 
 
 def _experts_in_pairs(output: Output) -> Obstacle | None:

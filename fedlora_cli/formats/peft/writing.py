@@ -18,7 +18,7 @@ from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.files.writing import Declared, check_header, declare
 from fedlora_cli.files.writing import writing as write_tensors
-from fedlora_cli.formats.peft.config import MAX_BYTES, NEW_EXPERTS
+from fedlora_cli.formats.peft.config import MAX_BYTES, NEW_EXPERTS, config_of
 from fedlora_cli.formats.peft.experts import joined
 from fedlora_cli.formats.peft.loading import check_loading
 from fedlora_cli.formats.peft.names import (
@@ -110,6 +110,7 @@ def _planned(adapter: NewAdapter, provenance: Mapping[str, Any]) -> _NewFolder:
     stored = _stored(adapter, {**adapter.factors, **adapter.tensors}, ties, keys)
     declared = {name: declare(one) for name, one in stored.items()}
     check_loading(CONFIG, fields, {name: one.shape for name, one in declared.items()})
+    config_of(Path(CONFIG), fields)  # its limits hold for what is written, too
     metadata = {"format": "pt", "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False)}
     return _NewFolder(adapter, ties, keys, config, declared, metadata)
 
