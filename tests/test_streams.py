@@ -102,7 +102,16 @@ def test_a_command_ends_as_its_work_does(command: str, streams: str, tmp_path: P
         )
 
 
-@pytest.mark.parametrize("streams", ["", ">&-", "> /dev/full", "2>&-", "| true"])
+@pytest.mark.parametrize(
+    "streams",
+    [
+        ">&-",
+        *(
+            pytest.param(one, marks=pytest.mark.long)
+            for one in ("", "> /dev/full", "2>&-", "| true")
+        ),
+    ],
+)
 def test_a_finding_and_a_fault_keep_their_exit_codes(streams: str, tmp_path: Path) -> None:
     aggregate([ROUND], tmp_path / "global", Options(method="flexlora"))
     for arguments, code in (
@@ -232,7 +241,10 @@ def test_a_job_that_ignores_interrupts_goes_on(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("home", ["/dev/null/none", "/proc", ""])
+@pytest.mark.parametrize(
+    "home",
+    ["/dev/null/none", *(pytest.param(one, marks=pytest.mark.long) for one in ("/proc", ""))],
+)
 @pytest.mark.parametrize(
     "arguments",
     ["predict --ranks 4,8 --plot plot.svg --html page.html", f"diagnose {ROUND} --plot plot.png"],
