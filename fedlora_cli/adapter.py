@@ -82,7 +82,8 @@ class Layout:
 
     `sides` are those of lora_A beyond the rank where it is a convolution: (in, *kernel). Of the
     `experts` that share one pair, the module is number `expert`; `parameter` is the one that they
-    adapt, "" where that is not known. Where it is `turned`, the file holds the transposed update.
+    adapt, "" where that is not known, and `parameters` are all that are adapted around one module.
+    Where it is `turned`, the file holds the transposed update.
     """
 
     kind: Kind
@@ -91,6 +92,7 @@ class Layout:
     expert: int = 0
     experts: int = 1
     parameter: str = ""
+    parameters: tuple[str, ...] = ()
     turned: bool = False
 
 
@@ -198,6 +200,7 @@ class Facts:
         """The same with the names that the configs of these adapters use."""
         return replace(
             self,
+            target_parameters=tuple(sorted({n for one in others for n in one.target_parameters})),
             selections=_by_votes(one.selections for one in others),
             saved_names=_by_votes(one.saved_names for one in others),
             token_names=_by_votes(one.token_names for one in others),

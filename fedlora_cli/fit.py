@@ -24,7 +24,6 @@ _MEANINGS = (
     "bias",
     "lora_bias",
     "dora",
-    "target_parameters",
     "layer_replication",
     "invocation_tokens",
 )
@@ -164,7 +163,10 @@ def _describe(module: Module) -> str:
     text = f"{layout.kind} {module.shape[0]} x {module.shape[1]}"
     if layout.sides:
         text += f" of kernel {' x '.join(map(str, layout.sides[1:]))}"
-    return text + (f", one of {layout.experts}" if layout.kind == "experts" else "")
+    if layout.kind == "experts":
+        # Of what is nested around one module, the names of the pairs do not tell which is which.
+        text += f", one of {layout.experts}, of {' and '.join(layout.parameters)}"
+    return text
 
 
 def _transposes(one: str, other: str) -> str:

@@ -29,9 +29,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from fedlora_cli import Options, aggregate, distribute
+from fedlora_cli import InputError, Options, aggregate, distribute
 from fedlora_cli.adapter import Selection
-from fedlora_cli.errors import InputError
 from fedlora_cli.formats.peft.selection import (
     modules_to_save,
     patterns,
@@ -324,6 +323,7 @@ def test_trained_tokens_of_tied_embeddings_are_loaded(
 
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+EXPLICIT = ["experts.down_proj", "experts.gate_up_proj"]
 MOE: dict[str, Any] = {
     "vocab_size": 30,
     "hidden_size": 16,
@@ -375,6 +375,41 @@ def test_what_peft_makes_of_the_targets_of_a_mixture(tmp_path: Path, build: str,
         assert float((value - mean).norm()) <= 1e-5 * float(mean.norm()), key
     for name in "ab":
         assert set(applied(load(base, tmp_path / "next" / name))) == set(own[name])
+
+
+def test_parameters_may_be_spelled_in_several_ways(tmp_path: Path) -> None:
+    """And some clients may adapt no experts, or the router besides."""
+    base = Qwen3MoeForCausalLM(Qwen3MoeConfig(**MOE, head_dim=8))
+    spellings: list[dict[str, Any]] = [
+        {"target_modules": SEVEN},
+        {"target_modules": SEVEN[:4], "target_parameters": EXPLICIT},
+        {"target_modules": "all-linear"},
+        {"target_modules": SEVEN[:4]},
+    ]
+    own = [
+        applied(train(base, tmp_path / "round" / str(k), k, r=2, lora_alpha=3, **fields))
+        for k, fields in enumerate(spellings)
+    ]
+
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+
+    found = applied(load(base, tmp_path / "out"))
+    assert set(found) == set(own[2])
+    for key, value in found.items():
+        held = [one[key] for one in own if key in one]
+        mean = sum(held) / len(held)
+        assert float((value - mean).norm()) <= 1e-5 * float(mean.norm()), key
+
+
+def test_other_parameters_around_a_module_are_refused(tmp_path: Path) -> None:
+    """The pair of the one is named as the outer pair of the two."""
+    base = Qwen3MoeForCausalLM(Qwen3MoeConfig(**(MOE | {"moe_intermediate_size": 16}), head_dim=8))
+    for name, parameters in (("a", EXPLICIT), ("b", EXPLICIT), ("c", EXPLICIT[:1])):
+        fields = {"target_modules": ["q_proj"], "target_parameters": parameters}
+        train(base, tmp_path / "round" / name, 1, r=2, **fields)
+
+    with pytest.raises(InputError, match=r"of down_proj, but .* of down_proj and gate_up_proj in"):
+        aggregate([tmp_path / "round"], tmp_path / "out")
 
 
 def test_configs_of_large_models_stay_small(tmp_path: Path) -> None:

@@ -191,11 +191,13 @@ def _experts(
     return {
         f"{name}[{number}]": module
         for name, share in zip(names, shares, strict=True)
-        for number, module in enumerate(_each(name, *pairs[name], share, config))
+        for number, module in enumerate(_each(name, *pairs[name], share, tuple(parameters), config))
     }
 
 
-def _each(name: str, B: Entry, A: Entry, share: Share, config: Config) -> Iterator[Module]:
+def _each(
+    name: str, B: Entry, A: Entry, share: Share, parameters: tuple[str, ...], config: Config
+) -> Iterator[Module]:
     scale = config.scale(share.alpha, share.rank)
     for number in range(share.experts):
         yield Module(
@@ -204,7 +206,7 @@ def _each(name: str, B: Entry, A: Entry, share: Share, config: Config) -> Iterat
             alpha=share.alpha,
             scale=scale,
             dtype=widest([B.dtype, A.dtype]),
-            layout=Layout("experts", name, (), number, share.experts, share.parameter),
+            layout=Layout("experts", name, (), number, share.experts, share.parameter, parameters),
             # Its columns of B are interleaved with the others', so that each needs it whole.
             entries=(B, A.part(number * share.rank, share.rank)),
             build=partial(_factors_of_expert, number, share.experts, scale),
