@@ -52,8 +52,13 @@ def claimed_folder(output: Location, *, force: bool) -> Iterator[None]:
 def check_room(recipients: Sequence[Recipient], output: Location) -> None:
     """Whether there is room for all of their adapters, and each could be read again.
 
-    Raises OutputError.
+    Raises UsageError, InputError and OutputError.
     """
+    for one in recipients:
+        alpha = max(share.alpha for share in one.shares.values())
+        if alpha > LARGEST_ALPHA:
+            found = f"{alpha:g} in {one.name}, which no reader of adapters takes"
+            raise UsageError("--alpha", found, f"give one of at most {LARGEST_ALPHA:g}")
     check_space(output, sum(_bytes(one) for one in recipients))
     # The largest may be beyond what a reader takes; all of them are held to it when written.
     largest = max(recipients, key=lambda one: sum(map(len, (*one.shares, *one.tensors))))
@@ -75,14 +80,9 @@ def hand_out(
 
     Where a recipient's rank is beyond the directions that there are, A gets random rows and B zero
     columns: the update is the same, and they can be trained. Every adapter is read back before any
-    of them gets its place, and `check` sees them then. Raises UsageError, InputError, OutputError
-    and VerificationError.
+    of them gets its place, and `check` sees them then. Raises InputError, OutputError and
+    VerificationError.
     """
-    for one in recipients:
-        largest = max(share.alpha for share in one.shares.values())
-        if largest > LARGEST_ALPHA:
-            found = f"{largest:g} in {one.name}, which no reader of adapters takes"
-            raise UsageError("--alpha", found, f"give one of at most {LARGEST_ALPHA:g}")
 
     def write(folder: Path, one: Recipient) -> int:
         folder.mkdir()
