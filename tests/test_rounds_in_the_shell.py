@@ -106,7 +106,9 @@ def test_the_script_runs_two_rounds_from_any_folder(tmp_path: Path) -> None:
 
     # Between the rounds, everybody receives the first global adapter at their own rank.
     whole = load_file(first / "global" / WEIGHTS)
-    modules = config(first / "global")["target_modules"]
+    assert config(first / "global")["target_modules"] == ["fc1", "fc2", "q_proj", "v_proj"]
+    report = json.loads((first / "global/fedlora.json").read_text())
+    modules = [row["name"] for row in report["modules"]]
     assert len(modules) == 12
     for client, rank in RANKS.items():
         start = second / "start" / client
