@@ -48,7 +48,7 @@ class _Place:
 
 
 def renames(held: Sequence[Mapping[str, T]], look: Callable[[T], object]) -> list[Rename]:
-    """Where some hold modules under one name, others under another, and nobody under both.
+    """Where some hold modules under one name, others under another, and no adapter under both.
 
     `held` is what every holder has by name; modules that `look` different are different ones. One
     stands for all that differ in the same words; the renames that concern most holders come first.

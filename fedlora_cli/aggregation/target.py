@@ -33,7 +33,7 @@ def check_server(plan: Plan, rank: int | None) -> None:
 
 
 def server_doubts(plan: Plan) -> tuple[str, ...]:
-    """What decides whether `--target` can load the output, and nobody here knows."""
+    """What decides whether `--target` can load the output, and is not known here."""
     target = plan.options.target
     return () if target is None else doubts(target, _output(plan, plan.rank))
 

@@ -25,7 +25,7 @@ class Output:
     """What is known of an adapter before it is made. `rank` is None while nobody knows, `decided`
     the option that decides it, if one does. `targets` and `saved` are `target_modules` and
     `modules_to_save` of its config; `tied` says whether the base model's head is its embeddings,
-    None where nobody knows.
+    None where that is not known.
     """
 
     format: str
