@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -430,9 +431,12 @@ def test_a_replacement_in_two_steps_can_be_stopped_anywhere(
     assert beside(old) == set()
 
 
-def test_who_is_asked_to_stop_while_the_old_folder_is_removed_removes_it_before(
+def test_a_signal_while_the_old_folder_is_removed_waits_until_it_is_gone(
     old: Path, monkeypatch
 ) -> None:
+    def stop(*_: object) -> None:
+        raise SystemExit(143)
+
     really = os.unlink
     asked = False
 
@@ -441,11 +445,13 @@ def test_who_is_asked_to_stop_while_the_old_folder_is_removed_removes_it_before(
         really(*args, **kwargs)
         if not asked and str(args[0]).startswith("adapter"):
             asked = True
-            raise SystemExit(143)
+            signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(os, "unlink", unlink)
+    before = signal.signal(signal.SIGTERM, stop)
     with pytest.raises(SystemExit):
         renew(old)
+    signal.signal(signal.SIGTERM, before)
 
     assert asked
     whole(old)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedlora_cli.errors import OutputError
 from fedlora_cli.files.documents import unwritable
+from fedlora_cli.interrupts import signals_deferred
 
 _LOCK = ".lock"
 
@@ -41,21 +42,33 @@ def alone_at(target: Path) -> Iterator[bool]:
         yield False
         return
     path = target.with_name(f".{target.name}{_LOCK}")
+    lock = held = None
+    try:
+        with signals_deferred():
+            lock, held = _taken(path, target)
+        yield held
+    finally:
+        with signals_deferred():
+            if lock is not None:
+                # Removed before it is released: the next process that takes it sees that it has no
+                # name any more.
+                with suppress(OSError):
+                    path.unlink()
+                os.close(lock)
+
+
+def _taken(path: Path, target: Path) -> tuple[int, bool]:
+    """The open lock file, and whether the system has locks. Raises OutputError."""
     while True:
         lock = _open(path, target)
         try:
             held = _take(lock, target)
-            if held and not _is(path, lock):
-                continue  # its holder removed it meanwhile: another file has the name, or none
-            try:
-                yield held
-            finally:
-                # While it is held: whoever takes it later finds that it has no name any more.
-                with suppress(OSError):
-                    path.unlink()
-            return
-        finally:
+        except BaseException:
             os.close(lock)
+            raise
+        if not held or _is(path, lock):
+            return lock, held
+        os.close(lock)  # the process that held it removed it: another file has the name, or none
 
 
 def _open(path: Path, target: Path) -> int:

@@ -1,12 +1,18 @@
-"""What differs from one file system to the next: mounts, and whether it can flush to the disk."""
+"""Mounts, flushing to the disk, and temporary folders that do not stay."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from fedlora_cli.interrupts import signals_deferred
 
 #: What a file system says that keeps no order on a disk, as some network ones and those of
 #: containers do: nothing can be flushed there, and nothing is wrong.
@@ -54,3 +60,21 @@ def sync(path: Path) -> None:
         flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A new folder in `parent`, or in the system's temporary folder, removed when the block ends.
+
+    A signal neither comes between its making and the promise to remove it, nor cuts the removal
+    short. Raises OSError.
+    """
+    folder: Path | None = None
+    try:
+        with signals_deferred():
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        yield folder
+    finally:
+        with signals_deferred():
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -10,12 +10,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.alone import alone_at
-from fedlora_cli.files.disk import is_mounted
+from fedlora_cli.files.disk import is_mounted, temporary_folder
 from fedlora_cli.files.disk import sync as _sync
 from fedlora_cli.files.documents import unwritable
 from fedlora_cli.files.sending import Foreign, check_upload, uploaded
@@ -158,18 +158,16 @@ def _rehearse(target: Path) -> None:
 
     Raises OSError, and OutputError where the folder at `target` could not be replaced.
     """
-    prefix = f".{target.name}{_TEMPORARY}"
-    folders = [Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent)) for _ in range(2)]
-    try:
-        first, second = folders
+    with _beside(target) as first, _beside(target) as second:
         (first / _TRIAL).touch()
         second.rmdir()
         first.replace(second)
         if target.exists() and os.name != "nt":
             _check_replaceable(target, second)
-    finally:
-        for folder in folders:
-            _remove(folder)
+
+
+def _beside(target: Path) -> AbstractContextManager[Path]:
+    return temporary_folder(f".{target.name}{_TEMPORARY}", target.parent)
 
 
 def _check_replaceable(target: Path, filled: Path) -> None:
@@ -222,20 +220,16 @@ def new_folder(target: Location, *, force: bool, foreign: Foreign) -> Iterator[P
             yield folder
         return
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}{_TEMPORARY}", dir=target.parent))
+        # After a success, only the folder that was replaced, if any, is left in the temporary one's
+        # place.
+        with _beside(target) as temporary:
+            yield temporary
+            _settle(temporary)
+            check_target(target, force=force, foreign=foreign)
+            _publish(temporary, target)
+            _record(target)
     except OSError as error:
         raise unwritable(target, error) from None
-    try:
-        yield temporary
-        _settle(temporary)
-        check_target(target, force=force, foreign=foreign)
-        _publish(temporary, target)
-        _record(target)
-    except OSError as error:
-        raise unwritable(target, error) from None
-    finally:
-        # Nothing is left here after a success but the folder that was replaced, if any.
-        _remove(temporary)
 
 
 def _sweep(target: Path, foreign: Foreign) -> None:
@@ -255,16 +249,7 @@ def _sweep(target: Path, foreign: Foreign) -> None:
             if incomplete.is_file():
                 incomplete.unlink()
         if foreign(path) is None:
-            _remove(path)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder as far as possible. Who is asked to stop meanwhile still does so before."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _settle(folder: Path) -> None:

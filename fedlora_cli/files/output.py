@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 from fedlora_cli.errors import OutputError, UsageError
-from fedlora_cli.files.disk import flush, is_mounted
+from fedlora_cli.files.disk import flush, is_mounted, temporary_folder
 from fedlora_cli.files.documents import unwritable
 
 
@@ -39,21 +37,12 @@ def write_file(target: Path, content: bytes) -> None:
     """
     target = target.resolve()
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
+        with temporary_folder(f".{target.name}.tmp-", target.parent) as folder:
+            temporary = folder / target.name
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                flush(file.fileno())
+            temporary.replace(target)
     except OSError as error:
         raise unwritable(target, error) from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            flush(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-    except OSError as error:
-        raise unwritable(target, error) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -6,13 +6,13 @@ upload from a part of one is the report: it is the first file to go and the last
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedlora_cli.errors import OutputError
+from fedlora_cli.files.disk import temporary_folder
 from fedlora_cli.files.documents import unwritable
 from fedlora_cli.remote import Location, Remote
 
@@ -68,18 +68,12 @@ def uploaded(target: Remote, *, force: bool, foreign: Foreign) -> Iterator[Path]
     more. Raises OutputError; then what was uploaded is removed again, as far as the store lets us.
     """
     try:
-        temporary = Path(tempfile.mkdtemp(prefix="fedlora-"))
+        with temporary_folder("fedlora-") as temporary:
+            yield temporary
+            check_upload(target, force=force, foreign=foreign)
+            _replace(target, temporary)
     except OSError as error:
         raise unwritable(Path(tempfile.gettempdir()), error) from None
-    try:
-        try:
-            yield temporary
-        except OSError as error:
-            raise unwritable(temporary, error) from None
-        check_upload(target, force=force, foreign=foreign)
-        _replace(target, temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(target: Remote, folder: Path) -> None:
