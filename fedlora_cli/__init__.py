@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 from fedlora_cli.version import __version__
 
 if TYPE_CHECKING:
-    from fedlora_cli.adapter import Adapter
+    from fedlora_cli.adapters.adapter import Adapter
     from fedlora_cli.aggregation.options import Options
     from fedlora_cli.analysis.comparison.compare import compare
     from fedlora_cli.analysis.diagnosis.diagnose import diagnose
     from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
     from fedlora_cli.analysis.inspection.inspect import inspect
     from fedlora_cli.analysis.prediction.predict import predict
-    from fedlora_cli.clients import read_clients
-    from fedlora_cli.cluster import ClusterWarning
-    from fedlora_cli.cohort import Client, Cohort, align
+    from fedlora_cli.clients.cohort import Client, Cohort, align
+    from fedlora_cli.clients.reading import read_clients
     from fedlora_cli.errors import (
         ClusterError,
         FedloraError,
@@ -34,18 +33,20 @@ if TYPE_CHECKING:
         UsageError,
         VerificationError,
     )
-    from fedlora_cli.factors import Factors
+    from fedlora_cli.execution.cluster import ClusterWarning
     from fedlora_cli.files.locations import location
     from fedlora_cli.formats import read
-    from fedlora_cli.method import Method
+    from fedlora_cli.linalg.factors import Factors
     from fedlora_cli.methods import METHODS
-    from fedlora_cli.render.report.aggregate import AggregateReport
-    from fedlora_cli.render.report.compare import CompareReport
-    from fedlora_cli.render.report.diagnose import DiagnoseReport
-    from fedlora_cli.render.report.handout import DistributeReport, InitReport
-    from fedlora_cli.render.report.inspect import InspectReport
-    from fedlora_cli.render.report.predict import PredictReport
-    from fedlora_cli.render.report.simulate import SimulateReport
+    from fedlora_cli.methods.method import Method
+    from fedlora_cli.methods.weights import Holdings, Weights
+    from fedlora_cli.reports.aggregate import AggregateReport
+    from fedlora_cli.reports.compare import CompareReport
+    from fedlora_cli.reports.diagnose import DiagnoseReport
+    from fedlora_cli.reports.handout import DistributeReport, InitReport
+    from fedlora_cli.reports.inspect import InspectReport
+    from fedlora_cli.reports.predict import PredictReport
+    from fedlora_cli.reports.simulate import SimulateReport
     from fedlora_cli.rounds.aggregate import aggregate
     from fedlora_cli.rounds.distribute import distribute
     from fedlora_cli.rounds.initialise import initialise
@@ -59,44 +60,43 @@ if TYPE_CHECKING:
         Training,
     )
     from fedlora_cli.simulation.simulate import simulate
-    from fedlora_cli.weights import Holdings, Weights
 
 _HOMES = {
-    "Adapter": "adapter",
-    "AggregateReport": "render.report.aggregate",
+    "Adapter": "adapters.adapter",
+    "AggregateReport": "reports.aggregate",
     "Arm": "simulation.options",
-    "Client": "cohort",
+    "Client": "clients.cohort",
     "ClusterError": "errors",
-    "ClusterWarning": "cluster",
-    "Cohort": "cohort",
-    "CompareReport": "render.report.compare",
+    "ClusterWarning": "execution.cluster",
+    "Cohort": "clients.cohort",
+    "CompareReport": "reports.compare",
     "DiagnoseOptions": "analysis.diagnosis.options",
-    "DiagnoseReport": "render.report.diagnose",
+    "DiagnoseReport": "reports.diagnose",
     "DistributeOptions": "rounds.options",
-    "DistributeReport": "render.report.handout",
-    "Factors": "factors",
+    "DistributeReport": "reports.handout",
+    "Factors": "linalg.factors",
     "FedloraError": "errors",
-    "Holdings": "weights",
+    "Holdings": "methods.weights",
     "InitOptions": "rounds.options",
-    "InitReport": "render.report.handout",
+    "InitReport": "reports.handout",
     "InputError": "errors",
-    "InspectReport": "render.report.inspect",
+    "InspectReport": "reports.inspect",
     "METHODS": "methods",
-    "Method": "method",
+    "Method": "methods.method",
     "Options": "aggregation.options",
     "OutputError": "errors",
-    "PredictReport": "render.report.predict",
+    "PredictReport": "reports.predict",
     "Setting": "simulation.options",
     "SimulateOptions": "simulation.options",
-    "SimulateReport": "render.report.simulate",
+    "SimulateReport": "reports.simulate",
     "Source": "simulation.options",
     "Split": "simulation.options",
     "Training": "simulation.options",
     "UsageError": "errors",
     "VerificationError": "errors",
-    "Weights": "weights",
+    "Weights": "methods.weights",
     "aggregate": "rounds.aggregate",
-    "align": "cohort",
+    "align": "clients.cohort",
     "compare": "analysis.comparison.compare",
     "diagnose": "analysis.diagnosis.diagnose",
     "distribute": "rounds.distribute",
@@ -105,7 +105,7 @@ _HOMES = {
     "location": "files.locations",
     "predict": "analysis.prediction.predict",
     "read": "formats",
-    "read_clients": "clients",
+    "read_clients": "clients.reading",
     "simulate": "simulation.simulate",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedlora_cli.interrupts import leaving_at_once
+from fedlora_cli.files.interrupts import leaving_at_once
 
 
 def main() -> None:

@@ -8,28 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedlora_cli.remote import Location, Remote, normal
-
-
-def printable(text: object) -> str:
-    r"""`text` on one line, with every control, bidi or otherwise unprintable character escaped.
-
-    Names come from untrusted files; a terminal must never obey them.
-
-    >>> printable("a\x1b[2Jb\n")
-    'a\\x1b[2Jb\\n'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def first_line(error: BaseException) -> str:
-    r"""What a library's error says, of which many take a page; its kind where it says nothing.
-
-    >>> first_line(ValueError("no such mode\nthe modes are ..."))
-    'no such mode'
-    >>> first_line(AssertionError())
-    'AssertionError'
-    """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+from fedlora_cli.text import printable
 
 
 def innermost(error: BaseException) -> BaseException:

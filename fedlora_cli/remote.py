@@ -17,6 +17,8 @@ from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from fedlora_cli.text import first_line
+
 Result = TypeVar("Result")
 
 #: What to install for the URLs that begin so; None where nothing is needed.
@@ -223,10 +225,10 @@ class Remote:
             raise FileNotFoundError(errno.ENOENT, _NOTHING, str(self)) from error
         except ImportError as error:
             extra = EXTRAS[self.protocol] or "fsspec"
-            raise StorageError(str(self), _line(error), f"pip install '{extra}'") from error
+            raise StorageError(str(self), first_line(error), f"pip install '{extra}'") from error
         except Exception as error:  # every library has kinds of its own
             cure = "check the address, the credentials and the network"
-            raise StorageError(str(self), _line(error), cure) from error
+            raise StorageError(str(self), first_line(error), cure) from error
 
 
 #: What commands read from and write to.
@@ -276,8 +278,3 @@ def asked(
         finally:
             for waiting in ahead.values():
                 waiting.cancel()
-
-
-def _line(error: BaseException) -> str:
-    """What an error says first, or its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

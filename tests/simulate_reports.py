@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedlora_cli.render.report.simulate import ArmRow, RoundPoint, SimulateReport, Spread
+from fedlora_cli.reports.simulate import ArmRow, RoundPoint, SimulateReport, Spread
 
 NONE = Spread(None, None)
 

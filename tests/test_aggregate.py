@@ -13,11 +13,7 @@ from makers import Made, Spec, make, relative_error, truncated, written_update
 from rounds import ROUND, SHAPES, expected_update, make_round
 from safetensors.torch import load_file, save_file
 
-from fedlora_cli import (
-    METHODS,
-    Options,
-    aggregate,
-)
+from fedlora_cli import METHODS, Options, aggregate
 
 
 def share_A(made: list[Made]) -> None:

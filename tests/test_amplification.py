@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from fedlora_cli import InputError, formats
-from fedlora_cli.adapter import Adapter, Facts
-from fedlora_cli.cohort import Client, _gaps
+from fedlora_cli.adapters.adapter import Adapter, Facts
+from fedlora_cli.clients.cohort import Client, _gaps
 from fedlora_cli.files import entries as entries_file
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.untrusted import State

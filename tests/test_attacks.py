@@ -19,15 +19,16 @@ import pytest
 from attacks import ATTACKS, HEAD, RANKS, F, Scene, head_1000, scene, write_all
 from readme_attacks import MORE, PLACE
 
-from fedlora_cli import Adapter, Cohort, InputError, Options, aggregate, engine, read, read_clients
+from fedlora_cli import Adapter, Cohort, InputError, Options, aggregate, read, read_clients
 from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.plan import Plan, make_plan
 from fedlora_cli.aggregation.reading import read_modules
 from fedlora_cli.aggregation.sums import weighted_sum
-from fedlora_cli.analysis.inspection.values import look_at
-from fedlora_cli.cohort import align
+from fedlora_cli.clients.cohort import align
+from fedlora_cli.clients.tensor_checks import look_at
+from fedlora_cli.execution import engine
+from fedlora_cli.methods.weights import FloatArray
 from fedlora_cli.rounds.tensors import average_tensor
-from fedlora_cli.weights import FloatArray
 
 #: How many rounds are in the JSON; the tests repeat the first one.
 ROUNDS = 16

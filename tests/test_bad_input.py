@@ -78,7 +78,7 @@ ENDLESS = "config: an expression that takes every matcher for ever"
 MEASURE = """
 import json, sys, time
 from pathlib import Path
-from fedlora_cli.clients import read_clients
+from fedlora_cli.clients.reading import read_clients
 from fedlora_cli.errors import InputError
 
 def peak():

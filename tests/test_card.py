@@ -16,10 +16,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from fedlora_cli import Options, aggregate
-from fedlora_cli.clients import LeftOut
-from fedlora_cli.errors import printable
-from fedlora_cli.render.card import model_card
-from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.clients.reading import LeftOut
+from fedlora_cli.reports.aggregate import AggregateReport
+from fedlora_cli.reports.model_card import model_card
+from fedlora_cli.text import printable
 
 #: What renderers make more of than text: GitHub in the rendered page, others as they parse.
 HOSTILE = [

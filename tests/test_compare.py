@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fedlora_cli import METHODS, InputError, Options, aggregate
 from fedlora_cli.analysis.comparison.compare import compare
-from fedlora_cli.render.report.compare import CompareReport
+from fedlora_cli.reports.compare import CompareReport
 
 
 def dense(

@@ -15,7 +15,7 @@ from fedlora_cli import InputError, aggregate
 from fedlora_cli.analysis.diagnosis.cohort import robust_z
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.render.report.diagnose import DiagnoseReport
+from fedlora_cli.reports.diagnose import DiagnoseReport
 
 
 def dense_spectra(made: Made) -> dict[str, np.ndarray]:

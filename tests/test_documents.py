@@ -19,15 +19,15 @@ from simulate_reports import PLAIN, arm, diverged, simulation
 from typer.testing import CliRunner
 
 from fedlora_cli.cli import app
-from fedlora_cli.render import document
-from fedlora_cli.render.report.aggregate import AggregateReport
-from fedlora_cli.render.report.compare import CompareReport
-from fedlora_cli.render.report.diagnose import DiagnoseReport
-from fedlora_cli.render.report.handout import DistributeReport, InitReport
-from fedlora_cli.render.report.inspect import InspectReport
-from fedlora_cli.render.report.predict import PredictReport
-from fedlora_cli.render.report.simulate import SimulateReport, Spread
-from fedlora_cli.render.schema import schema
+from fedlora_cli.reports import document
+from fedlora_cli.reports.aggregate import AggregateReport
+from fedlora_cli.reports.compare import CompareReport
+from fedlora_cli.reports.diagnose import DiagnoseReport
+from fedlora_cli.reports.handout import DistributeReport, InitReport
+from fedlora_cli.reports.inspect import InspectReport
+from fedlora_cli.reports.predict import PredictReport
+from fedlora_cli.reports.schema import schema
+from fedlora_cli.reports.simulate import SimulateReport, Spread
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 SCHEMAS = Path(document.__file__).parent / "schemas"

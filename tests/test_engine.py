@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from fedlora_cli import engine
+from fedlora_cli.execution import engine
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 7])

@@ -33,14 +33,14 @@ from fedlora_cli import (
     UsageError,
     VerificationError,
     aggregate,
-    engine,
     read_clients,
 )
 from fedlora_cli.aggregation.plan import Parts, Plan, make_plan
 from fedlora_cli.cli import app
-from fedlora_cli.cluster.calls import packed, run_elsewhere, run_here, taken, versions_here
-from fedlora_cli.cluster.workers import Workers
 from fedlora_cli.errors import FedloraError, NotFinite
+from fedlora_cli.execution import engine
+from fedlora_cli.execution.calls import packed, run_elsewhere, run_here, taken, versions_here
+from fedlora_cli.execution.workers import Workers
 from fedlora_cli.methods import METHODS
 from fedlora_cli.remote import Remote
 
@@ -332,7 +332,7 @@ def test_dask_that_is_not_installed_is_asked_for(
 
 
 def test_where_no_scheduler_answers_it_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    dask = pytest.importorskip("fedlora_cli.cluster.dask")
+    dask = pytest.importorskip("fedlora_cli.execution.dask")
     monkeypatch.setattr(dask, "_PATIENCE", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -348,7 +348,7 @@ def test_where_no_scheduler_answers_it_is_said_soon(monkeypatch: pytest.MonkeyPa
 
 def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")
-    dask = pytest.importorskip("fedlora_cli.cluster.dask")
+    dask = pytest.importorskip("fedlora_cli.execution.dask")
     monkeypatch.setattr(dask, "_PATIENCE", 0.5)
     none = distributed.LocalCluster(
         n_workers=0, processes=False, protocol="tcp", silence_logs=50, scheduler_kwargs=NO_PAGE
@@ -362,7 +362,7 @@ def test_a_scheduler_without_workers_is_said_to_have_none(monkeypatch: pytest.Mo
 def test_that_all_workers_are_gone_is_said_once(
     workers: dict[str, int], warned: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dask = pytest.importorskip("fedlora_cli.cluster.dask")
+    dask = pytest.importorskip("fedlora_cli.execution.dask")
     monkeypatch.setattr(dask, "_PAUSE", 0.01)
     future: Future[int] = Future()
     asked = []

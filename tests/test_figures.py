@@ -20,8 +20,9 @@ from fedlora_cli.render.figures.canvas import rendered
 from fedlora_cli.render.figures.compare import compare_figure
 from fedlora_cli.render.figures.diagnose import diagnose_figure
 from fedlora_cli.render.page import page
-from fedlora_cli.render.report.compare import CompareReport, MethodRow
-from fedlora_cli.render.report.diagnose import (
+from fedlora_cli.render.view import Bar, Column, Paragraph, Table, View
+from fedlora_cli.reports.compare import CompareReport, MethodRow
+from fedlora_cli.reports.diagnose import (
     AdapterRow,
     CohortFindings,
     DiagnoseReport,
@@ -32,7 +33,6 @@ from fedlora_cli.render.report.diagnose import (
     Subject,
     Trend,
 )
-from fedlora_cli.render.view import Bar, Column, Paragraph, Table, View
 
 HOSTILE = "$x_{1}$ \\$ a_b \x1b[2J\u202e 诊所 <script>alert(1)</script> " + "n" * 200
 

@@ -15,14 +15,7 @@ from makers import Made, Spec, make, relative_error, truncated, written_update
 from rounds import SHAPES
 from typer.testing import CliRunner, Result
 
-from fedlora_cli import (
-    DistributeOptions,
-    InputError,
-    Options,
-    aggregate,
-    distribute,
-    read,
-)
+from fedlora_cli import DistributeOptions, InputError, Options, aggregate, distribute, read
 from fedlora_cli.cli import app
 
 #: Mixed ranks and scalings; the holders of the highest rank are not in every round.

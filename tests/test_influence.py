@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from fedlora_cli import AggregateReport, Options, UsageError, aggregate
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.distances import compare, relative
-from fedlora_cli.factors import Factors
-from fedlora_cli.robust import geometric_median, multi_krum
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.robust.distances import compare, relative
+from fedlora_cli.robust.trust import geometric_median, multi_krum
 
 Array = npt.NDArray[np.float64]
 

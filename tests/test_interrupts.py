@@ -13,7 +13,7 @@ import pytest
 
 from fedlora_cli.files import alone, folder, output, sending
 from fedlora_cli.files.disk import temporary_folder
-from fedlora_cli.interrupts import signals_deferred
+from fedlora_cli.files.interrupts import signals_deferred
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
 

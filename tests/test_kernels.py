@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedlora_cli import lowrank
-from fedlora_cli.factors import Factors
 from fedlora_cli.kernels import dense, eigen, factored, gram, stacking, subspace
 from fedlora_cli.kernels.leading import TOLERANCES, Leading, Unresolved, orthonormal
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
 
 Route = Callable[[Sequence[Factors], Tensor, int, str], Leading]
 

@@ -17,19 +17,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedlora_cli import formats, provenance
+from fedlora_cli import formats
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.inspection.inspect import inspect
 from fedlora_cli.analysis.inspection.origin import origin
-from fedlora_cli.counts import told_samples
+from fedlora_cli.clients.sample_counts import told_samples
 from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files import documents, entries, safetensors
 from fedlora_cli.files.documents import parse_object
 from fedlora_cli.files.untrusted import State
 from fedlora_cli.files.writing import Declared, check_header
 from fedlora_cli.formats.peft import config
-from fedlora_cli.provenance import check_manifest, check_report, read_provenance
+from fedlora_cli.reports import provenance
+from fedlora_cli.reports.provenance import check_manifest, check_report, read_provenance
 from fedlora_cli.rounds import output
 from fedlora_cli.rounds.aggregate import aggregate
 from fedlora_cli.rounds.distribute import distribute

@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from peft.tuners.lora import LoraModel
 
 from fedlora_cli import Options, aggregate
-from fedlora_cli.adapter import Selection
+from fedlora_cli.adapters.adapter import Selection
 from fedlora_cli.errors import InputError, VerificationError
 from fedlora_cli.formats.peft.loading import check_loading
 

@@ -22,20 +22,11 @@ from makers import WEIGHTS, Spec, make
 from stores import Store
 from typer.testing import CliRunner
 
-from fedlora_cli import (
-    Adapter,
-    Factors,
-    InputError,
-    Options,
-    UsageError,
-    aggregate,
-    engine,
-    location,
-    read,
-)
+from fedlora_cli import Adapter, Factors, InputError, Options, UsageError, aggregate, location, read
 from fedlora_cli.cli.app import app
-from fedlora_cli.copies import digests_of
+from fedlora_cli.clients.duplicates import digests_of
 from fedlora_cli.errors import refuse
+from fedlora_cli.execution import engine
 from fedlora_cli.files import untrusted
 from fedlora_cli.files.sending import uploaded
 from fedlora_cli.remote import Remote
@@ -427,7 +418,7 @@ def test_limits_hold_there_too(store: Store, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.undo()
     monkeypatch.setattr(fsspec, "filesystem", lambda protocol, **options: store)
-    monkeypatch.setattr("fedlora_cli.uploads.MAX_ENTRIES", 2)
+    monkeypatch.setattr("fedlora_cli.clients.discovery.MAX_ENTRIES", 2)
     assert "more than 2 files and folders" in error_of(run("predict", ROUND), 3)
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import relative_error
 
-from fedlora_cli import lowrank
-from fedlora_cli.factors import Factors
-from fedlora_cli.sizes import norm
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.sizes import norm
 
 
 def random_factors(

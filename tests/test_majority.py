@@ -12,7 +12,7 @@ from makers import PREFIX, WEIGHTS, Spec, make
 from safetensors.torch import load_file
 
 from fedlora_cli import AggregateReport, Options, aggregate, read_clients
-from fedlora_cli.adapter import usual_dtype
+from fedlora_cli.adapters.adapter import usual_dtype
 from fedlora_cli.aggregation.plan import make_plan
 from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.kernels.cost import choose

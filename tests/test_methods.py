@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import relative_error, truncated
 
-from fedlora_cli import METHODS, UsageError, lowrank
-from fedlora_cli.factors import Factors
+from fedlora_cli import METHODS, UsageError
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.sizes import norm
 from fedlora_cli.methods import find
-from fedlora_cli.sizes import norm
-from fedlora_cli.weights import Holdings, coverage
+from fedlora_cli.methods.weights import Holdings, coverage
 
 ROWS, COLUMNS = 11, 17
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

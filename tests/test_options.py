@@ -11,13 +11,7 @@ from makers import Spec, make
 from rounds import ROUND, make_round
 from safetensors.torch import load_file
 
-from fedlora_cli import (
-    InputError,
-    Options,
-    UsageError,
-    aggregate,
-    location,
-)
+from fedlora_cli import InputError, Options, UsageError, aggregate, location
 
 
 @pytest.mark.parametrize(

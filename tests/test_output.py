@@ -31,9 +31,9 @@ from fedlora_cli import (
     OutputError,
     aggregate,
     distribute,
-    engine,
     initialise,
 )
+from fedlora_cli.execution import engine
 from fedlora_cli.files import alone, folder
 from fedlora_cli.rounds import aggregate as workflow
 from fedlora_cli.rounds import handout

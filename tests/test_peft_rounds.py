@@ -26,7 +26,7 @@ from fedlora_cli import (
     inspect,
     read,
 )
-from fedlora_cli.adapter import read_modules
+from fedlora_cli.adapters.adapter import read_modules
 
 Q = {"target_modules": ["q_proj"]}
 

@@ -25,8 +25,8 @@ from fedlora_cli.analysis.prediction.population import absent, alone, population
 from fedlora_cli.analysis.prediction.predict import predict
 from fedlora_cli.cli import app
 from fedlora_cli.methods.raflora import with_quorum
-from fedlora_cli.render.report.predict import MethodForecast, PredictReport
-from fedlora_cli.weights import Holdings
+from fedlora_cli.methods.weights import Holdings
+from fedlora_cli.reports.predict import MethodForecast, PredictReport
 
 ROOT = Path(__file__).parents[1]
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -16,9 +16,10 @@ import torch
 from damage import CONFIG, WEIGHTS
 from makers import PREFIX, Spec, make
 
-from fedlora_cli import InputError, Options, aggregate, engine, read
-from fedlora_cli.copies import digests_of
+from fedlora_cli import InputError, Options, aggregate, read
+from fedlora_cli.clients.duplicates import digests_of
 from fedlora_cli.errors import refuse
+from fedlora_cli.execution import engine
 from fedlora_cli.files.digests import sha256_of
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header

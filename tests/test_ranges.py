@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from makers import Spec, make
 from safetensors.torch import save_file
 
-from fedlora_cli import InputError, Options, aggregate, groups, read
-from fedlora_cli.adapter import read_modules
+from fedlora_cli import InputError, Options, aggregate, read
+from fedlora_cli.adapters import batches as groups
+from fedlora_cli.adapters.adapter import read_modules
+from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.files import entries, untrusted
 from fedlora_cli.files.safetensors import read_header
-from fedlora_cli.groups import grouped
 
 SHAPES = {f"layers.{number}.q": (8, 8) for number in range(40)}
 

@@ -22,7 +22,7 @@ from typer.main import get_command
 from fedlora_cli import METHODS, __version__, read_clients
 from fedlora_cli.analysis.diagnosis import verdict
 from fedlora_cli.cli import app
-from fedlora_cli.weights import Holdings, coverage
+from fedlora_cli.methods.weights import Holdings, coverage
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

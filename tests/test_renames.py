@@ -10,8 +10,8 @@ from makers import Spec, make
 from test_peft_layers import llama, train
 
 from fedlora_cli import InputError, Options, aggregate, inspect
-from fedlora_cli.fit import Undecided
-from fedlora_cli.renames import renames
+from fedlora_cli.clients.compatibility import Undecided
+from fedlora_cli.clients.renames import renames
 
 OLD, NEW, TEXT = "language_model.model.layers", "model.language_model.layers", "model.layers"
 ENDS = ("0.self_attn.q_proj", "1.self_attn.q_proj", "1.mlp.up_proj")

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from fedlora_cli import AggregateReport, Options, aggregate
 from fedlora_cli.render import progress
-from fedlora_cli.render.card import model_card
-from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import Bar, Column, Table, View
 from fedlora_cli.render.views.aggregate import aggregate_view
+from fedlora_cli.reports.document import aggregate_document, to_json
+from fedlora_cli.reports.model_card import model_card
 
 
 @pytest.fixture

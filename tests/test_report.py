@@ -11,11 +11,7 @@ from makers import Spec
 from rounds import SHAPES, expected_update, make_round
 from safetensors import safe_open
 
-from fedlora_cli import (
-    InputError,
-    Options,
-    aggregate,
-)
+from fedlora_cli import InputError, Options, aggregate
 
 
 def test_the_report_says_what_was_found(tmp_path: Path) -> None:

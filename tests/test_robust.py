@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora_cli.distances import ByLevel, by_level, compare, in_units, relative
-from fedlora_cli.factors import Factors
-from fedlora_cli.robust import (
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.methods.weights import FloatArray, IntArray, Weights, capped
+from fedlora_cli.robust.distances import ByLevel, by_level, compare, in_units, relative
+from fedlora_cli.robust.trust import (
     FAR,
     SMOOTHING,
     clip_factors,
@@ -21,7 +22,6 @@ from fedlora_cli.robust import (
     geometric_median,
     multi_krum,
 )
-from fedlora_cli.weights import FloatArray, IntArray, Weights, capped
 
 OUT, IN = 40, 36
 RANKS = (4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32)

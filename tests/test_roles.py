@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from fedlora_cli import InputError, Options, aggregate, distribute, formats, inspect
 from fedlora_cli.errors import refuse
 from fedlora_cli.files.entries import Entry
-from fedlora_cli.rounding import precision, same_up_to_rounding
+from fedlora_cli.linalg.rounding import precision, same_up_to_rounding
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."

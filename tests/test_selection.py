@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from fedlora_cli import InputError, Options, aggregate, distribute
-from fedlora_cli.adapter import Selection
+from fedlora_cli.adapters.adapter import Selection
 from fedlora_cli.formats.peft.selection import (
     modules_to_save,
     patterns,

@@ -16,14 +16,7 @@ from makers import relative_error, written_update
 from fedlora_cli import InputError, Options, aggregate, diagnose, read
 from fedlora_cli.errors import OutputError, UsageError
 from fedlora_cli.libraries import hushed
-from fedlora_cli.simulation.options import (
-    Arm,
-    Setting,
-    SimulateOptions,
-    Source,
-    Split,
-    Training,
-)
+from fedlora_cli.simulation.options import Arm, Setting, SimulateOptions, Source, Split, Training
 from fedlora_cli.simulation.places import Run
 from fedlora_cli.simulation.simulate import simulate
 from fedlora_cli.simulation.task import Task

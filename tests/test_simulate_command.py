@@ -13,7 +13,7 @@ from simulate_reports import PLAIN, arm, diverged, simulation
 from typer.testing import CliRunner, Result
 
 from fedlora_cli.cli import app
-from fedlora_cli.render.report.simulate import SimulateReport
+from fedlora_cli.reports.simulate import SimulateReport
 from fedlora_cli.simulation import presets
 from fedlora_cli.simulation import simulate as workflow
 from fedlora_cli.simulation.options import SimulateOptions

@@ -22,14 +22,7 @@ from task_makers import (
 from transformers import BertModel, LlamaForCausalLM, ViTForImageClassification
 
 from fedlora_cli import diagnose, read
-from fedlora_cli.simulation.options import (
-    Arm,
-    Setting,
-    SimulateOptions,
-    Source,
-    Split,
-    Training,
-)
+from fedlora_cli.simulation.options import Arm, Setting, SimulateOptions, Source, Split, Training
 from fedlora_cli.simulation.simulate import simulate
 
 

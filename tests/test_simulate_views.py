@@ -17,11 +17,11 @@ from simulate_reports import NONE, PLAIN, arm, diverged, simulation
 
 from fedlora_cli.render.figures.canvas import rendered
 from fedlora_cli.render.figures.simulate import simulate_figure
-from fedlora_cli.render.report.simulate import SimulateReport, Spread
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import Paragraph, Table
 from fedlora_cli.render.views.findings import difference
 from fedlora_cli.render.views.simulate import simulate_view
+from fedlora_cli.reports.simulate import SimulateReport, Spread
 from fedlora_cli.simulation.options import Arm
 
 HOSTILE = "$x_{1}$ \\$ \x1b[2J\u202e 诊所 <script>" + "n" * 90

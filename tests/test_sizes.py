@@ -15,10 +15,11 @@ from makers import CONFIG
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from fedlora_cli import lowrank, read
-from fedlora_cli.adapter import read_modules
-from fedlora_cli.factors import Factors
-from fedlora_cli.sizes import CANCELLED, LARGEST, Sizes, fault, norm, sizes
+from fedlora_cli import read
+from fedlora_cli.adapters.adapter import read_modules
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.sizes import CANCELLED, LARGEST, Sizes, fault, norm, sizes
 
 PRECISIONS = (torch.float64, torch.float32)
 

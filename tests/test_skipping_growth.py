@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from makers import Spec, make
 
-from fedlora_cli.selection import select_clients
+from fedlora_cli.clients.skipping import select_clients
 
 
 def damage(folder: Path, field: str, value: object) -> None:

@@ -233,7 +233,7 @@ def test_a_job_that_ignores_interrupts_goes_on(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from fedlora_cli.interrupts import leaving_at_once, raising\n"
+        "from fedlora_cli.files.interrupts import leaving_at_once, raising\n"
         "with leaving_at_once(), raising():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN\n"

@@ -15,7 +15,7 @@ from makers import Spec, make
 from typer.testing import CliRunner
 
 from fedlora_cli import InputError, Options, UsageError, aggregate
-from fedlora_cli.adapter import Facts, FullTensor, Kind, Layout, Role
+from fedlora_cli.adapters.adapter import Facts, FullTensor, Kind, Layout, Role
 from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.options import Target
 from fedlora_cli.cli import app

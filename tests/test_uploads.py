@@ -12,8 +12,9 @@ from damage import CONFIG, WEIGHTS
 from makers import Spec, make
 from typer.testing import CliRunner, Result
 
-from fedlora_cli import InputError, read_clients, uploads
+from fedlora_cli import InputError, read_clients
 from fedlora_cli.cli import app
+from fedlora_cli.clients import discovery as uploads
 
 
 def run(*arguments: str) -> Result:

@@ -8,8 +8,8 @@ from fedlora_cli.analysis.diagnosis.judgement import Judgement, judge_series
 from fedlora_cli.analysis.diagnosis.remarks import series_remarks
 from fedlora_cli.analysis.diagnosis.trend import clients_beyond, energy_factors_by_round, fit
 from fedlora_cli.analysis.diagnosis.verdict import judge, kept
-from fedlora_cli.provenance import Contributor, Provenance
-from fedlora_cli.render.report.diagnose import AdapterRow
+from fedlora_cli.reports.diagnose import AdapterRow
+from fedlora_cli.reports.provenance import Contributor, Provenance
 
 
 def told(ranks: list[int], samples: list[float], energy: list[list[float]], **given) -> Provenance:

@@ -15,12 +15,7 @@ from makers import Spec, make
 from rounds import SHAPES, make_round
 from safetensors.torch import load_file
 
-from fedlora_cli import (
-    METHODS,
-    Options,
-    VerificationError,
-    aggregate,
-)
+from fedlora_cli import METHODS, Options, VerificationError, aggregate
 
 
 @contextmanager

@@ -13,16 +13,22 @@ from operator import add
 import numpy as np
 import torch
 
-from fedlora_cli import engine
+from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.plan import Parts, Plan
 from fedlora_cli.aggregation.reading import checked, client_factors
-from fedlora_cli.cluster import Workers
-from fedlora_cli.distances import Comparison, compare, relative
 from fedlora_cli.errors import InputError
-from fedlora_cli.factors import Factors
-from fedlora_cli.groups import grouped
-from fedlora_cli.robust import clip_factors, clip_limit, geometric_median, held_back, multi_krum
-from fedlora_cli.weights import FloatArray
+from fedlora_cli.execution import engine
+from fedlora_cli.execution.cluster import Workers
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.methods.weights import FloatArray
+from fedlora_cli.robust.distances import Comparison, compare, relative
+from fedlora_cli.robust.trust import (
+    clip_factors,
+    clip_limit,
+    geometric_median,
+    held_back,
+    multi_krum,
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli import lowrank
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import Read
 from fedlora_cli.aggregation.routes import route_of
@@ -23,13 +22,14 @@ from fedlora_cli.aggregation.sums import (
     rows,
     weighted_sum,
 )
-from fedlora_cli.factors import Factors
 from fedlora_cli.kernels import dense, factored, gram
 from fedlora_cli.kernels.leading import Unresolved
-from fedlora_cli.lowrank import Svd
-from fedlora_cli.sizes import Sizes
-from fedlora_cli.spectrum import energy
-from fedlora_cli.weights import FloatArray, by_samples
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.lowrank import Svd
+from fedlora_cli.linalg.sizes import Sizes
+from fedlora_cli.linalg.spectrum import energy
+from fedlora_cli.methods.weights import FloatArray, by_samples
 
 
 @dataclass(frozen=True, eq=False)

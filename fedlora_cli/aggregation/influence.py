@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.weights import FloatArray
+from fedlora_cli.methods.weights import FloatArray
 
 #: The share of all weights at a rank index from which on a client decides it by itself.
 OWNED = 0.9

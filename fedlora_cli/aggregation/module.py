@@ -11,22 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli import lowrank
 from fedlora_cli.aggregation.decompose import Decomposed, decomposed, summed
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import (
-    Read,
-    read_clients,
-    read_earlier,
-    read_modules,
-)
+from fedlora_cli.aggregation.reading import Read, read_clients, read_earlier, read_modules
 from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.aggregation.sums import array, rows, weighted_sum
-from fedlora_cli.factors import Factors
-from fedlora_cli.sizes import Sizes
-from fedlora_cli.spectrum import energy, rank_for_energy
-from fedlora_cli.stored import at_rank, cast
-from fedlora_cli.weights import FloatArray, by_samples
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.casting import at_rank, cast
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.sizes import Sizes
+from fedlora_cli.linalg.spectrum import energy, rank_for_energy
+from fedlora_cli.methods.weights import FloatArray, by_samples
 
 
 @dataclass(frozen=True, eq=False)

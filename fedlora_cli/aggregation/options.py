@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fedlora_cli.cluster import check_form
-from fedlora_cli.counts import MAX_RATIO
+from fedlora_cli.clients.sample_counts import MAX_RATIO
 from fedlora_cli.errors import UsageError, require
+from fedlora_cli.execution.cluster import check_form
 from fedlora_cli.files.locations import optional
 from fedlora_cli.remote import Location
 
@@ -60,7 +60,7 @@ class Options:
     - `split`: where the singular values go. `dtype`: of the output; None is that of most samples.
     - `target`: the server that is to load the output; what it cannot load is refused.
     - `jobs`: threads, 0 for all cores. `cluster`: who computes the modules instead, processes or a
-      Dask cluster (`fedlora_cli.cluster`). `device`: where to compute.
+      Dask cluster (`fedlora_cli.execution.cluster`). `device`: where to compute.
     - `verify`: read the result back and compare. `force`: replace an existing adapter.
       `dry_run`: read headers only and write nothing. `explain`: tell how modules are computed.
 

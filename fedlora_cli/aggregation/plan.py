@@ -8,13 +8,14 @@ from functools import partial
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Layout, Module
+from fedlora_cli.adapters.adapter import Adapter, Layout, Module
 from fedlora_cli.aggregation.options import Options
-from fedlora_cli.cohort import Cohort, shortened, with_earlier
+from fedlora_cli.clients.cohort import Cohort, with_earlier
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
-from fedlora_cli.method import Method
 from fedlora_cli.methods import find
-from fedlora_cli.weights import FloatArray, Holdings, Rule, Weights, capped
+from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.weights import FloatArray, Holdings, Rule, Weights, capped
+from fedlora_cli.text import shortened
 
 
 @dataclass(frozen=True, eq=False)

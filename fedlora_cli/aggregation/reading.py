@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fedlora_cli import lowrank
-from fedlora_cli.adapter import Adapter
-from fedlora_cli.adapter import read_modules as adapter_modules
+from fedlora_cli.adapters.adapter import Adapter
+from fedlora_cli.adapters.adapter import read_modules as adapter_modules
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.factors import Factors
-from fedlora_cli.sizes import Sizes, fault, norm, sizes
-from fedlora_cli.weights import FloatArray
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.sizes import Sizes, fault, norm, sizes
+from fedlora_cli.methods.weights import FloatArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli import lowrank
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import Read
 from fedlora_cli.errors import InputError
-from fedlora_cli.factors import Factors
-from fedlora_cli.sizes import CANCELLED
-from fedlora_cli.weights import FloatArray, Weights
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.sizes import CANCELLED
+from fedlora_cli.methods.weights import FloatArray, Weights
 
 #: The relative error of a sum at which a client is lost in it: float32 factors keep less than that.
 ROUNDING = 1e-6

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedlora_cli.method import Method
-from fedlora_cli.weights import FloatArray, Holdings, Rule
+from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.weights import FloatArray, Holdings, Rule
 
 #: How often a round multiplies the energy by a column sum: twice, and once more for each of the two
 #: factors where both are averaged on their own.

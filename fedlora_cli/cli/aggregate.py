@@ -40,16 +40,16 @@ from fedlora_cli.cli.shared import (
     show,
     warn,
 )
-from fedlora_cli.cluster import ClusterWarning
-from fedlora_cli.counts import MAX_RATIO
+from fedlora_cli.clients.sample_counts import MAX_RATIO
 from fedlora_cli.errors import UsageError
+from fedlora_cli.execution.cluster import ClusterWarning
 from fedlora_cli.files.locations import optional
 from fedlora_cli.formats.peft.serving import VLLM_RANKS
 from fedlora_cli.methods import METHODS
 from fedlora_cli.remote import Location
-from fedlora_cli.render.document import aggregate_document, to_json
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.aggregate import aggregate_view
+from fedlora_cli.reports.document import aggregate_document, to_json
 from fedlora_cli.rounds.preparation import prepare
 
 _WHO = "Who takes part"

@@ -28,10 +28,10 @@ from fedlora_cli.cli.shared import (
     warn,
 )
 from fedlora_cli.files.locations import optional
-from fedlora_cli.render.document import compare_document, to_json
 from fedlora_cli.render.progress import progress_on
-from fedlora_cli.render.report.compare import CompareReport
 from fedlora_cli.render.views.compare import compare_view
+from fedlora_cli.reports.compare import CompareReport
+from fedlora_cli.reports.document import compare_document, to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -33,10 +33,10 @@ from fedlora_cli.cli.shared import (
 from fedlora_cli.errors import UsageError
 from fedlora_cli.files.locations import optional
 from fedlora_cli.remote import Location
-from fedlora_cli.render.document import diagnose_document, to_json
 from fedlora_cli.render.progress import progress_on
-from fedlora_cli.render.report.diagnose import DiagnoseReport, Verdict
 from fedlora_cli.render.views.diagnose import diagnose_view
+from fedlora_cli.reports.diagnose import DiagnoseReport, Verdict
+from fedlora_cli.reports.document import diagnose_document, to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

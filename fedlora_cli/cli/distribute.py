@@ -35,11 +35,11 @@ from fedlora_cli.cli.shared import (
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.locations import location
 from fedlora_cli.methods import METHODS
-from fedlora_cli.provenance import read_provenance
 from fedlora_cli.remote import Location
-from fedlora_cli.render.document import distribute_document
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.handout import distribute_view
+from fedlora_cli.reports.document import distribute_document
+from fedlora_cli.reports.provenance import read_provenance
 from fedlora_cli.rounds.options import DistributeOptions
 
 

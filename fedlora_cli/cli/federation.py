@@ -105,7 +105,7 @@ def _ranks(groups: list[_Group]) -> tuple[int, ...]:
 
 def _of_folders(paths: list[Location], samples: str | None) -> Federation:
     with heavy_imports():
-        from fedlora_cli.clients import read_clients
+        from fedlora_cli.clients.reading import read_clients
 
     found = read_clients(paths, optional(samples))
     ranks, differing = ranks_of(found.cohort)

@@ -7,21 +7,12 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from fedlora_cli.cli.shared import (
-    errors,
-    listed,
-    option,
-    quoted,
-    say,
-    show,
-    warn,
-    whole_numbers,
-)
+from fedlora_cli.cli.shared import errors, listed, option, quoted, say, show, warn, whole_numbers
 from fedlora_cli.errors import UsageError
 from fedlora_cli.remote import Location
-from fedlora_cli.render.document import to_json
-from fedlora_cli.render.report.handout import DistributeReport, InitReport
 from fedlora_cli.render.view import View
+from fedlora_cli.reports.document import to_json
+from fedlora_cli.reports.handout import DistributeReport, InitReport
 
 OUTPUT = "Output"
 

@@ -20,19 +20,10 @@ from fedlora_cli.cli.handouts import (
     ranks_of,
     tell,
 )
-from fedlora_cli.cli.shared import (
-    Debug,
-    Json,
-    Null,
-    Quiet,
-    errors,
-    guarded,
-    heavy_imports,
-    option,
-)
-from fedlora_cli.render.document import init_document
+from fedlora_cli.cli.shared import Debug, Json, Null, Quiet, errors, guarded, heavy_imports, option
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.handout import init_view
+from fedlora_cli.reports.document import init_document
 from fedlora_cli.rounds.options import ALL_LINEAR, CLASSES, InitOptions
 
 _TRAINED = "What is trained"

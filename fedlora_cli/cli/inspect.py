@@ -29,10 +29,10 @@ from fedlora_cli.cli.shared import (
 )
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.locations import optional
-from fedlora_cli.render.document import inspect_document, to_json
 from fedlora_cli.render.progress import progress_on
-from fedlora_cli.render.report.inspect import InspectReport
 from fedlora_cli.render.views.inspect import inspect_views
+from fedlora_cli.reports.document import inspect_document, to_json
+from fedlora_cli.reports.inspect import InspectReport
 
 
 @guarded
@@ -72,7 +72,7 @@ def inspect(
         from fedlora_cli.analysis.inspection.inspect import inspect as run
 
         if values:
-            import fedlora_cli.analysis.inspection.values  # noqa: F401 (torch comes with it)
+            import fedlora_cli.clients.tensor_checks  # noqa: F401 (torch comes with it)
 
     console = errors()
     with progress_on(console, shown=not quiet) as stage:

@@ -6,8 +6,8 @@ import typer
 
 from fedlora_cli.cli.shared import Debug, Json, Quiet, guarded, show
 from fedlora_cli.methods import METHODS
-from fedlora_cli.render.document import methods_document, to_json
 from fedlora_cli.render.views.methods import methods_view
+from fedlora_cli.reports.document import methods_document, to_json
 
 
 @guarded

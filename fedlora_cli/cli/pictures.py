@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fedlora_cli.cli.shared import option
-from fedlora_cli.errors import OutputError, first_line
+from fedlora_cli.errors import OutputError
 from fedlora_cli.files.output import check_file, write_file
 from fedlora_cli.render.view import View
+from fedlora_cli.text import first_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,9 +21,9 @@ from fedlora_cli.cli.shared import (
     show,
     warn,
 )
-from fedlora_cli.render.document import predict_document, to_json
-from fedlora_cli.render.report.predict import PredictReport
 from fedlora_cli.render.views.predict import predict_view
+from fedlora_cli.reports.document import predict_document, to_json
+from fedlora_cli.reports.predict import PredictReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,12 +16,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fedlora_cli.errors import FedloraError, InputError, OutputError, UsageError, printable
+from fedlora_cli.errors import FedloraError, InputError, OutputError, UsageError
+from fedlora_cli.files.interrupts import INTERRUPTED, leaving_at_once, raising
 from fedlora_cli.files.locations import location
-from fedlora_cli.interrupts import INTERRUPTED, leaving_at_once, raising
 from fedlora_cli.remote import Location, StorageError
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import View
+from fedlora_cli.text import printable
 
 Parameters = ParamSpec("Parameters")
 

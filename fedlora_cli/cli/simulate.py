@@ -29,11 +29,11 @@ from fedlora_cli.cli.shared import (
     whole_numbers,
 )
 from fedlora_cli.errors import UsageError
-from fedlora_cli.interrupts import INTERRUPTED
-from fedlora_cli.render.document import simulate_document, to_json
+from fedlora_cli.files.interrupts import INTERRUPTED
 from fedlora_cli.render.progress import progress_on
-from fedlora_cli.render.report.simulate import SimulateReport
 from fedlora_cli.render.views.simulate import simulate_view
+from fedlora_cli.reports.document import simulate_document, to_json
+from fedlora_cli.reports.simulate import SimulateReport
 from fedlora_cli.rounds.options import ALL_LINEAR
 from fedlora_cli.simulation.options import SimulateOptions, Source
 from fedlora_cli.simulation.presets import NOTES, PRESETS

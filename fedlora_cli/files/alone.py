@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedlora_cli.errors import OutputError
 from fedlora_cli.files.documents import unwritable
-from fedlora_cli.interrupts import signals_deferred
+from fedlora_cli.files.interrupts import signals_deferred
 
 _LOCK = ".lock"
 

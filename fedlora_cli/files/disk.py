@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedlora_cli.interrupts import signals_deferred
+from fedlora_cli.files.interrupts import signals_deferred
 
 #: What a file system says that keeps no order on a disk, as some network ones and those of
 #: containers do: nothing can be flushed there, and nothing is wrong.

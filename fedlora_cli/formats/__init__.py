@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli.adapter import Adapter, Facts, NewAdapter, Put
+from fedlora_cli.adapters.adapter import Adapter, Facts, NewAdapter, Put
 from fedlora_cli.errors import InputError, Report, refuse
 from fedlora_cli.formats import diffusers, kohya, mlx, peft, single
 from fedlora_cli.formats.beside import left_out
 from fedlora_cli.formats.single import LoraFile
-from fedlora_cli.natural import natural
 from fedlora_cli.remote import Location
+from fedlora_cli.text import natural
 
 
 @dataclass(frozen=True)

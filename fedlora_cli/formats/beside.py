@@ -9,8 +9,8 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from fedlora_cli.cohort import shortened
 from fedlora_cli.remote import Location, Remote, normal
+from fedlora_cli.text import shortened
 
 #: The endings of files that hold weights, in whatever framework.
 _WEIGHTS = re.compile(

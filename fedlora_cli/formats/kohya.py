@@ -13,11 +13,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.adapter import Adapter, Module, NewAdapter, Put
+from fedlora_cli.adapters.adapter import Adapter, Module, NewAdapter, Put
 from fedlora_cli.errors import InputError, Report, keeping, reporting
-from fedlora_cli.factors import Factors
 from fedlora_cli.formats import single
 from fedlora_cli.formats.single import LoraFile, Names, NewFile
+from fedlora_cli.linalg.factors import Factors
 
 if TYPE_CHECKING:
     from torch import Tensor

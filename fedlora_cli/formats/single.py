@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fedlora_cli.adapter import Facts, Layout, Module, NewAdapter, Put, widest
+from fedlora_cli.adapters.adapter import Facts, Layout, Module, NewAdapter, Put, widest
 from fedlora_cli.errors import InputError, Report, keeping, reporting
-from fedlora_cli.factors import Factors
 from fedlora_cli.files import safetensors
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry
@@ -27,6 +26,7 @@ from fedlora_cli.files.writing import writing as write_tensors
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
 from fedlora_cli.formats.peft.names import WEIGHTS as PEFT_WEIGHTS
 from fedlora_cli.formats.peft.names import shortened_keys
+from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedlora_cli.factors import Factors
 from fedlora_cli.kernels import subspace
 from fedlora_cli.kernels.cost import BYTES
 from fedlora_cli.kernels.leading import TOLERANCES, Leading, Unresolved
 from fedlora_cli.kernels.stacking import CHUNK, Stacked, blocks, lengths, side_by_side
+from fedlora_cli.linalg.factors import Factors
 
 #: The rounding of products with the stacked factors, in roundings of a number: that of `dense`.
 GROWTH = 3.0

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlora_cli.factors import Factors
 from fedlora_cli.kernels import eigen
 from fedlora_cli.kernels.leading import (
     TOLERANCES,
@@ -32,6 +31,7 @@ from fedlora_cli.kernels.leading import (
     solvable,
 )
 from fedlora_cli.kernels.stacking import WIDTH, Stacked, blocks, gram, mirrored, side_by_side
+from fedlora_cli.linalg.factors import Factors
 
 #: How many times its own rounding a squared singular value must be for its direction to be known.
 CLEAR = 10

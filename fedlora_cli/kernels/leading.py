@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError as NotSolved  # type: ignore[attr-defined]
 
-from fedlora_cli import lowrank
+from fedlora_cli.linalg import lowrank
 
 #: How far an answer may be from the best approximation of its rank, relative to ‖ΔW‖_F, for an
 #: output of that dtype: well below its rounding for 16 bits, and for float32 below the four

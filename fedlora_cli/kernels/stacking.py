@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlora_cli.factors import Factors
+from fedlora_cli.linalg.factors import Factors
 
 #: Rows that are converted and multiplied at a time: 2.5 MB in float64 at a total rank of 600.
 #: In float32 it also is how many products are summed before float64 takes over.

@@ -7,17 +7,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from fedlora_cli.errors import UsageError
-from fedlora_cli.method import Method
-from fedlora_cli.methods import (
-    fedavg,
-    ffa,
-    flexlora,
-    flora,
-    hetlora,
-    raflora,
-    rbla,
-    residual,
-)
+from fedlora_cli.methods import fedavg, ffa, flexlora, flora, hetlora, raflora, rbla, residual
+from fedlora_cli.methods.method import Method
 
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD

@@ -8,8 +8,8 @@ Source: arXiv:2402.11505.
 
 from __future__ import annotations
 
-from fedlora_cli.method import Method
-from fedlora_cli.weights import Holdings, Weights, by_samples
+from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.weights import Holdings, Weights, by_samples
 
 
 def rule(holdings: Holdings) -> Weights:

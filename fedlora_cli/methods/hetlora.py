@@ -7,8 +7,8 @@ regularisation happen while training, not here. Source: arXiv:2401.06432.
 
 from __future__ import annotations
 
-from fedlora_cli.method import Method
-from fedlora_cli.weights import Holdings, Weights, by_norm
+from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.weights import Holdings, Weights, by_norm
 
 
 def rule(holdings: Holdings) -> Weights:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from fedlora_cli.method import Method
-from fedlora_cli.weights import Holdings, Rule, Weights, by_holders
+from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.weights import Holdings, Rule, Weights, by_holders
 
 
 def rule(holdings: Holdings) -> Weights:

@@ -6,8 +6,8 @@ but on the factors instead of the updates, so the cross terms stay. Source: arXi
 
 from __future__ import annotations
 
-from fedlora_cli.method import Method
-from fedlora_cli.weights import Holdings, Weights, by_holders
+from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.weights import Holdings, Weights, by_holders
 
 
 def rule(holdings: Holdings) -> Weights:

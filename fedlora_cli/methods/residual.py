@@ -8,8 +8,8 @@ Idea: FedHL, arXiv:2505.18494.
 
 from __future__ import annotations
 
-from fedlora_cli.method import Method
-from fedlora_cli.weights import Holdings, Weights, by_holders
+from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.weights import Holdings, Weights, by_holders
 
 
 def rule(holdings: Holdings) -> Weights:

@@ -7,8 +7,8 @@ from importlib import resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fedlora_cli.errors import printable
 from fedlora_cli.render.view import Bar, Block, Column, Paragraph, Table, View
+from fedlora_cli.text import printable
 
 #: What a tone says to those who do not see its colour: a sign, and a word for screen readers.
 _TONES = {

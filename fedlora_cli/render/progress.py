@@ -9,7 +9,7 @@ from threading import Timer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedlora_cli import engine
+from fedlora_cli.execution import engine
 
 #: Seconds of work before a bar is worth a look.
 PATIENCE = 1.0

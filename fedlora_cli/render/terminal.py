@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fedlora_cli.errors import printable
 from fedlora_cli.render.view import Bar, Block, Cell, Paragraph, Table, View
+from fedlora_cli.text import printable
 
 #: Columns of a terminal that every table fits into, and the blanks between two of its own.
 _TABLE_WIDTH = 80

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from fedlora_cli.cohort import shortened
-from fedlora_cli.errors import InputError, first_line
+from fedlora_cli.errors import InputError
 from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.formats.peft import WEIGHTS
 from fedlora_cli.libraries import hushed
 from fedlora_cli.rounds.recipients import Recipient
+from fedlora_cli.text import first_line, shortened
 
 _CURE = "nothing was written; adapt other modules"
 

@@ -8,30 +8,32 @@ from pathlib import Path
 
 import torch
 
-from fedlora_cli import engine, formats
+from fedlora_cli import formats
+from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.module import ranks_for_energy
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Parts, Plan
 from fedlora_cli.aggregation.target import check_server
-from fedlora_cli.clients import Paths
-from fedlora_cli.cluster.workers import Workers
-from fedlora_cli.errors import UsageError, first_line
+from fedlora_cli.clients.reading import Paths
+from fedlora_cli.errors import UsageError
+from fedlora_cli.execution import engine
+from fedlora_cli.execution.workers import Workers
 from fedlora_cli.files.digests import sha256_of_all
 from fedlora_cli.files.folder import check_space, claimed, new_folder, other_than
 from fedlora_cli.files.locations import location
-from fedlora_cli.groups import grouped
-from fedlora_cli.provenance import write_report
 from fedlora_cli.remote import Location, Remote
-from fedlora_cli.render.card import model_card
-from fedlora_cli.render.document import aggregate_document, to_json
-from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.reports.aggregate import AggregateReport
+from fedlora_cli.reports.document import aggregate_document, to_json
+from fedlora_cli.reports.model_card import model_card
+from fedlora_cli.reports.provenance import write_report
 from fedlora_cli.rounds.output import check_readable, write_adapter, written_bytes
 from fedlora_cli.rounds.preparation import Preparation, prepare
 from fedlora_cli.rounds.screening import screened
 from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.verify import verify
 from fedlora_cli.rounds.work import work_of
+from fedlora_cli.text import first_line
 
 #: The choices of the command when no option is given.
 DEFAULTS = Options()

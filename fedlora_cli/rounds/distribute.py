@@ -9,23 +9,26 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter, Facts, read_modules
-from fedlora_cli.clients import Paths, paths_of, read_adapters
-from fedlora_cli.cohort import Client, Cohort, align, shortened, with_earlier
+from fedlora_cli import formats
+from fedlora_cli.adapters.adapter import Adapter, Facts, read_modules
+from fedlora_cli.adapters.batches import grouped
+from fedlora_cli.clients.cohort import Client, Cohort, align, with_earlier
+from fedlora_cli.clients.names import name_folders
+from fedlora_cli.clients.reading import Paths, paths_of, read_adapters
 from fedlora_cli.errors import UsageError, refuse
-from fedlora_cli.factors import Factors
+from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
-from fedlora_cli.groups import grouped
-from fedlora_cli.lowrank import Svd
-from fedlora_cli.naming import name_folders
-from fedlora_cli.provenance import check_manifest
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.lowrank import Svd
 from fedlora_cli.remote import Location
-from fedlora_cli.render.report.handout import DistributeReport, HandedModule
+from fedlora_cli.reports.handout import DistributeReport, HandedModule
+from fedlora_cli.reports.provenance import check_manifest
 from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.options import DistributeOptions
 from fedlora_cli.rounds.recipients import Recipient, Share, like
+from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
 
 DEFAULTS = DistributeOptions()

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora_cli import engine, formats
-from fedlora_cli.adapter import NewAdapter
+from fedlora_cli import formats
+from fedlora_cli.adapters.adapter import NewAdapter
 from fedlora_cli.errors import InputError, OutputError, UsageError, VerificationError
-from fedlora_cli.factors import Factors
+from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import (
     check_space,
     claimed,
@@ -24,10 +24,11 @@ from fedlora_cli.files.folder import (
 )
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
 from fedlora_cli.formats.peft.names import LORA_BIAS
+from fedlora_cli.linalg.casting import at_rank, cast, described, stored_bytes
+from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location, Remote
-from fedlora_cli.render.report.handout import HandoutRow
+from fedlora_cli.reports.handout import HandoutRow
 from fedlora_cli.rounds.recipients import Recipient
-from fedlora_cli.stored import at_rank, cast, described, stored_bytes
 
 #: Whether adapters in a folder, which nobody else sees yet, may be published. Raises FedloraError.
 Check = Callable[[Path], None]

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora_cli.errors import InputError, first_line
+from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.safetensors import read_header
+from fedlora_cli.linalg.casting import seed_of
 from fedlora_cli.rounds.skeleton import Skeleton
-from fedlora_cli.stored import seed_of
+from fedlora_cli.text import first_line
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

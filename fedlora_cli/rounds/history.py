@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.analysis.places import GLOBAL, round_name, rounds_in, series_of
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.natural import natural
-from fedlora_cli.provenance import read_provenance
 from fedlora_cli.remote import Location, Remote, below
-from fedlora_cli.render.report.aggregate import rank_range
+from fedlora_cli.reports.provenance import read_provenance
+from fedlora_cli.reports.round_folders import GLOBAL, round_name, rounds_in, series_of
+from fedlora_cli.text import natural, rank_range
 
 
 def with_history(options: Options, output: Location) -> tuple[Options, tuple[str, ...]]:

@@ -10,19 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter, Facts, FullTensor, Selection
-from fedlora_cli.clients import Paths, paths_of
-from fedlora_cli.cohort import Client, Cohort, align, shortened
+from fedlora_cli import formats
+from fedlora_cli.adapters.adapter import Adapter, Facts, FullTensor, Selection
+from fedlora_cli.clients.cohort import Client, Cohort, align
+from fedlora_cli.clients.names import name_folders
+from fedlora_cli.clients.reading import Paths, paths_of
 from fedlora_cli.errors import InputError, Report, UsageError, refuse
-from fedlora_cli.factors import Factors
+from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
 from fedlora_cli.formats.peft.names import target_of
 from fedlora_cli.libraries import hushed
-from fedlora_cli.naming import name_folders
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.casting import seed_of
+from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location
-from fedlora_cli.render.report.handout import HeadRow, InitReport, TargetRow
+from fedlora_cli.reports.handout import HeadRow, InitReport, TargetRow
 from fedlora_cli.rounds.acceptance import check_in_peft
 from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
 from fedlora_cli.rounds.heads import head_tensors
@@ -30,7 +33,7 @@ from fedlora_cli.rounds.options import SCALING, InitOptions
 from fedlora_cli.rounds.peft_layers import parameter_name
 from fedlora_cli.rounds.recipients import Recipient, Share, like
 from fedlora_cli.rounds.skeleton import Skeleton, make_skeleton
-from fedlora_cli.stored import seed_of
+from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
 
 DEFAULTS = InitOptions()

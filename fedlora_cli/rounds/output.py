@@ -8,23 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli import engine, formats
-from fedlora_cli.adapter import NewAdapter, common_ties
+from fedlora_cli import formats
+from fedlora_cli.adapters.adapter import NewAdapter, common_ties
+from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.module import Outcome, aggregate_part
 from fedlora_cli.aggregation.plan import Parts, Plan
-from fedlora_cli.cluster.workers import Workers
-from fedlora_cli.groups import grouped
-from fedlora_cli.provenance import check_report
+from fedlora_cli.execution import engine
+from fedlora_cli.execution.workers import Workers
+from fedlora_cli.linalg.casting import described, stored_bytes
+from fedlora_cli.methods.weights import FloatArray
+from fedlora_cli.reports.provenance import check_report
 from fedlora_cli.rounds.summary import whole
-from fedlora_cli.rounds.tensors import (
-    average_tensor,
-    modules_to_save,
-    tensor_like,
-    tensor_names,
-)
-from fedlora_cli.stored import described, stored_bytes
+from fedlora_cli.rounds.tensors import average_tensor, modules_to_save, tensor_like, tensor_names
 from fedlora_cli.version import __version__
-from fedlora_cli.weights import FloatArray
 
 #: Bytes of the clients' names and digests in the metadata of the weights, which count against the
 #: length of its header. The report has them in any case.

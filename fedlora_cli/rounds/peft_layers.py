@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedlora_cli.adapter import Layout
+from fedlora_cli.adapters.adapter import Layout
 from fedlora_cli.errors import UsageError
 from fedlora_cli.formats.peft.names import ENDINGS, PREFIX, target_of
 from fedlora_cli.formats.peft.names import owner_of as saved_owner

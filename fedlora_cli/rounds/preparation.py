@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fedlora_cli import formats
-from fedlora_cli.adapter import Adapter
+from fedlora_cli.adapters.adapter import Adapter
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan, check_ranks, make_plan
 from fedlora_cli.aggregation.target import check_server, server_doubts
-from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
-from fedlora_cli.cohort import Cohort
-from fedlora_cli.counts import told_samples
+from fedlora_cli.clients.cohort import Cohort
+from fedlora_cli.clients.reading import Clients, Paths, paths_of, read_clients
+from fedlora_cli.clients.sample_counts import told_samples
+from fedlora_cli.clients.skipping import check_number, leave_out, select_clients
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.folder import check_apart, check_place, check_target, other_than
 from fedlora_cli.files.locations import location
-from fedlora_cli.provenance import check_manifest
 from fedlora_cli.remote import Location
+from fedlora_cli.reports.provenance import check_manifest
 from fedlora_cli.rounds.history import forgotten, with_history
-from fedlora_cli.selection import check_number, leave_out, select_clients
 
 
 @dataclass(frozen=True, eq=False)

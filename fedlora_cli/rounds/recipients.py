@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedlora_cli.adapter import Adapter, Facts, FullTensor, Layout
+from fedlora_cli.adapters.adapter import Adapter, Facts, FullTensor, Layout
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fedlora_cli import engine
-from fedlora_cli.adapter import Adapter
-from fedlora_cli.analysis.inspection.values import check_base_weights, look_at
-from fedlora_cli.copies import check_copies, digests_of
+from fedlora_cli.adapters.adapter import Adapter
+from fedlora_cli.clients.duplicates import check_copies, digests_of
+from fedlora_cli.clients.skipping import check_majority
+from fedlora_cli.clients.tensor_checks import check_base_weights, look_at
 from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location
 from fedlora_cli.rounds.preparation import Preparation
-from fedlora_cli.selection import check_majority
 
 
 def screened(

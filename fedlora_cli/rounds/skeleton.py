@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora_cli.errors import InputError, first_line
+from fedlora_cli.errors import InputError
 from fedlora_cli.formats.peft.fields import TASK_TYPES
 from fedlora_cli.rounds.options import CLASSES
 from fedlora_cli.rounds.peft_layers import NAME, Adapted, adapted_modules, check_tensors
 from fedlora_cli.rounds.requested import request
+from fedlora_cli.text import first_line
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,25 +9,13 @@ import numpy as np
 from fedlora_cli.aggregation.influence import partitions
 from fedlora_cli.aggregation.module import Outcome
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.clients import Clients
-from fedlora_cli.render.report.aggregate import (
-    AggregateReport,
-    ClientRow,
-    ModuleRow,
-    PartitionRow,
-)
+from fedlora_cli.clients.reading import Clients
+from fedlora_cli.linalg.spectrum import energy, energy_ratio, pooled_energy
+from fedlora_cli.methods.weights import FloatArray
+from fedlora_cli.reports.aggregate import AggregateReport, ClientRow, ModuleRow, PartitionRow
 from fedlora_cli.rounds.tensors import left_out, lone_heads, other_dtypes, tensor_names
-from fedlora_cli.rounds.warnings import (
-    copies,
-    fading,
-    held_back,
-    lone,
-    missing_unused,
-    outstanding,
-)
-from fedlora_cli.spectrum import energy, energy_ratio, pooled_energy
+from fedlora_cli.rounds.warnings import copies, fading, held_back, lone, missing_unused, outstanding
 from fedlora_cli.version import __version__
-from fedlora_cli.weights import FloatArray
 
 
 def summarize(

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli.adapter import FullTensor, usual_dtype
+from fedlora_cli.adapters.adapter import FullTensor, usual_dtype
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.cohort import Cohort, shortened
+from fedlora_cli.clients.cohort import Cohort
 from fedlora_cli.errors import InputError
-from fedlora_cli.rounding import same_up_to_rounding
-from fedlora_cli.weights import FloatArray, Weights, capped
+from fedlora_cli.linalg.rounding import same_up_to_rounding
+from fedlora_cli.methods.weights import FloatArray, Weights, capped
+from fedlora_cli.text import shortened
 
 
 def tensor_names(plan: Plan) -> tuple[str, ...]:

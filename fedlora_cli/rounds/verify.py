@@ -9,16 +9,18 @@ from statistics import median_low
 
 import torch
 
-from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import read_modules
+from fedlora_cli import formats
+from fedlora_cli.adapters.adapter import read_modules
+from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import Read
 from fedlora_cli.aggregation.reading import read_modules as modules_of
 from fedlora_cli.aggregation.sums import WeightedSum, weighted_sum
 from fedlora_cli.errors import InputError, VerificationError
-from fedlora_cli.factors import Factors
-from fedlora_cli.groups import grouped
-from fedlora_cli.render.report.aggregate import Verification
+from fedlora_cli.execution import engine
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.reports.aggregate import Verification
 from fedlora_cli.rounds.tensors import average_tensor, tensor_names
 
 #: Rounding a factor moves its product by about a third of the spacing eps of its dtype; four times

@@ -11,9 +11,9 @@ import numpy as np
 from fedlora_cli.aggregation.influence import lone_holders
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.cohort import shortened
-from fedlora_cli.render.report.aggregate import ClientRow, rank_range
-from fedlora_cli.weights import FloatArray
+from fedlora_cli.methods.weights import FloatArray
+from fedlora_cli.reports.aggregate import ClientRow
+from fedlora_cli.text import rank_range, shortened
 
 #: An update so many times as large as the median is no matter of more data or of more steps.
 OUTSTANDING = 5.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from fedlora_cli.adapters.batches import grouped, module_bytes
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.routes import route_of
-from fedlora_cli.groups import grouped, module_bytes
-from fedlora_cli.render.report.aggregate import RouteRow, Work
+from fedlora_cli.reports.aggregate import RouteRow, Work
 from fedlora_cli.rounds.output import written_bytes
 
 #: A process that has loaded torch and read the headers of a few clients (measured: 290 MB).

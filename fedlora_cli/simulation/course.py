@@ -15,13 +15,14 @@ import numpy as np
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-from fedlora_cli.counts import MOST_SAMPLES
+from fedlora_cli.clients.sample_counts import MOST_SAMPLES
 from fedlora_cli.errors import NotFinite
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
 from fedlora_cli.formats.peft import WEIGHTS
-from fedlora_cli.render.document import diagnose_document, to_json
-from fedlora_cli.render.report.aggregate import AggregateReport
+from fedlora_cli.linalg.spectrum import energy_ratio
+from fedlora_cli.reports.aggregate import AggregateReport
+from fedlora_cli.reports.document import diagnose_document, to_json
 from fedlora_cli.rounds.aggregate import aggregate
 from fedlora_cli.rounds.distribute import distribute
 from fedlora_cli.rounds.options import DistributeOptions
@@ -31,7 +32,6 @@ from fedlora_cli.simulation.scoring import score
 from fedlora_cli.simulation.split import client_name, drawn, training_seed
 from fedlora_cli.simulation.task import IntArray, Task
 from fedlora_cli.simulation.training import Diverged, making, starting_from, train_client
-from fedlora_cli.spectrum import energy_ratio
 
 
 @dataclass(frozen=True, eq=False)

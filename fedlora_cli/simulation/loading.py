@@ -6,10 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli.errors import UsageError, first_line
+from fedlora_cli.errors import UsageError
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.task import Task
 from fedlora_cli.simulation.tasks import digits, families
+from fedlora_cli.text import first_line
 
 #: What is held out never depends on the seed of a run.
 _HELD_OUT_BY = 0

@@ -11,33 +11,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli import engine
-from fedlora_cli.cohort import shortened
 from fedlora_cli.errors import OutputError
+from fedlora_cli.execution import engine
 from fedlora_cli.files.alone import alone_in
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
 from fedlora_cli.libraries import hushed
-from fedlora_cli.render.document import simulate_document, to_json
-from fedlora_cli.render.report.simulate import ArmRow, SimulateReport
+from fedlora_cli.reports.document import simulate_document, to_json
+from fedlora_cli.reports.simulate import ArmRow, SimulateReport
 from fedlora_cli.rounds.initialise import initialise
 from fedlora_cli.rounds.options import InitOptions
 from fedlora_cli.simulation.course import course, is_done
 from fedlora_cli.simulation.loading import loaded
 from fedlora_cli.simulation.options import SimulateOptions
-from fedlora_cli.simulation.places import (
-    LOCK,
-    REPORT,
-    SETTING,
-    Run,
-    seed_folder,
-    start_folder,
-)
+from fedlora_cli.simulation.places import LOCK, REPORT, SETTING, Run, seed_folder, start_folder
 from fedlora_cli.simulation.scoring import score
 from fedlora_cli.simulation.split import deal
 from fedlora_cli.simulation.summary import arm_rows, spread
 from fedlora_cli.simulation.task import Task
 from fedlora_cli.simulation.workers import perform_all, threads
+from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
 
 _START = "start.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_cli.files.documents import read_object
-from fedlora_cli.render.report.simulate import ArmRow, RoundPoint, Spread
+from fedlora_cli.reports.simulate import ArmRow, RoundPoint, Spread
 from fedlora_cli.simulation.course import course
 from fedlora_cli.simulation.options import Arm, SimulateOptions
 from fedlora_cli.simulation.places import DIAGNOSIS, Run

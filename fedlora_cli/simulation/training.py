@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from fedlora_cli.errors import OutputError, first_line
+from fedlora_cli.errors import OutputError
 from fedlora_cli.formats.peft import WEIGHTS
 from fedlora_cli.simulation.options import Training
 from fedlora_cli.simulation.task import Examples, IntArray
 from fedlora_cli.simulation.wrapped import buffers_of, restore, wrapped
+from fedlora_cli.text import first_line
 
 
 class Diverged(Exception):

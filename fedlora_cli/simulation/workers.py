@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from fedlora_cli.errors import InputError, first_line
+from fedlora_cli.errors import InputError
 from fedlora_cli.libraries import hushed
 from fedlora_cli.simulation.course import Federation, perform
 from fedlora_cli.simulation.loading import loaded
 from fedlora_cli.simulation.options import SimulateOptions
 from fedlora_cli.simulation.places import Run
 from fedlora_cli.simulation.split import deal
+from fedlora_cli.text import first_line
 
 #: Seconds between two looks at how far the processes are.
 _PAUSE = 0.3

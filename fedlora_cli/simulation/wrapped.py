@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedlora_cli.errors import InputError, first_line
+from fedlora_cli.errors import InputError
+from fedlora_cli.text import first_line
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedlora_cli import lowrank
-from fedlora_cli.factors import Factors
 from fedlora_cli.kernels import cost, dense, factored, gram
 from fedlora_cli.kernels.leading import Unresolved
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
 
 GRID = (
     ((768, 768), 120),

@@ -24,12 +24,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from fedlora_cli import engine, lowrank
-from fedlora_cli.factors import Factors
+from fedlora_cli.execution import engine
 from fedlora_cli.kernels import cost, factored
 from fedlora_cli.kernels import dense as dense_kernel
 from fedlora_cli.kernels import gram as gram_kernel
 from fedlora_cli.kernels.leading import Leading, Unresolved
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
 
 #: What is timed. Those that aggregate give two matrices whose product is the update.
 Run = Callable[[], tuple[Tensor, ...]]

@@ -14,9 +14,10 @@ import torch
 
 from benchmarks.calibrate import cohort, routes, seconds
 from benchmarks.rows import Row
-from fedlora_cli import engine, lowrank
+from fedlora_cli.execution import engine
 from fedlora_cli.kernels import cost
 from fedlora_cli.kernels.leading import TOLERANCES
+from fedlora_cli.linalg import lowrank
 
 SHAPE, TOTAL, RANK = (4096, 4096), 600, 64
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora_cli.render.report.simulate import ArmRow
+from fedlora_cli.reports.simulate import ArmRow
 from fedlora_cli.simulation.simulate import simulate
 
 pytestmark = pytest.mark.benchmark

@@ -8,23 +8,24 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedlora_cli import engine, formats
-from fedlora_cli.adapter import Adapter
+from fedlora_cli import formats
+from fedlora_cli.adapters.adapter import Adapter
+from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import Plan, make_plan
 from fedlora_cli.analysis.comparison.module import Contender, ModuleOutcome, compare_part
-from fedlora_cli.clients import Clients, Paths, paths_of, read_clients
+from fedlora_cli.clients.reading import Clients, Paths, paths_of, read_clients
 from fedlora_cli.errors import FedloraError
-from fedlora_cli.groups import grouped
-from fedlora_cli.methods import METHODS
-from fedlora_cli.render.report.compare import CompareReport, MethodRow
-from fedlora_cli.spectrum import (
+from fedlora_cli.execution import engine
+from fedlora_cli.linalg.spectrum import (
     effective_rank,
     energy,
     energy_ratio,
     pooled_energy,
     stable_rank,
 )
+from fedlora_cli.methods import METHODS
+from fedlora_cli.reports.compare import CompareReport, MethodRow
 from fedlora_cli.version import __version__
 
 DEFAULTS = Options()

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli import lowrank
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import Read, read_modules
 from fedlora_cli.aggregation.sums import array, rows, weighted_sum
 from fedlora_cli.errors import InputError
-from fedlora_cli.factors import Factors
-from fedlora_cli.spectrum import FloatArray
-from fedlora_cli.weights import by_samples
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.spectrum import FloatArray
+from fedlora_cli.methods.weights import by_samples
 
 
 @dataclass(frozen=True, eq=False)

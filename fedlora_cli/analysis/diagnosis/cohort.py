@@ -8,23 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedlora_cli import engine, lowrank
-from fedlora_cli.adapter import Adapter, read_modules
+from fedlora_cli.adapters.adapter import Adapter, read_modules
+from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.influence import partitions
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.analysis.diagnosis.similarity import Products, cosines, cosines_to_others, products
-from fedlora_cli.cohort import Cohort
-from fedlora_cli.factors import Factors
-from fedlora_cli.groups import grouped
-from fedlora_cli.render.report.diagnose import (
+from fedlora_cli.clients.cohort import Cohort
+from fedlora_cli.execution import engine
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.sizes import fault, sizes
+from fedlora_cli.linalg.spectrum import FloatArray, mean_share
+from fedlora_cli.reports.diagnose import (
     AdapterRow,
     ClientFinding,
     CohortFindings,
     HoldingRow,
     Similarity,
 )
-from fedlora_cli.sizes import fault, sizes
-from fedlora_cli.spectrum import FloatArray, mean_share
 
 #: What float16 and bfloat16 rounding do to a copy: to 1 - cosine, and to its singular values as a
 #: share of the largest.

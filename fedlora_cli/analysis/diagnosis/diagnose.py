@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedlora_cli import engine
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.round import diagnose_clients
 from fedlora_cli.analysis.diagnosis.series import diagnose_series
-from fedlora_cli.analysis.places import find_adapters
-from fedlora_cli.clients import Paths, paths_of
+from fedlora_cli.clients.reading import Paths, paths_of
 from fedlora_cli.errors import UsageError
-from fedlora_cli.provenance import read_provenance
+from fedlora_cli.execution import engine
 from fedlora_cli.remote import asked
-from fedlora_cli.render.report.diagnose import DiagnoseReport
+from fedlora_cli.reports.diagnose import DiagnoseReport
+from fedlora_cli.reports.provenance import read_provenance
+from fedlora_cli.reports.round_folders import find_adapters
 
 DEFAULTS = DiagnoseOptions()
 

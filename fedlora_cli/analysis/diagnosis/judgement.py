@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from fedlora_cli.analysis.diagnosis.trend import Course, course, fit
 from fedlora_cli.analysis.diagnosis.verdict import VERDICTS, judge
-from fedlora_cli.provenance import Provenance
-from fedlora_cli.render.report.diagnose import AdapterRow, Verdict
-from fedlora_cli.spectrum import FloatArray
+from fedlora_cli.linalg.spectrum import FloatArray
+from fedlora_cli.reports.diagnose import AdapterRow, Verdict
+from fedlora_cli.reports.provenance import Provenance
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from fedlora_cli.analysis.diagnosis.cohort import OUTLIER, robust_z
-from fedlora_cli.natural import natural
-from fedlora_cli.provenance import Provenance
+from fedlora_cli.reports.provenance import Provenance
+from fedlora_cli.text import natural
 
 
 def series_remarks(names: Sequence[str], origins: Sequence[Provenance | None]) -> list[str]:

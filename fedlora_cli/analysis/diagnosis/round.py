@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedlora_cli import engine
 from fedlora_cli.aggregation.influence import lone_holders
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.aggregation.plan import make_plan
 from fedlora_cli.analysis.diagnosis.cohort import OUTLIER, findings, measure
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row
-from fedlora_cli.clients import Clients, read_clients
+from fedlora_cli.clients.reading import Clients, read_clients
+from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.diagnose import AdapterRow, CohortFindings, DiagnoseReport
+from fedlora_cli.reports.diagnose import AdapterRow, CohortFindings, DiagnoseReport
+from fedlora_cli.text import rank_range
 from fedlora_cli.version import __version__
 
 #: Pairs of clients grow with their square: with more clients, similarity must be asked for.

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from fedlora_cli import engine, formats, lowrank
-from fedlora_cli.adapter import Adapter
+from fedlora_cli import formats
+from fedlora_cli.adapters.adapter import Adapter
+from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.analysis.diagnosis.judgement import judge_series
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.remarks import series_remarks
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds, read_finite
 from fedlora_cli.analysis.diagnosis.trend import course, energy_factors_by_round, trend
-from fedlora_cli.analysis.places import round_name
 from fedlora_cli.errors import InputError
-from fedlora_cli.groups import grouped
-from fedlora_cli.provenance import Provenance
+from fedlora_cli.execution import engine
+from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg.spectrum import FloatArray
 from fedlora_cli.remote import Location
-from fedlora_cli.render.report.diagnose import DiagnoseReport
-from fedlora_cli.spectrum import FloatArray
+from fedlora_cli.reports.diagnose import DiagnoseReport
+from fedlora_cli.reports.provenance import Provenance
+from fedlora_cli.reports.round_folders import round_name
 from fedlora_cli.version import __version__
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli.lowrank import Svd
-from fedlora_cli.spectrum import FloatArray
+from fedlora_cli.linalg.lowrank import Svd
+from fedlora_cli.linalg.spectrum import FloatArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedlora_cli.adapter import Adapter, Module, read_modules
+from fedlora_cli.adapters.adapter import Adapter, Module, read_modules
 from fedlora_cli.errors import without_norm
-from fedlora_cli.factors import Factors
-from fedlora_cli.render.report.diagnose import DEAD, AdapterRow, EnergyRow, ModuleSpectrum
-from fedlora_cli.sizes import LARGEST, norm
-from fedlora_cli.spectrum import (
+from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.linalg.sizes import LARGEST, norm
+from fedlora_cli.linalg.spectrum import (
     FloatArray,
     effective_rank,
     energy,
@@ -20,6 +19,7 @@ from fedlora_cli.spectrum import (
     rank_for_energy,
     stable_rank,
 )
+from fedlora_cli.reports.diagnose import DEAD, AdapterRow, EnergyRow, ModuleSpectrum
 
 
 def read_finite(adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:

@@ -9,11 +9,11 @@ import numpy as np
 
 from fedlora_cli.analysis.decay import energy_factors
 from fedlora_cli.analysis.diagnosis.verdict import kept
+from fedlora_cli.linalg.spectrum import FloatArray, mean_share
 from fedlora_cli.methods import METHODS
-from fedlora_cli.provenance import Contributor, Provenance
-from fedlora_cli.render.report.diagnose import AdapterRow, Trend
-from fedlora_cli.spectrum import FloatArray, mean_share
-from fedlora_cli.weights import Holdings
+from fedlora_cli.methods.weights import Holdings
+from fedlora_cli.reports.diagnose import AdapterRow, Trend
+from fedlora_cli.reports.provenance import Contributor, Provenance
 
 #: The fewest rounds from which a rate is fitted: two fit any line.
 _FEWEST = 3

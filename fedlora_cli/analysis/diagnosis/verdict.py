@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedlora_cli.render.report.diagnose import AT_RISK, COLLAPSED, Verdict
+from fedlora_cli.reports.diagnose import AT_RISK, COLLAPSED, Verdict
 
 #: From good to bad.
 VERDICTS: tuple[Verdict, ...] = ("healthy", "at risk", "collapsing", "collapsed")

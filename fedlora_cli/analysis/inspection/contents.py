@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 
-from fedlora_cli.adapter import Adapter, Module
-from fedlora_cli.errors import printable
+from fedlora_cli.adapters.adapter import Adapter, Module
 from fedlora_cli.remote import Location, Remote
-from fedlora_cli.render.report.inspect import InspectedAdapter, ModuleGroup, Origin, TensorRow
+from fedlora_cli.reports.inspect import InspectedAdapter, ModuleGroup, Origin, TensorRow
+from fedlora_cli.text import printable
 
 
 def contents(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from fedlora_cli.adapter import Adapter, Module
-from fedlora_cli.render.report.inspect import Difference
+from fedlora_cli.adapters.adapter import Adapter, Module
+from fedlora_cli.reports.inspect import Difference
 
 #: Names in one value; the rest is counted.
 _NAMED = 3

@@ -6,19 +6,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedlora_cli import engine, formats
-from fedlora_cli.adapter import Adapter
+from fedlora_cli import formats
+from fedlora_cli.adapters.adapter import Adapter
 from fedlora_cli.analysis.inspection.contents import contents, text
 from fedlora_cli.analysis.inspection.differences import differences
 from fedlora_cli.analysis.inspection.origin import is_reported, origin
-from fedlora_cli.clients import Paths, paths_of, read_clients
-from fedlora_cli.copies import check_copies, digests_of
-from fedlora_cli.counts import MAX_RATIO, told_samples
-from fedlora_cli.errors import InputError, Report, UsageError, printable, reporting
-from fedlora_cli.provenance import check_manifest, read_provenance
+from fedlora_cli.clients.discovery import find_folders
+from fedlora_cli.clients.duplicates import check_copies, digests_of
+from fedlora_cli.clients.reading import Paths, paths_of, read_clients
+from fedlora_cli.clients.sample_counts import MAX_RATIO, told_samples
+from fedlora_cli.errors import InputError, Report, UsageError, reporting
+from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location, asked
-from fedlora_cli.render.report.inspect import Fault, InspectReport, Origin
-from fedlora_cli.uploads import find_folders
+from fedlora_cli.reports.inspect import Fault, InspectReport, Origin
+from fedlora_cli.reports.provenance import check_manifest, read_provenance
+from fedlora_cli.text import printable
 from fedlora_cli.version import __version__
 
 
@@ -136,7 +138,7 @@ def _values(
     report: Report,
 ) -> Counter[Location]:
     """Reads all values, and counts the factors that are all zero, by adapter."""
-    from fedlora_cli.analysis.inspection.values import check_base_weights, look_at
+    from fedlora_cli.clients.tensor_checks import check_base_weights, look_at
 
     looks = look_at([one.adapter for one in found], jobs, progress)
     for look in looks:

@@ -6,9 +6,9 @@ from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import exists, parse_object
 from fedlora_cli.files.safetensors import read_metadata
 from fedlora_cli.formats import FORMATS
-from fedlora_cli.provenance import AGGREGATE, REPORT, read_provenance, read_report
 from fedlora_cli.remote import Location
-from fedlora_cli.render.report.inspect import Origin
+from fedlora_cli.reports.inspect import Origin
+from fedlora_cli.reports.provenance import AGGREGATE, REPORT, read_provenance, read_report
 
 #: Characters of a name that stands in an untrusted file.
 _LONGEST = 80

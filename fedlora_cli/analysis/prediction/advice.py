@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedlora_cli.analysis.prediction.population import Round
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.predict import MethodForecast, PredictedPartition
-from fedlora_cli.weights import FloatArray, Rule
+from fedlora_cli.methods.weights import FloatArray, Rule
+from fedlora_cli.reports.predict import MethodForecast, PredictedPartition
+from fedlora_cli.text import rank_range
 
 #: More than this of the weight of a rank index, and one client decides there.
 MOST_WEIGHT = 0.5

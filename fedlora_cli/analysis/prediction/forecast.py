@@ -14,10 +14,10 @@ from fedlora_cli.analysis.decay import (
     rounds_until,
 )
 from fedlora_cli.analysis.prediction.population import Population, Round
-from fedlora_cli.method import Method
 from fedlora_cli.methods import METHODS
-from fedlora_cli.render.report.predict import MethodForecast
-from fedlora_cli.weights import FloatArray, Holdings, Rule
+from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.weights import FloatArray, Holdings, Rule
+from fedlora_cli.reports.predict import MethodForecast
 
 #: Rounds are shown until every method that collapses has, within these bounds.
 _FEWEST, _MOST = 10, 100

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from fedlora_cli.weights import FloatArray, Holdings, IntArray
+from fedlora_cli.methods.weights import FloatArray, Holdings, IntArray
 
 #: Under participation, rounds are enumerated up to so many, else as many are drawn with this seed.
 DRAWS = 1000

@@ -9,15 +9,15 @@ from fedlora_cli.analysis.prediction.advice import advise, bounding_quorum
 from fedlora_cli.analysis.prediction.forecast import forecast, start_energies
 from fedlora_cli.analysis.prediction.population import DRAWS, Population, absent, alone, population
 from fedlora_cli.errors import UsageError
-from fedlora_cli.method import Method
 from fedlora_cli.methods import METHODS
+from fedlora_cli.methods.method import Method
 from fedlora_cli.methods.raflora import with_quorum
-from fedlora_cli.render.report.predict import PredictedPartition, PredictReport
+from fedlora_cli.methods.weights import Rule
+from fedlora_cli.reports.predict import PredictedPartition, PredictReport
 from fedlora_cli.version import __version__
-from fedlora_cli.weights import Rule
 
 if TYPE_CHECKING:  # it reads adapters, and so imports torch
-    from fedlora_cli.cohort import Cohort
+    from fedlora_cli.clients.cohort import Cohort
 
 #: What goes beyond these is a mistake, or takes long.
 MOST_CLIENTS = 100_000

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from fedlora_cli.adapter import Facts, NewAdapter
+from fedlora_cli.adapters.adapter import Facts, NewAdapter
 from fedlora_cli.errors import InputError, Report
 from fedlora_cli.files.documents import parse_object
 from fedlora_cli.formats.diffusers.names import FLATTENED, METADATA, PLAIN, component_of

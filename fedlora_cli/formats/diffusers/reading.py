@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fedlora_cli.adapter import Adapter, Facts, Module
+from fedlora_cli.adapters.adapter import Adapter, Facts, Module
 from fedlora_cli.errors import InputError, Report, keeping, reporting
 from fedlora_cli.formats import single
 from fedlora_cli.formats.diffusers.metadata import configs_in, configured, metadata_of

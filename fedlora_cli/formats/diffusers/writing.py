@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.adapter import NewAdapter, Put
+from fedlora_cli.adapters.adapter import NewAdapter, Put
 from fedlora_cli.errors import InputError
-from fedlora_cli.factors import Factors
 from fedlora_cli.formats import single
 from fedlora_cli.formats.diffusers.metadata import metadata_for
 from fedlora_cli.formats.diffusers.names import (
@@ -24,6 +23,7 @@ from fedlora_cli.formats.diffusers.names import (
     WEIGHTS,
 )
 from fedlora_cli.formats.single import NewFile
+from fedlora_cli.linalg.factors import Factors
 
 if TYPE_CHECKING:
     from torch import Tensor

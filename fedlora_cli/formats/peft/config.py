@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from fedlora_cli.adapter import Facts, Selection
+from fedlora_cli.adapters.adapter import Facts, Selection
 from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats import mlx

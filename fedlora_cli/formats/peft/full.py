@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fedlora_cli.adapter import FullTensor, Module, Role
+from fedlora_cli.adapters.adapter import FullTensor, Module, Role
 from fedlora_cli.errors import InputError, Report, refuse, reporting
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.formats.peft.config import Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Iterator
 
-from fedlora_cli.adapter import Kind
+from fedlora_cli.adapters.adapter import Kind
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

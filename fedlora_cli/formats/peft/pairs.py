@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fedlora_cli.adapter import Kind, Layout, Module, widest
+from fedlora_cli.adapters.adapter import Kind, Layout, Module, widest
 from fedlora_cli.errors import InputError, Report, keeping, reporting
-from fedlora_cli.factors import Factors
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.safetensors import GATHER
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.experts import Share, expert_of, parameters_of, shares_of
 from fedlora_cli.formats.peft.names import target_of
 from fedlora_cli.formats.peft.parts import Parts
+from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fedlora_cli.adapter import Adapter, FullTensor, Module
+from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module
 from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry

@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
-from fedlora_cli.adapter import Selection
+from fedlora_cli.adapters.adapter import Selection
 from fedlora_cli.errors import InputError
 from fedlora_cli.formats.peft.names import EMBEDDINGS, PLAIN, endings
 from fedlora_cli.formats.peft.patterns import Matcher, Targets

@@ -10,14 +10,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedlora_cli.adapter import Facts, FullTensor, Kind, Layout, Role
+from fedlora_cli.adapters.adapter import Facts, FullTensor, Kind, Layout, Role
 from fedlora_cli.formats.peft.names import wrapped
-from fedlora_cli.formats.peft.packing import (
-    confused,
-    incomplete_experts,
-    outside_layers,
-    unpacked,
-)
+from fedlora_cli.formats.peft.packing import confused, incomplete_experts, outside_layers, unpacked
 
 
 @dataclass(frozen=True, eq=False)

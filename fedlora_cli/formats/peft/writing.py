@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedlora_cli.adapter import Facts, Layout, NewAdapter, Put, Selection
+from fedlora_cli.adapters.adapter import Facts, Layout, NewAdapter, Put, Selection
 from fedlora_cli.errors import InputError, OutputError
-from fedlora_cli.factors import Factors
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.files.writing import Declared, check_header, declare
@@ -31,12 +30,8 @@ from fedlora_cli.formats.peft.names import (
     token_of,
     wrapped,
 )
-from fedlora_cli.formats.peft.selection import (
-    modules_to_save,
-    patterns,
-    selection,
-    token_indices,
-)
+from fedlora_cli.formats.peft.selection import modules_to_save, patterns, selection, token_indices
+from fedlora_cli.linalg.factors import Factors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,9 +17,9 @@ from fedlora_cli.render.figures.panels import (
     shares,
     whole_ticks,
 )
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport
 from fedlora_cli.render.view import rho
+from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport
+from fedlora_cli.text import rank_range
 
 
 def adapter_figure(report: DiagnoseReport, title: str) -> Figure:

@@ -21,8 +21,8 @@ from fedlora_cli.render.figures.panels import (
     numbers,
     whole_ticks,
 )
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.simulate import ArmRow, SimulateReport, Spread
+from fedlora_cli.reports.simulate import ArmRow, SimulateReport, Spread
+from fedlora_cli.text import rank_range
 
 #: So many bands lie over each other and can still be told apart.
 _BANDS = 6

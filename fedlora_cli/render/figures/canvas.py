@@ -12,7 +12,7 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedlora_cli.errors import printable
+from fedlora_cli.text import printable
 
 #: The palette of Okabe and Ito, which colour-blind people can tell apart, without its yellow, which
 #: paper loses. Lines differ in their dashes and markers as well.

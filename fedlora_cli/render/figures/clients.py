@@ -18,8 +18,8 @@ from fedlora_cli.render.figures.panels import (
     percent_axis,
     thinned,
 )
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, HoldingRow, Similarity
+from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, HoldingRow, Similarity
+from fedlora_cli.text import rank_range
 
 _LABELS = 100
 _KEYS = 8

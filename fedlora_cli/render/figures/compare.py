@@ -30,8 +30,8 @@ from fedlora_cli.render.figures.panels import (
     percent_axis,
     whole_ticks,
 )
-from fedlora_cli.render.report.compare import CompareReport, MethodRow
 from fedlora_cli.render.view import rho
+from fedlora_cli.reports.compare import CompareReport, MethodRow
 
 
 @look()

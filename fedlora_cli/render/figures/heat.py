@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from fedlora_cli.render.figures.canvas import HEAT, INK, literal
 from fedlora_cli.render.figures.panels import Floats, percent_axis, thinned
-from fedlora_cli.render.report.diagnose import DEAD
+from fedlora_cli.reports.diagnose import DEAD
 
 #: As many numbers as a matrix holds legibly in each direction, and as many names.
 _NUMBERS = 12

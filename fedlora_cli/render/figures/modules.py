@@ -9,11 +9,11 @@ from itertools import groupby
 import numpy as np
 from matplotlib.axes import Axes
 
-from fedlora_cli.natural import natural
 from fedlora_cli.render.figures.canvas import literal
 from fedlora_cli.render.figures.heat import boundary, energy_map
 from fedlora_cli.render.figures.panels import Floats, heading, nothing, shares, whole_ticks
-from fedlora_cli.render.report.diagnose import ModuleSpectrum
+from fedlora_cli.reports.diagnose import ModuleSpectrum
+from fedlora_cli.text import natural
 
 #: As many labels as stand beside a map without touching.
 MOST = 44

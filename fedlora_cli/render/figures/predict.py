@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedlora_cli.render.figures.canvas import COLOURS, DASHES, HEAT, MARKERS, look, new_figure
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.predict import MethodForecast, PredictReport
 from fedlora_cli.render.view import count, share
+from fedlora_cli.reports.predict import MethodForecast, PredictReport
+from fedlora_cli.text import rank_range
 
 #: So many partitions have room for a number each, and so many for a label each.
 _NUMBERED = 8

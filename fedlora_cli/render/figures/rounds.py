@@ -21,13 +21,7 @@ from fedlora_cli.render.figures.panels import (
     shares,
     whole_ticks,
 )
-from fedlora_cli.render.report.diagnose import (
-    AT_RISK,
-    COLLAPSED,
-    AdapterRow,
-    DiagnoseReport,
-    Trend,
-)
+from fedlora_cli.reports.diagnose import AT_RISK, COLLAPSED, AdapterRow, DiagnoseReport, Trend
 
 _PREDICTED = ":"
 

@@ -23,8 +23,8 @@ from fedlora_cli.render.figures.arms import (
 from fedlora_cli.render.figures.canvas import HEAT, literal, look, new_figure
 from fedlora_cli.render.figures.heat import crossing
 from fedlora_cli.render.figures.panels import heading, nothing, numbers, thinned
-from fedlora_cli.render.report.simulate import Grid, SimulateReport
 from fedlora_cli.render.view import count, rho
+from fedlora_cli.reports.simulate import Grid, SimulateReport
 
 #: So many learning rates have a label.
 _LABELS = 12

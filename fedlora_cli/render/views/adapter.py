@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, EnergyRow
 from fedlora_cli.render.view import (
     Bar,
     Block,
@@ -16,6 +14,8 @@ from fedlora_cli.render.view import (
     rho,
     share,
 )
+from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, EnergyRow
+from fedlora_cli.text import rank_range
 
 
 def adapter_summary(report: DiagnoseReport) -> str:

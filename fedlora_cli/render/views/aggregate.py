@@ -5,16 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from fedlora_cli.render.report.aggregate import (
-    VOUCHED,
-    AggregateReport,
-    ClientRow,
-    ModuleRow,
-    PartitionRow,
-    RouteRow,
-    Work,
-    rank_range,
-)
 from fedlora_cli.render.view import (
     Bar,
     Block,
@@ -29,6 +19,16 @@ from fedlora_cli.render.view import (
     number,
     percent,
 )
+from fedlora_cli.reports.aggregate import (
+    VOUCHED,
+    AggregateReport,
+    ClientRow,
+    ModuleRow,
+    PartitionRow,
+    RouteRow,
+    Work,
+)
+from fedlora_cli.text import rank_range
 
 
 def aggregate_view(report: AggregateReport, *, modules: bool, explain: bool = False) -> View:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedlora_cli.render.report.simulate import ArmRow, Grid, SimulateReport, Spread
 from fedlora_cli.render.view import Column, Table, columns, duration, file_size, number, rho
+from fedlora_cli.reports.simulate import ArmRow, Grid, SimulateReport, Spread
 
 #: Rounds that are shown without --verbose.
 _ROUNDS = 7

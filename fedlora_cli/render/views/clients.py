@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.diagnose import (
-    CohortFindings,
-    DiagnoseReport,
-    HoldingRow,
-    Similarity,
-)
 from fedlora_cli.render.view import (
     Bar,
     Block,
@@ -25,6 +18,8 @@ from fedlora_cli.render.view import (
     share,
     wrapped,
 )
+from fedlora_cli.reports.diagnose import CohortFindings, DiagnoseReport, HoldingRow, Similarity
+from fedlora_cli.text import rank_range
 
 #: What the columns mean.
 _MEANINGS = (

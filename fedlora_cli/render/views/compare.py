@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.report.compare import CompareReport, MethodRow
 from fedlora_cli.render.view import (
     Block,
     Column,
@@ -16,6 +15,7 @@ from fedlora_cli.render.view import (
     share,
     wrapped,
 )
+from fedlora_cli.reports.compare import CompareReport, MethodRow
 
 
 def compare_view(report: CompareReport) -> View:

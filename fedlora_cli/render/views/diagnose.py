@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.report.diagnose import DiagnoseReport, Verdict
 from fedlora_cli.render.view import Paragraph, Tone, View, wrapped
 from fedlora_cli.render.views.adapter import adapter_blocks, adapter_summary
 from fedlora_cli.render.views.clients import clients_blocks, clients_summary
 from fedlora_cli.render.views.rounds import rounds_blocks, rounds_summary
+from fedlora_cli.reports.diagnose import DiagnoseReport, Verdict
 
 _TONES: dict[Verdict | None, Tone] = {
     "healthy": "good",

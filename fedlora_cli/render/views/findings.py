@@ -6,10 +6,10 @@ import math
 import statistics
 from typing import get_args
 
-from fedlora_cli.render.report.diagnose import Verdict
-from fedlora_cli.render.report.simulate import ArmRow, SimulateReport
 from fedlora_cli.render.view import Paragraph, Tone, count, wrapped
 from fedlora_cli.render.views.arms import at_rate
+from fedlora_cli.reports.diagnose import Verdict
+from fedlora_cli.reports.simulate import ArmRow, SimulateReport
 
 #: From good to bad, and how it reads.
 _TONES: dict[str, Tone] = dict(

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.report.handout import (
-    DistributeReport,
-    HandoutRow,
-    HeadRow,
-    InitReport,
-    TargetRow,
-)
 from fedlora_cli.render.view import (
     Bar,
     Block,
@@ -22,6 +15,7 @@ from fedlora_cli.render.view import (
     percent,
     wrapped,
 )
+from fedlora_cli.reports.handout import DistributeReport, HandoutRow, HeadRow, InitReport, TargetRow
 
 
 def distribute_view(report: DistributeReport, *, details: bool) -> View:

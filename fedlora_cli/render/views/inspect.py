@@ -5,19 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from fedlora_cli.adapter import Role
-from fedlora_cli.errors import printable
-from fedlora_cli.render.report.inspect import Difference, InspectedAdapter, InspectReport
-from fedlora_cli.render.view import (
-    Block,
-    Column,
-    Paragraph,
-    Table,
-    View,
-    columns,
-    count,
-    file_size,
-)
+from fedlora_cli.adapters.adapter import Role
+from fedlora_cli.render.view import Block, Column, Paragraph, Table, View, columns, count, file_size
+from fedlora_cli.reports.inspect import Difference, InspectedAdapter, InspectReport
+from fedlora_cli.text import printable
 
 #: Rows of a table of differences; a cohort that differs in every shape has more.
 _SHOWN = 40

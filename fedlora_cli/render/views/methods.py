@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedlora_cli.method import Method
+from fedlora_cli.methods.method import Method
 from fedlora_cli.render.view import Table, View, columns, count
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.predict import PredictedPartition, PredictReport
 from fedlora_cli.render.view import (
     Bar,
     Block,
@@ -18,6 +16,8 @@ from fedlora_cli.render.view import (
     share,
     wrapped,
 )
+from fedlora_cli.reports.predict import PredictedPartition, PredictReport
+from fedlora_cli.text import rank_range
 
 #: So many partitions stand beside each other in 80 columns; of more, the first and the last do.
 _BESIDE = 5

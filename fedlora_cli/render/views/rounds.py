@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedlora_cli.render.report.diagnose import AdapterRow, DiagnoseReport, Trend
 from fedlora_cli.render.view import (
     Bar,
     Block,
@@ -18,6 +17,7 @@ from fedlora_cli.render.view import (
     share,
 )
 from fedlora_cli.render.views.adapter import energy_table, modules_table, spectrum_lines
+from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, Trend
 
 #: Rounds that are shown without --verbose; of more, evenly spaced ones and the last.
 _SHOWN = 16

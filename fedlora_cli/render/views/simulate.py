@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from fedlora_cli.render.report.aggregate import rank_range
-from fedlora_cli.render.report.simulate import SimulateReport
 from fedlora_cli.render.view import Block, Paragraph, Table, View, columns, count, duration, wrapped
 from fedlora_cli.render.views.arms import (
     accuracy,
@@ -21,6 +19,8 @@ from fedlora_cli.render.views.arms import (
     round_tables,
 )
 from fedlora_cli.render.views.findings import findings
+from fedlora_cli.reports.simulate import SimulateReport
+from fedlora_cli.text import rank_range
 
 
 def simulate_view(report: SimulateReport, *, details: bool, warnings: bool = False) -> View:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli.errors import InputError, first_line
+from fedlora_cli.errors import InputError
 from fedlora_cli.rounds.options import ALL_LINEAR
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.scoring import count_right
@@ -28,6 +28,7 @@ from fedlora_cli.simulation.tasks.pretrained import (
     read_config,
 )
 from fedlora_cli.simulation.tasks.tables import title, where
+from fedlora_cli.text import first_line
 
 _WANTED = Wanted(
     inputs=("image", "img", "pixel_values"),

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from fedlora_cli.errors import FedloraError, InputError, UsageError, first_line
+from fedlora_cli.errors import FedloraError, InputError, UsageError
 from fedlora_cli.formats.peft.names import owner_of
 from fedlora_cli.libraries import hushed
 from fedlora_cli.simulation.options import Source
+from fedlora_cli.text import first_line
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli.errors import FedloraError, InputError, first_line, innermost
+from fedlora_cli.errors import FedloraError, InputError, innermost
 from fedlora_cli.libraries import hushed
 from fedlora_cli.simulation.options import Source
+from fedlora_cli.text import first_line
 
 #: The readers of files by their ending.
 _ENDINGS = {

@@ -1,0 +1,1 @@
+"""Adapters in memory, whatever format they were read from."""

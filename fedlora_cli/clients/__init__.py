@@ -1,0 +1,1 @@
+"""Client uploads: found, named, counted, read, and checked against each other."""

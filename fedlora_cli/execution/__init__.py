@@ -1,0 +1,1 @@
+"""Work on many modules: threads, processes and clusters."""

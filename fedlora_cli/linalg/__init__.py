@@ -1,0 +1,1 @@
+"""Low-rank algebra: updates as factors, their sums, spectra and sizes."""

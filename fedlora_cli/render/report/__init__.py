@@ -1,1 +1,0 @@
-"""What every command found out, as plain values. All that is shown or stored comes from here."""

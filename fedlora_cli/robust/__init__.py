@@ -1,0 +1,1 @@
+"""Clients that are not trusted: distances between updates, and the rules that limit them."""
