@@ -38,11 +38,11 @@ typer.testing._get_command = functools.cache(typer.testing._get_command)
 # PEFT is the judge in these, and what it loads and rewrites is told of the version that they name.
 if Version(version("peft")) < Version("0.21"):
     collect_ignore = [
-        "test_initialise_peft.py",
-        "test_loading.py",
-        "test_orientation.py",
-        "test_roles.py",
-        "test_selection.py",
+        "rounds/test_initialise_peft.py",
+        "formats/test_loading.py",
+        "clients/test_orientation.py",
+        "formats/test_roles.py",
+        "formats/test_selection.py",
     ]
 
 
@@ -106,7 +106,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     """A tiny model and a few examples of every family of tasks."""
-    from task_makers import make_sources  # whoever needs none does not wait for its libraries
+    from support.tasks import make_sources  # whoever needs none does not wait for its libraries
 
     return make_sources(tmp_path_factory.mktemp("tasks"))
 

@@ -1,0 +1,261 @@
+"""How modules are computed is a matter of cost alone: every route writes the same update."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.adapters import Spec, make, relative_error, written_update
+from support.rounds import SHAPES, expected_update, make_round
+from support.routes import ROUTES, take
+from typer.testing import CliRunner
+
+from fedlora_cli import Options, aggregate
+from fedlora_cli.aggregation import decompose
+from fedlora_cli.cli import app
+from fedlora_cli.kernels.leading import Unresolved
+
+
+def spectra(report: Any) -> np.ndarray:
+    rows = [*(row.singular_values for row in report.modules), *(c.energy for c in report.clients)]
+    found = [report.energy_ratio, report.flexlora_energy_ratio, report.flexlora_norm, report.norm]
+    return np.concatenate([*map(np.array, rows), [*found, report.kept_energy]])
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(rank=3, missing="zero", max_weight=0.5),
+        Options(method="flexlora", rank=4, basis="svd"),
+        Options(method="residual", clip_norm="auto"),
+    ],
+    ids=["default", "cut", "flexlora", "residual"],
+)
+def test_every_route_writes_the_same_update_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, options: Options
+) -> None:
+    make_round(tmp_path)
+    exact = aggregate([tmp_path / "round"], tmp_path / "exact", replace(options, verify=True))
+    taken: list[str] = []
+    own = {"gram": "_by_grams", "dense": "_by_dense", "factored": "_by_factors"}
+    if route in own:
+        plain = getattr(decompose, own[route])
+        watched = lambda *given: (taken.append(route), plain(*given))[1]  # noqa: E731
+        monkeypatch.setattr(decompose, own[route], watched)
+        if route in decompose._FAST:
+            monkeypatch.setitem(decompose._FAST, route, watched)
+    take(route, monkeypatch)
+
+    found = aggregate([tmp_path / "round"], tmp_path / "found", replace(options, verify=True))
+
+    assert len(taken) >= (len(SHAPES) if route in own else 0)
+    for module in SHAPES:
+        expected = written_update(tmp_path / "exact", module)
+        assert relative_error(written_update(tmp_path / "found", module), expected) < 5e-7
+    np.testing.assert_allclose(spectra(found), spectra(exact), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_earlier_rounds_and_momentum_are_terms_on_every_route(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    """A module that one client alone has left to the previous adapter, and terms that cancel."""
+    make_round(tmp_path)
+    aggregate([tmp_path / "round"], tmp_path / "one")
+    aggregate([tmp_path / "round"], tmp_path / "two", Options(previous=tmp_path / "one", rank=6))
+    options = Options(
+        method="residual",
+        previous=tmp_path / "two",
+        before_previous=tmp_path / "one",
+        momentum=0.9,
+        quorum=0.7,
+        verify=True,
+    )
+    options = replace(options, method="raflora")
+    aggregate([tmp_path / "round"], tmp_path / "exact", options)
+    take(route, monkeypatch)
+
+    aggregate([tmp_path / "round"], tmp_path / "found", options)
+
+    for module in SHAPES:
+        expected = written_update(tmp_path / "exact", module)
+        assert relative_error(written_update(tmp_path / "found", module), expected) < 1e-6
+
+
+@pytest.mark.parametrize("route", ["gram", "dense", "factored"])
+def test_what_a_route_cannot_resolve_takes_the_exact_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    made = make_round(tmp_path)
+    take(route, monkeypatch)
+
+    def refused(*_: object, **__: object) -> None:
+        raise Unresolved("as a test")
+
+    for kernel in ("gram", "dense", "factored"):
+        monkeypatch.setattr(f"fedlora_cli.kernels.{kernel}.leading", refused)
+    report = aggregate([tmp_path / "round"], tmp_path / "out")
+
+    for module in SHAPES:
+        expected = expected_update(made, module, "raflora", report.rank)
+        assert relative_error(written_update(tmp_path / "out", module), expected) < 2e-7
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_update_beyond_all_norms_is_refused_on_every_route(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    for name in ("ann", "bob"):
+        folder = make(tmp_path / "round", Spec(name, rank=2, shapes={"m": (9, 7)})).folder
+        path = folder / "adapter_model.safetensors"
+        tensors = {key: one.double() for key, one in load_file(path).items()}
+        if name == "bob":
+            tensors = {key: one * 1e300 for key, one in tensors.items()}
+        save_file(tensors, path)
+    take(route, monkeypatch)
+
+    result = CliRunner().invoke(
+        app, ["aggregate", str(tmp_path / "round"), "-o", str(tmp_path / "out")]
+    )
+
+    assert result.exit_code == 3
+    assert "bob" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_large_module_is_summed_client_by_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, str]]
+) -> None:
+    """No client's factors are read before those of the one before are summed."""
+    shapes = {"m": (9, 7)}
+    for number in range(5):
+        make(tmp_path / "round", Spec(f"c{number}", rank=3, shapes=shapes, seed=number))
+    take("dense", monkeypatch)
+    from fedlora_cli.kernels import dense
+
+    seen: list[int] = []
+    plain = dense.accumulate
+
+    def accumulate(terms: Any, *given: Any, **more: Any) -> Any:
+        def watched() -> Any:
+            for term in terms:
+                seen.append(len(reads))
+                yield term
+
+        return plain(watched(), *given, **more)
+
+    monkeypatch.setattr(dense, "accumulate", accumulate)
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(rank=2, verify=True))
+
+    assert seen == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_device_is_found_and_changes_nothing(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU by either name; a GPU gives the same update in other bytes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    make_round(tmp_path)
+    aggregate([tmp_path / "round"], tmp_path / "plain")
+    aggregate([tmp_path / "round"], tmp_path / "there", Options(device=device))
+
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+
+
+def test_the_rank_for_an_energy_is_found_first_and_then_written(tmp_path: Path) -> None:
+    make_round(tmp_path)
+    found = aggregate([tmp_path / "round"], tmp_path / "found", Options(energy=0.9))
+    assert found.rank is not None
+    aggregate([tmp_path / "round"], tmp_path / "given", Options(rank=found.rank))
+
+    weights = [
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("found", "given")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
+
+
+def explained(folder: Path, *flags: str) -> dict[str, Any]:
+    command = ["aggregate", str(folder), "-o", str(folder.parent / "out"), "--json", *flags]
+    result = CliRunner().invoke(app, [*command, "--force", "-j", "2"])
+    assert result.exit_code == 0, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def test_explain_shows_the_route_of_every_module(tmp_path: Path) -> None:
+    make_round(tmp_path)
+    work = explained(tmp_path / "round", "--explain", "--dry-run")["work"]
+
+    assert sum(row["modules"] for row in work["routes"]) == len(SHAPES)
+    assert {row["route"] for row in work["routes"]} == {"stack"}
+    assert all(set(row["others"]) == set(ROUTES) - {"stack"} for row in work["routes"])
+    assert explained(tmp_path / "round", "--explain")["work"] == work
+    assert explained(tmp_path / "round", "--dry-run")["work"] == {**work, "routes": []}
+    assert "work" not in explained(tmp_path / "round")
+    assert "work" not in json.loads((tmp_path / "out" / "fedlora.json").read_text())
+
+
+def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Path) -> None:
+    """Not with the number of modules, and by a little for headers with that of the clients."""
+    from fedlora_cli.rounds.preparation import prepare
+    from fedlora_cli.rounds.work import work_of
+
+    def cohort(name: str, modules: int, ranks: list[int]) -> None:
+        shapes = {f"layers.{i}.q": (512, 512) for i in range(modules)}
+        for k, rank in enumerate(ranks):
+            make(tmp_path / name, Spec(f"c{k}", rank=rank, shapes=shapes, seed=k))
+
+    def memory(name: str, jobs: int) -> int:
+        plan = prepare([tmp_path / name], tmp_path / "out", Options(rank=8)).plan
+        return work_of(plan, jobs).memory
+
+    cohort("few", 16, [64, 64])
+    cohort("many modules", 48, [64, 64])
+    cohort("many clients", 16, [16] * 8)
+
+    assert memory("few", 4) > memory("few", 1)
+    for other in ("many modules", "many clients"):
+        assert memory("few", 2) <= memory(other, 2) < 1.02 * memory("few", 2)
+
+
+@pytest.mark.parametrize("ranks", [[2], [2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8]])
+def test_the_memory_that_is_told_has_the_comparison_of_all_clients(
+    tmp_path: Path, ranks: list[int]
+) -> None:
+    """`--robust` compares every client with every other, at each level, so many modules at once."""
+    from fedlora_cli.aggregation.bounds import bounded
+    from fedlora_cli.rounds.preparation import prepare
+    from fedlora_cli.rounds.work import work_of
+
+    for k in range(160):
+        make(tmp_path / "round", Spec(f"c{k:03}", rank=ranks[k % len(ranks)], shapes={"q": (9, 8)}))
+
+    def told(jobs: int, robust: str | None) -> int:
+        options = Options(rank=4, robust=robust)
+        plan = prepare([tmp_path / "round"], tmp_path / "out", options).plan
+        return work_of(plan, jobs).memory
+
+    plan = prepare(
+        [tmp_path / "round"], tmp_path / "out", Options(rank=4, robust="geometric-median")
+    ).plan
+    tracemalloc.start()
+    bounded(plan, 1, lambda done, total: None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    more = told(1, "geometric-median") - told(1, None)
+
+    assert peak < 1.1 * more
+    assert more < 2.5 * peak
+    assert told(4, "geometric-median") - told(1, "geometric-median") > 2.9 * more

@@ -1,0 +1,243 @@
+"""Experts in the layout of PEFT before 0.19, beside those of later versions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.adapters import config
+from support.peft_layers import applied, load, train
+from torch import Tensor, nn
+from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from fedlora_cli import InputError, Options, aggregate, distribute
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+EXPERTS = 4
+PARAMETERS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+def qwen(width: int = 24) -> nn.Module:
+    """At width 8 one of the two parameters is square, at 16 the other one."""
+    torch.manual_seed(0)
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=30,
+            hidden_size=16,
+            intermediate_size=32,
+            moe_intermediate_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_experts=EXPERTS,
+            num_experts_per_tok=2,
+        )
+    )
+
+
+def gpt_oss() -> nn.Module:
+    """Its experts are (in, out), which both layouts store in one way."""
+    torch.manual_seed(0)
+    return GptOssForCausalLM(
+        GptOssConfig(
+            vocab_size=30,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_local_experts=EXPERTS,
+            num_experts_per_tok=2,
+        )
+    )
+
+
+def exchanged(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """The pair of the transposed update of every expert: A' = Bᵀ and B' = Aᵀ."""
+    rows = A.reshape(EXPERTS, -1, A.shape[1])
+    columns = B.reshape(B.shape[0], -1, EXPERTS)
+    return columns.permute(2, 1, 0).flatten(0, 1), rows.permute(2, 1, 0).flatten(1)
+
+
+def as_before(folder: Path, version: str | None = "0.18.1", *, exchange: bool = True) -> None:
+    """The adapter as PEFT 0.18 would have stored it."""
+    tensors = load_file(folder / WEIGHTS)
+    pairs = [key for key in tensors if "experts" in key and key.endswith("lora_A.weight")]
+    for key in pairs if exchange else []:
+        other = key.replace("lora_A", "lora_B")
+        A, B = exchanged(tensors[key], tensors[other])
+        tensors[key], tensors[other] = A.contiguous(), B.contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    fields = config(folder) | {"peft_version": version}
+    (folder / CONFIG).write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
+
+
+def trained(base: nn.Module, root: Path, names: str) -> dict[str, dict[str, Tensor]]:
+    return {
+        name: applied(
+            train(
+                base,
+                root / name,
+                k,
+                r=2 * (k + 1),
+                lora_alpha=3,
+                target_modules=["q_proj"],
+                target_parameters=PARAMETERS,
+            )
+        )
+        for k, name in enumerate(names)
+    }
+
+
+def assert_mean(base: nn.Module, folder: Path, own: dict[str, dict[str, Tensor]]) -> None:
+    found = applied(load(base, folder))
+    for key, value in found.items():
+        mean = sum(one[key] for one in own.values()) / len(own)
+        assert float((value - mean).norm()) <= 1e-5 * float(mean.norm()), key
+
+
+@pytest.mark.parametrize("version", ["0.18.1", "0.17.0", None])
+@pytest.mark.parametrize("width", [24, 16, 8])
+def test_older_experts_are_turned_where_shapes_tell(tmp_path: Path, width: int, version) -> None:
+    base = qwen(width)
+    own = trained(base, tmp_path / "round", "abc")
+    as_before(tmp_path / "round/a", version)
+    as_before(tmp_path / "round/b", version)
+
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+
+    assert_mean(base, tmp_path / "out", own)
+    assert config(tmp_path / "out")["peft_version"] == "0.19.0"
+
+
+def test_each_client_gets_its_own_layout_back(tmp_path: Path) -> None:
+    base = qwen()
+    own = trained(base, tmp_path / "round", "ab")
+    as_before(tmp_path / "round/a")
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora"))
+
+    distribute(tmp_path / "out", tmp_path / "next", tmp_path / "round")
+
+    before, after = (load_file(tmp_path / where / "a" / WEIGHTS) for where in ("round", "next"))
+    assert {key: one.shape for key, one in before.items()} == {
+        key: one.shape for key, one in after.items()
+    }
+    assert "peft_version" not in config(tmp_path / "next/a")
+    assert config(tmp_path / "next/b")["peft_version"] == "0.19.0"
+    as_before(tmp_path / "next/a", "0.21.0")  # the exchange is its own inverse
+    handed = applied(load(base, tmp_path / "next/a"))
+    for key, value in handed.items():
+        mean = sum(one[key] for one in own.values()) / 2
+        U, s, Vh = torch.linalg.svd(mean, full_matrices=False)
+        best = (U[..., :2] * s[..., None, :2]) @ Vh[..., :2, :]
+        assert float((value - best).norm() / best.norm()) < 1e-5, key
+
+
+def test_a_model_of_the_few_is_the_same_in_both_layouts(tmp_path: Path) -> None:
+    base = gpt_oss()
+    own = trained(base, tmp_path / "round", "ab")
+    as_before(tmp_path / "round/a", exchange=False)
+
+    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+
+    assert_mean(base, tmp_path / "out", own)
+
+
+def test_an_older_global_adapter_goes_on_with_newer_clients(tmp_path: Path) -> None:
+    """A federation upgrades: round 1 was of PEFT 0.18, round 2 is of 0.21."""
+    base = qwen()
+    trained(base, tmp_path / "first", "ab")
+    newer = tmp_path / "newer"
+    aggregate([tmp_path / "first"], newer)
+    for name in "ab":
+        as_before(tmp_path / "first" / name)
+    aggregate([tmp_path / "first"], tmp_path / "older")
+    trained(base, tmp_path / "second", "c")
+
+    found = []
+    for previous in (newer, tmp_path / "older"):
+        options = Options(method="residual", previous=previous, verify=True)
+        aggregate([tmp_path / "second"], tmp_path / f"{previous.name}-next", options)
+        found.append(applied(load(base, tmp_path / f"{previous.name}-next")))
+
+    assert set(found[0]) == set(found[1])
+    for key, value in found[0].items():
+        assert float((found[1][key] - value).norm() / value.norm()) < 1e-5, key
+
+
+def test_clients_that_are_all_older_stay_so(tmp_path: Path) -> None:
+    trained(qwen(), tmp_path / "round", "ab")
+    for name in "ab":
+        as_before(tmp_path / "round" / name)
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out")
+
+    assert "peft_version" not in config(tmp_path / "out")
+    assert any("PEFT before 0.19 stored the experts" in one for one in report.warnings)
+
+
+def square(tmp_path: Path, names: str) -> Path:
+    """One pair of experts, 16 x 16 in all clients."""
+    for k, name in enumerate(names):
+        train(
+            qwen(16),
+            tmp_path / name,
+            k,
+            r=2,
+            target_modules=["q_proj"],
+            target_parameters=["experts.down_proj"],
+        )
+    return tmp_path
+
+
+def test_square_experts_of_two_versions_are_refused_by_that_reason(tmp_path: Path) -> None:
+    root = square(tmp_path / "round", "abc")
+    as_before(root / "b")
+
+    with pytest.raises(InputError, match=r"PEFT before 0\.19 stored its experts, and their shapes"):
+        aggregate([root], tmp_path / "out")
+
+    report = aggregate([root], tmp_path / "out", Options(on_bad_client="skip"))
+    assert [one.name for one in report.left_out] == ["b"]
+
+
+def test_sides_that_are_exchanged_without_a_reason_are_named(tmp_path: Path) -> None:
+    """The version says that the layout is the newer one, but the shapes are the older one's."""
+    trained(qwen(), tmp_path / "round", "abc")
+    as_before(tmp_path / "round/b", "0.21.0")
+
+    with pytest.raises(InputError, match=r"its transpose, as PEFT before 0\.19 stored experts"):
+        aggregate([tmp_path / "round"], tmp_path / "out")
+
+
+def test_a_client_without_experts_says_nothing_about_them(tmp_path: Path) -> None:
+    """Its config has the same target_parameters, and a newer version."""
+    trained(qwen(16), tmp_path / "round", "abc")
+    for name in "ab":
+        as_before(tmp_path / "round" / name)
+    weights = tmp_path / "round/c" / WEIGHTS
+    tensors = {key: one for key, one in load_file(weights).items() if "experts" not in key}
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+    report = aggregate([tmp_path / "round"], tmp_path / "out")
+
+    assert "peft_version" not in config(tmp_path / "out")
+    assert any("PEFT before 0.19 stored the experts" in one for one in report.warnings)
+
+
+def test_one_newer_client_with_exchanged_sides_is_at_fault_itself(tmp_path: Path) -> None:
+    base = qwen()
+    own = trained(base, tmp_path / "round", "abcd")
+    as_before(tmp_path / "round/a")
+    as_before(tmp_path / "round/d", "0.21.0")  # it claims the newer layout, and has the older one
+
+    options = Options(method="flora", on_bad_client="skip")
+    report = aggregate([tmp_path / "round"], tmp_path / "out", options)
+
+    assert [one.name for one in report.left_out] == ["d"]
+    assert_mean(base, tmp_path / "out", {name: own[name] for name in "abc"})

@@ -1,0 +1,16 @@
+"""The routes by which a module is computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedlora_cli.kernels import cost
+
+ROUTES = ("stack", "gram", "dense", "factored")
+
+
+def take(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every module takes that route, whatever it costs."""
+    chosen = cost.Choice(route, ())
+    for module in ("module", "decompose"):
+        monkeypatch.setattr(f"fedlora_cli.aggregation.{module}.route_of", lambda *_: chosen)
