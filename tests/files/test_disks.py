@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.outputs import beside, never, whole
+from support.rounds import make_round
 
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.errors import FedloraError, OutputError

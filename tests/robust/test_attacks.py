@@ -1,7 +1,7 @@
 """How far a few attackers move the global adapter, with and without what is there against it.
 
-`PYTHONPATH=tests python tests/robust/test_attacks.py` measures ROUNDS rounds, takes minutes, and writes
-`samples/attacks.json`, from which the README has its table.
+`PYTHONPATH=tests python tests/robust/test_attacks.py` measures ROUNDS rounds, takes minutes, and
+writes `samples/attacks.json`, from which a table in the documents is made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs of `fedlora aggregate` over one output that are ended by signals, or race; what they leave.
 
-A process of its own, since it forks: `PYTHONPATH=tests python -m support.torture FOLDER SEED KILLS STOPS RACES` prints
-one JSON document.
+It forks, so it is a process of its own:
+`PYTHONPATH=tests python -m support.torture FOLDER SEED KILLS STOPS RACES` prints a JSON document.
 """
 
 from __future__ import annotations
