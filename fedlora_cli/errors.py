@@ -135,30 +135,30 @@ def require(holds: bool, flag: str, value: object, range_: str) -> None:
 #: Told about bad input by whoever reads it. If it returns, what can still be read is read; what
 #: rests on something broken ends by the very same error, so that a fault is told apart from its
 #: consequences by being new.
-Report = Callable[[InputError], None]
+FaultHandler = Callable[[InputError], None]
 
 
-def refuse(error: InputError) -> None:
+def raise_fault(error: InputError) -> None:
     """The report of those who need all of it: the first fault is the end. Raises it."""
     raise error
 
 
-def keeping(report: Report, kept: list[InputError]) -> Report:
+def recording(on_fault: FaultHandler, kept: list[InputError]) -> FaultHandler:
     """The same report, with a list of what it was told."""
 
     def keep(error: InputError) -> None:
         kept.append(error)
-        report(error)
+        on_fault(error)
 
     return keep
 
 
 @contextmanager
-def reporting(report: Report) -> Iterator[None]:
+def catching_faults(on_fault: FaultHandler) -> Iterator[None]:
     """What can go wrong on its own: an InputError ends the block, and goes to the report.
 
     >>> found: list[InputError] = []
-    >>> with reporting(found.append):
+    >>> with catching_faults(found.append):
     ...     raise InputError("adapter_config.json", "r is -4", "correct it")
     >>> found[0].found
     'r is -4'
@@ -166,4 +166,4 @@ def reporting(report: Report) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        report(error)
+        on_fault(error)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from fedlora_cli.errors import Report, refuse
+from fedlora_cli.errors import FaultHandler, raise_fault
 from fedlora_cli.files.entries import Entry, read_entries
 from fedlora_cli.files.untrusted import State
 from fedlora_cli.linalg.factors import Factors
@@ -36,7 +36,7 @@ class Put(Protocol):
 class Read(Protocol[Content]):
     """Brings what was only known from headers. What is not finite goes to the report."""
 
-    def __call__(self, report: Report = refuse) -> Content: ...
+    def __call__(self, on_fault: FaultHandler = raise_fault) -> Content: ...
 
 
 def widest(dtypes: Iterable[str]) -> str:
@@ -115,9 +115,9 @@ class Module:
     entries: tuple[Entry, ...]
     build: Callable[[Sequence[Tensor]], Factors]
 
-    def read(self, report: Report = refuse) -> Factors:
-        """Its factors; values that are not finite go to `report`. Raises InputError."""
-        return self.build(read_entries(self.entries, report))
+    def read(self, on_fault: FaultHandler = raise_fault) -> Factors:
+        """Its factors; values that are not finite go to `on_fault`. Raises InputError."""
+        return self.build(read_entries(self.entries, on_fault))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -276,14 +276,14 @@ def common_ties(adapters: Sequence[Adapter]) -> tuple[tuple[str, str], ...]:
 
 
 def read_modules(
-    adapter: Adapter, names: Iterable[str], report: Report = refuse
+    adapter: Adapter, names: Iterable[str], on_fault: FaultHandler = raise_fault
 ) -> dict[str, Factors]:
     """The factors of those modules that the adapter has. What lies side by side in its file is read
     as one range, what they share is read once. Raises InputError.
     """
     held = {name: adapter.modules[name] for name in names if name in adapter.modules}
     entries = [entry for module in held.values() for entry in module.entries]
-    tensors = iter(read_entries(entries, report))
+    tensors = iter(read_entries(entries, on_fault))
     return {
         name: module.build([next(tensors) for _ in module.entries]) for name, module in held.items()
     }

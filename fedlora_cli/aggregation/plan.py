@@ -11,7 +11,7 @@ import numpy as np
 from fedlora_cli.adapters.adapter import Adapter, Layout, Module
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.clients.cohort import Cohort, with_earlier
-from fedlora_cli.errors import InputError, Report, UsageError, refuse
+from fedlora_cli.errors import InputError, FaultHandler, UsageError, raise_fault
 from fedlora_cli.methods import find
 from fedlora_cli.methods.method import Method
 from fedlora_cli.methods.weights import FloatArray, Holdings, Rule, Weights, capped
@@ -149,7 +149,7 @@ def make_plan(
     """The plan for these clients and choices. Raises UsageError and InputError."""
     method = find(options.method)
     _check_choices(method, options, previous, before_previous)
-    check_ranks(cohort, options.max_rank, refuse)
+    check_ranks(cohort, options.max_rank, raise_fault)
     _check_robust(cohort, options, method)
     given = [adapter for adapter in (previous, before_previous) if adapter is not None]
     cohort, given = with_earlier(cohort, given, base_declared=options.base is not None)
@@ -258,14 +258,14 @@ def _quorum_rule(method: Method, quorum: float) -> Rule:
     return method.with_quorum(quorum)
 
 
-def check_ranks(cohort: Cohort, most: int | None, report: Report) -> None:
-    """Whether no client has a higher rank than that, if there is a limit. Faults go to `report`."""
+def check_ranks(cohort: Cohort, most: int | None, on_fault: FaultHandler) -> None:
+    """Whether no client has a higher rank than that, if there is a limit. Faults go to `on_fault`."""
     for client in cohort.clients:
         rank = client.adapter.rank
         if most is not None and rank > most:
             found = f"rank {rank}, above --max-rank {most}"
             cure = "leave the client out or raise the limit"
-            report(InputError(client.adapter.path, found, cure))
+            on_fault(InputError(client.adapter.path, found, cure))
 
 
 def _output_rank(

@@ -12,7 +12,7 @@ import numpy as np
 from fedlora_cli.adapters.adapter import Adapter, Facts, common_ties, usual_dtype
 from fedlora_cli.clients.compatibility import agreed, check_fit, usual
 from fedlora_cli.clients.orientation import all_older, older_experts, with_one_orientation
-from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.errors import InputError, FaultHandler, raise_fault
 from fedlora_cli.methods.weights import FloatArray, IntArray
 from fedlora_cli.remote import Location
 from fedlora_cli.text import shortened
@@ -97,11 +97,11 @@ class Cohort:
 
 
 def align(
-    clients: Sequence[Client], base_model: str | None = None, report: Report = refuse
+    clients: Sequence[Client], base_model: str | None = None, on_fault: FaultHandler = raise_fault
 ) -> Cohort:
     """The cohort of these clients. `base_model` declares one base model for all of them.
 
-    An InputError goes to `report` wherever two clients have one name, shapes or base models
+    An InputError goes to `on_fault` wherever two clients have one name, shapes or base models
     disagree, or the sample counts add up to nothing.
     """
     ordered = sorted(clients, key=lambda client: client.name)
@@ -111,21 +111,21 @@ def align(
             cure = "give every client its own folder name"
             # Nobody's fault, so not told as of a path: either may be the one that took the name.
             places: dict[Location, str | None] = {one.adapter.path: None}
-            report(InputError(str(other.adapter.path), found, cure, places))
+            on_fault(InputError(str(other.adapter.path), found, cure, places))
     if not sum(client.samples for client in ordered) > 0:
-        report(InputError("samples", "all counts are zero", "give at least one client samples"))
-    adapters = with_one_orientation([client.adapter for client in ordered], report)
+        on_fault(InputError("samples", "all counts are zero", "give at least one client samples"))
+    adapters = with_one_orientation([client.adapter for client in ordered], on_fault)
     ordered = [replace(one, adapter=own) for one, own in zip(ordered, adapters, strict=True)]
     modules = sorted({name for adapter in adapters for name in adapter.modules})
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
-    check_fit(adapters, report)
+    check_fit(adapters, on_fault)
     # Of clients alone: a global adapter has none of these fields.
-    agreed(adapters, "unknown_fields", "train all clients with the same configuration", report)
+    agreed(adapters, "unknown_fields", "train all clients with the same configuration", on_fault)
     return Cohort(
         clients=tuple(ordered),
         modules=tuple(modules),
         tensors=tuple(tensors),
-        facts=_common_facts(adapters, base_model, report),
+        facts=_common_facts(adapters, base_model, on_fault),
         notes=(
             *(note for adapter in adapters for note in adapter.notes),
             *_gaps(ordered),
@@ -144,10 +144,10 @@ def with_earlier(
     Their base model may have another name where the user has declared one. Raises InputError.
     """
     own = [client.adapter for client in cohort.clients]
-    adapters = with_one_orientation([*own, *earlier], refuse)
-    check_fit(adapters, refuse)
+    adapters = with_one_orientation([*own, *earlier], raise_fault)
+    check_fit(adapters, raise_fault)
     if not base_declared:
-        agreed(adapters, "base_model", "give --base to declare it", refuse)
+        agreed(adapters, "base_model", "give --base to declare it", raise_fault)
     clients = [
         replace(one, adapter=new) for one, new in zip(cohort.clients, adapters, strict=False)
     ]
@@ -155,17 +155,19 @@ def with_earlier(
     return replace(cohort, clients=tuple(clients), facts=facts), adapters[len(own) :]
 
 
-def _common_facts(adapters: Sequence[Adapter], base_model: str | None, report: Report) -> Facts:
+def _common_facts(
+    adapters: Sequence[Adapter], base_model: str | None, on_fault: FaultHandler
+) -> Facts:
     """What the adapters say of themselves, where they agree; a contradiction is an error."""
     facts = [adapter.facts for adapter in adapters]
     dropouts = {one.dropout for one in facts}
     classes = _model_classes(adapters)
-    revision = agreed(adapters, "revision", "leave out the adapters of another revision", report)
-    task_type = agreed(adapters, "task_type", "leave out the adapters of another task", report)
+    revision = agreed(adapters, "revision", "leave out the adapters of another revision", on_fault)
+    task_type = agreed(adapters, "task_type", "leave out the adapters of another task", on_fault)
     return replace(
         usual([(adapter.facts, adapter) for adapter in adapters]).value,
         base_model=base_model
-        or agreed(adapters, "base_model", "give --base to declare it", report),
+        or agreed(adapters, "base_model", "give --base to declare it", on_fault),
         revision=revision,
         task_type=task_type,
         model_class=classes.pop() if len(classes) == 1 else None,

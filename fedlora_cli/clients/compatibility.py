@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module, Role
 from fedlora_cli.clients.renames import renames
-from fedlora_cli.errors import InputError, Report
+from fedlora_cli.errors import InputError, FaultHandler
 from fedlora_cli.remote import Location
 
 T = TypeVar("T")
@@ -79,20 +79,20 @@ _ONE_MODEL = "give all clients the same model and the same modules_to_save"
 _ONE_WAY = "train it one way everywhere"
 
 
-def check_fit(adapters: Sequence[Adapter], report: Report) -> None:
+def check_fit(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """Whether what these adapters hold can be one model's."""
-    _check_formats(adapters, report)
-    _check_experts(adapters, report)
+    _check_formats(adapters, on_fault)
+    _check_experts(adapters, on_fault)
     for name in _MEANINGS:
-        agreed(adapters, name, "train all clients with the same configuration", report)
+        agreed(adapters, name, "train all clients with the same configuration", on_fault)
     for name in _STYLES:
-        agreed(adapters, name, "save the adapters of all clients with one tool", report)
-    _check_names(adapters, report)
-    _check_modules(adapters, report)
-    _check_tensors(adapters, report)
+        agreed(adapters, name, "save the adapters of all clients with one tool", on_fault)
+    _check_names(adapters, on_fault)
+    _check_modules(adapters, on_fault)
+    _check_tensors(adapters, on_fault)
 
 
-def _check_formats(adapters: Sequence[Adapter], report: Report) -> None:
+def _check_formats(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """One format of all adapters; one that has nothing left in it has faults of its own."""
     formats = [(one.format, one) for one in adapters if one.modules or one.tensors]
     if not formats:
@@ -102,7 +102,7 @@ def _check_formats(adapters: Sequence[Adapter], report: Report) -> None:
         if format_ != most.value:
             found = f"in the format {format_}, but {most.example.path} is in {most.value}"
             cure = "give adapters of one format: the names of their modules differ"
-            report(most.misfit(adapter.path, found, cure))
+            on_fault(most.misfit(adapter.path, found, cure))
 
 
 def usual(values: Sequence[tuple[T, Adapter]]) -> Usual[T]:
@@ -115,7 +115,7 @@ def usual(values: Sequence[tuple[T, Adapter]]) -> Usual[T]:
 def _check_usual(
     said: dict[str, list[tuple[str, Adapter]]],
     cure: str,
-    report: Report,
+    on_fault: FaultHandler,
     note: Callable[[str, str], str] = lambda one, other: "",
 ) -> None:
     """One description of everything that is described by name; `note` on two that differ."""
@@ -125,10 +125,10 @@ def _check_usual(
             if described != most.value:
                 found = f"{name} is {described}, but {most.value} in {most.example.path}"
                 found += note(described, most.value)
-                report(most.misfit(adapter.weights_file, found, cure))
+                on_fault(most.misfit(adapter.weights_file, found, cure))
 
 
-def _check_names(adapters: Sequence[Adapter], report: Report) -> None:
+def _check_names(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """No module has one name in some adapters and another name in others: each would be averaged as
     if the others lacked it.
     """
@@ -140,7 +140,7 @@ def _check_names(adapters: Sequence[Adapter], report: Report) -> None:
             (holders[0], f"{one} is the same module as {other} in"),
             (holders[1], f"{other} is the same module as {one} in"),
             "train all clients on one version of transformers, and wrap the model in one way",
-            report,
+            on_fault,
         )
 
 
@@ -149,13 +149,13 @@ def _look(one: Module | FullTensor) -> object:
     return _describe(one) if isinstance(one, Module) else (one.role, one.shape)
 
 
-def _check_modules(adapters: Sequence[Adapter], report: Report) -> None:
+def _check_modules(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """One shape and one layout of every module in all adapters."""
     said: dict[str, list[tuple[str, Adapter]]] = {}
     for adapter in adapters:
         for name, module in adapter.modules.items():
             said.setdefault(name, []).append((_describe(module), adapter))
-    _check_usual(said, "leave out the adapters of another base model", report, _transposes)
+    _check_usual(said, "leave out the adapters of another base model", on_fault, _transposes)
 
 
 def _describe(module: Module) -> str:
@@ -177,7 +177,7 @@ def _transposes(one: str, other: str) -> str:
     return ", its transpose, as PEFT before 0.19 stored experts"
 
 
-def _check_experts(adapters: Sequence[Adapter], report: Report) -> None:
+def _check_experts(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """transformers 4 adapts each expert under its own name, 5 all of them under one."""
     together: dict[str, list[Adapter]] = {}
     for adapter in adapters:
@@ -197,7 +197,7 @@ def _check_experts(adapters: Sequence[Adapter], report: Report) -> None:
             (list(single), f"{example} is one expert, where all of {owner} are in one in"),
             (together[owner], f"all of {owner} are in one, where {example} is one expert in"),
             "train all clients with one version of transformers, 4 or 5",
-            report,
+            on_fault,
         )
 
 
@@ -216,7 +216,7 @@ def exclude(
     one: tuple[Sequence[Adapter], str],
     other: tuple[Sequence[Adapter], str],
     cure: str,
-    report: Report,
+    on_fault: FaultHandler,
 ) -> None:
     """Two ways that exclude each other, with what to say to those that took each: who took both is
     at fault, and so are the fewer of the rest. If these are as many, nobody is.
@@ -224,7 +224,7 @@ def exclude(
     both = set(one[0]) & set(other[0])
     for adapter in (adapter for adapter in one[0] if adapter in both):
         found = f"{one[1]} {adapter.path}"
-        report(InputError(adapter.weights_file, found, cure, {adapter.path: None}))
+        on_fault(InputError(adapter.weights_file, found, cure, {adapter.path: None}))
     ways = [
         ([adapter for adapter in way if adapter not in both], found) for way, found in (one, other)
     ]
@@ -232,10 +232,10 @@ def exclude(
     decided = len(blamed) < len(others)
     for adapter in blamed:
         text = f"{found} {others[0].path}"
-        report(_accuse(adapter.weights_file, text, cure, others[0], decided=decided))
+        on_fault(_accuse(adapter.weights_file, text, cure, others[0], decided=decided))
 
 
-def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
+def _check_tensors(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """Tensors of one shape and role everywhere, no module trained in two ways, and biases in all
     adapters or none.
     """
@@ -243,7 +243,7 @@ def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
     for adapter in adapters:
         for name, tensor in adapter.tensors.items():
             said.setdefault(name, []).append((_role(tensor), adapter))
-    _check_usual(said, _ONE_MODEL, report)
+    _check_usual(said, _ONE_MODEL, on_fault)
     for name, values in said.items():
         holders = [adapter for _, adapter in values]
         if holders[0].tensors[name].role != "bias":
@@ -254,13 +254,13 @@ def _check_tensors(adapters: Sequence[Adapter], report: Report) -> None:
                 (lacking, f"no {name}, which is trained in"),
                 (holders, f"{name} is trained, which is not in"),
                 "train the same biases everywhere; the base model's are not known here",
-                report,
+                on_fault,
             )
-    _check_saved(adapters, report)
-    _check_tokens(adapters, report)
+    _check_saved(adapters, on_fault)
+    _check_tokens(adapters, on_fault)
 
 
-def _check_saved(adapters: Sequence[Adapter], report: Report) -> None:
+def _check_saved(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """No module that some save in full has factors in others, nor has one within it."""
     savers: dict[str, list[Adapter]] = {}
     for adapter in adapters:
@@ -279,11 +279,11 @@ def _check_saved(adapters: Sequence[Adapter], report: Report) -> None:
             (savers[owner], f"{module} is saved in full, but has LoRA factors in"),
             (list(holders), f"{module} has LoRA factors, but is saved in full in"),
             _ONE_WAY,
-            report,
+            on_fault,
         )
 
 
-def _check_tokens(adapters: Sequence[Adapter], report: Report) -> None:
+def _check_tokens(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """Rows of one embedding that were trained as tokens have one width, whichever tokens they are,
     and the embedding is trained in no other way: PEFT 0.21 would not load that.
     """
@@ -293,7 +293,7 @@ def _check_tokens(adapters: Sequence[Adapter], report: Report) -> None:
         # All rows of one embedding in one adapter are of one tensor.
         for embedding, name in {name.partition(_ROWS)[0]: name for name in tokens}.items():
             rows.setdefault(embedding, []).append((_role(adapter.tensors[name]), adapter))
-    _check_usual(rows, _ONE_MODEL, report)
+    _check_usual(rows, _ONE_MODEL, on_fault)
     for embedding, values in rows.items():
         holders = [adapter for _, adapter in values]
         # Where one client did both, PEFT has the embedding itself below the rows, by another name.
@@ -305,12 +305,12 @@ def _check_tokens(adapters: Sequence[Adapter], report: Report) -> None:
                     (others, f"{embedding} {way}, but has trained tokens in"),
                     (holders, f"{embedding} has trained tokens, but {way} in"),
                     _ONE_WAY,
-                    report,
+                    on_fault,
                 )
-    _check_same_tokens(adapters, report)
+    _check_same_tokens(adapters, on_fault)
 
 
-def _check_same_tokens(adapters: Sequence[Adapter], report: Report) -> None:
+def _check_same_tokens(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """No two embeddings with the same tokens that no adapter trained together.
 
     PEFT takes such entries for one where the base model ties its embeddings, which files do not
@@ -332,7 +332,7 @@ def _check_same_tokens(adapters: Sequence[Adapter], report: Report) -> None:
                 (list(holders[one]), f"the trained tokens of {one} are those of {other} in"),
                 (list(holders[other]), f"the trained tokens of {other} are those of {one} in"),
                 "train tokens of one embedding; PEFT may take the two for tied, and drop one",
-                report,
+                on_fault,
             )
 
 
@@ -347,7 +347,7 @@ def _role(tensor: FullTensor) -> str:
     return f"{kind} of shape {list(tensor.shape)}, {role}"
 
 
-def agreed(adapters: Sequence[Adapter], name: str, cure: str, report: Report) -> Any:
+def agreed(adapters: Sequence[Adapter], name: str, cure: str, on_fault: FaultHandler) -> Any:
     """The one value of a fact; adapters that do not say are not asked."""
     said = [(getattr(a.facts, name), a) for a in adapters if getattr(a.facts, name) is not None]
     if not said:
@@ -360,7 +360,7 @@ def agreed(adapters: Sequence[Adapter], name: str, cure: str, report: Report) ->
             found = (
                 f"its {label} {verb} {_text(value)}, but {_text(most.value)} in {most.example.path}"
             )
-            report(most.misfit(adapter.path, found, cure))
+            on_fault(most.misfit(adapter.path, found, cure))
     return most.value
 
 

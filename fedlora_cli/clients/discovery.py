@@ -10,7 +10,14 @@ from pathlib import Path
 
 from fedlora_cli import formats
 from fedlora_cli.clients.sample_counts import COUNT_FILES
-from fedlora_cli.errors import InputError, Report, UsageError, keeping, refuse, reporting
+from fedlora_cli.errors import (
+    InputError,
+    FaultHandler,
+    UsageError,
+    recording,
+    raise_fault,
+    catching_faults,
+)
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.links import check_linked_folder, check_links
 from fedlora_cli.files.untrusted import unreadable
@@ -31,12 +38,12 @@ class Elsewhere(InputError):
 
 
 def find_folders(
-    paths: Sequence[Location], report: Report = refuse, adapter: str | None = None
+    paths: Sequence[Location], on_fault: FaultHandler = raise_fault, adapter: str | None = None
 ) -> tuple[list[Location], tuple[str, ...]]:
     """The adapters in `paths`, folders or files, and a remark about every child folder without one.
 
     With `adapter`, they are the folders that each hold an adapter in a folder of that name. Hidden
-    ones are not looked at: unfinished output has a hidden name. Faults go to `report`, `Elsewhere`
+    ones are not looked at: unfinished output has a hidden name. Faults go to `on_fault`, `Elsewhere`
     for a child whose adapters are deeper. Raises UsageError for an `adapter` that is no name.
     """
     if adapter is not None and (adapter in ("", ".", "..") or set(adapter) & {"/", "\\", "\0"}):
@@ -47,14 +54,14 @@ def find_folders(
     remarks: list[str] = []
     _look_ahead(paths, adapter)
     for path in paths:
-        with reporting(report):
+        with catching_faults(on_fault):
             if formats.is_adapter(formats.inside(path, adapter)):
                 _check_links(path, path, adapter)
                 folders.append(path)
                 continue
-            inside, left_out = _children(path, report, adapter)
+            inside, left_out = _children(path, on_fault, adapter)
             for child in inside:
-                with reporting(report):
+                with catching_faults(on_fault):
                     check_linked_folder(child, path)
                     _check_links(child, path, adapter)
                     folders.append(child)
@@ -138,14 +145,14 @@ def _guess(folders: Sequence[Location]) -> str:
 
 
 def _children(
-    path: Location, report: Report, adapter: str | None
+    path: Location, on_fault: FaultHandler, adapter: str | None
 ) -> tuple[list[Location], list[Location]]:
     """The adapters among the visible folders and files in a folder, and the rest of the folders.
 
     A link to nothing is a client that cannot be read. Raises InputError.
     """
     refused: list[InputError] = []
-    told = keeping(report, refused)
+    told = recording(on_fault, refused)
     try:
         visible = sorted(islice(_visible(path), MAX_ENTRIES + 1), key=lambda one: one.parts)
         if len(visible) > MAX_ENTRIES:
@@ -162,7 +169,7 @@ def _children(
     others: list[Location] = []
     _look_ahead(visible, adapter)
     for child in visible:
-        with reporting(told):
+        with catching_faults(told):
             if formats.is_adapter(formats.inside(child, adapter)):
                 adapters.append(child)
             elif child.is_dir() or formats.is_adapter(child):
@@ -175,10 +182,10 @@ def _children(
     for child in others:
         elsewhere = _elsewhere(child, adapter)
         if elsewhere is not None:
-            report(elsewhere)
+            on_fault(elsewhere)
         elif any(exists(child / file) for file, _ in COUNT_FILES):
             found = "a client's sample count, but no adapter"
-            report(InputError(child, found, "wait until it is uploaded, or move it away"))
+            on_fault(InputError(child, found, "wait until it is uploaded, or move it away"))
         else:
             left_out.append(child)
     return adapters, left_out

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedlora_cli.adapters.adapter import Adapter
-from fedlora_cli.errors import InputError, Report
+from fedlora_cli.errors import InputError, FaultHandler
 from fedlora_cli.execution import engine
 from fedlora_cli.files.digests import sha256_of
 from fedlora_cli.remote import Location, is_same_file
 
 
 def digests_of(
-    adapters: Sequence[Adapter], jobs: int, progress: engine.Progress, report: Report
+    adapters: Sequence[Adapter], jobs: int, progress: engine.Progress, on_fault: FaultHandler
 ) -> dict[Location, str]:
     """SHA-256 of every weights file by the adapter's path, as `sha256sum` prints it: of the bytes
     that its tensors are read from.
 
-    What cannot be read, or is not the file any more whose header was read, goes to `report`.
+    What cannot be read, or is not the file any more whose header was read, goes to `on_fault`.
     """
 
     def digest(adapter: Adapter) -> str | InputError:
@@ -32,19 +32,19 @@ def digests_of(
         if isinstance(result, str):
             found[adapter.path] = result
         else:
-            report(result)
+            on_fault(result)
     return found
 
 
 def check_copies(
     adapters: Sequence[Adapter],
     digests: Mapping[Location, str],
-    report: Report,
+    on_fault: FaultHandler,
     samples: Mapping[Location, float] | None = None,
 ) -> None:
     """Whether all weights differ; of equal ones, the first stays.
 
-    One file under two names, by a link, is no copy. Copies go to `report`. If the `samples` are
+    One file under two names, by a link, is no copy. Copies go to `on_fault`. If the `samples` are
     given by the adapter's path, copies that would not count the same are nobody's fault, and told
     with a text for the place: whose upload it was is not known, so neither may displace the other.
     """
@@ -59,13 +59,13 @@ def check_copies(
             differ = None if samples is None else _difference(original, adapter, samples)
             places: dict[Location, str | None] = {original.path: None}
             if differ is None:
-                report(InputError(adapter.weights_file, found, cure, places))
+                on_fault(InputError(adapter.weights_file, found, cure, places))
             else:
                 cure = "take one of them away, or give --allow-copies"
                 if differ != _MEANING:
                     cure = f"give both one count in --samples FILE, {cure}"
                 found = f"{found}, but {differ}"
-                report(InputError(str(adapter.weights_file), found, cure, places))
+                on_fault(InputError(str(adapter.weights_file), found, cure, places))
 
 
 def _is_one_file(one: Adapter, other: Adapter) -> bool:

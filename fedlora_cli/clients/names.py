@@ -6,42 +6,42 @@ import unicodedata
 from collections.abc import Sequence
 
 from fedlora_cli.clients.discovery import find_folders
-from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.errors import InputError, FaultHandler, raise_fault
 from fedlora_cli.remote import Location, normal
 
 
 def name_folders(
-    paths: Sequence[Location], report: Report = refuse, adapter: str | None = None
+    paths: Sequence[Location], on_fault: FaultHandler = raise_fault, adapter: str | None = None
 ) -> tuple[list[tuple[str, Location]], tuple[str, ...]]:
     """The adapter folders in `paths` with the names of their clients, and remarks.
 
-    Faults go to `report`; `adapter` is as in `find_folders`.
+    Faults go to `on_fault`; `adapter` is as in `find_folders`.
     """
-    folders, left_out = distinct_folders(paths, report, adapter)
-    return named(folders, report), left_out
+    folders, left_out = distinct_folders(paths, on_fault, adapter)
+    return named(folders, on_fault), left_out
 
 
 def distinct_folders(
-    paths: Sequence[Location], report: Report, adapter: str | None
+    paths: Sequence[Location], on_fault: FaultHandler, adapter: str | None
 ) -> tuple[list[Location], tuple[str, ...]]:
     """What `find_folders` finds, each once: one under two names, by a link for example, would vote
     twice.
     """
-    folders, left_out = find_folders(paths, report, adapter)
+    folders, left_out = find_folders(paths, on_fault, adapter)
     first: dict[Location, Location] = {}
     # A link is at fault, not what it leads to.
     for folder in sorted(folders, key=lambda one: one.is_symlink()):
         same = first.setdefault(folder.resolve(), folder)
         if same is not folder:
             found = f"the same folder as {same}"
-            report(InputError(folder, found, "name every client once", {same: None}))
+            on_fault(InputError(folder, found, "name every client once", {same: None}))
     return list(first.values()), left_out
 
 
-def named(folders: Sequence[Location], report: Report) -> list[tuple[str, Location]]:
-    """The folders with the names of their clients. Faults go to `report`."""
-    result = [(_name(folder, report), folder) for folder in folders]
-    _check_names(result, report)
+def named(folders: Sequence[Location], on_fault: FaultHandler) -> list[tuple[str, Location]]:
+    """The folders with the names of their clients. Faults go to `on_fault`."""
+    result = [(_name(folder, on_fault), folder) for folder in folders]
+    _check_names(result, on_fault)
     return result
 
 
@@ -54,16 +54,16 @@ def name_of(folder: Location) -> str:
     return place.stem if place.suffix and place.is_file() else place.name
 
 
-def _name(folder: Location, report: Report) -> str:
+def _name(folder: Location, on_fault: FaultHandler) -> str:
     """The name of a client, which reports must be able to write down."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:
-        report(InputError(folder, "a path that is not UTF-8", "rename the folder"))
+        on_fault(InputError(folder, "a path that is not UTF-8", "rename the folder"))
     return name_of(folder)
 
 
-def _check_names(named: Sequence[tuple[str, Location]], report: Report) -> None:
+def _check_names(named: Sequence[tuple[str, Location]], on_fault: FaultHandler) -> None:
     """Names that differ in case or in how Unicode spells them are one name to other systems.
 
     Either may be the one that took the name: it is nobody's fault, so not told as of a path.
@@ -74,7 +74,7 @@ def _check_names(named: Sequence[tuple[str, Location]], report: Report) -> None:
         if alike != name:
             found = f"a client named almost like {other}"
             cure = "give every client a name of its own, also without regard to case"
-            report(InputError(str(folder), found, cure, {other: None}))
+            on_fault(InputError(str(folder), found, cure, {other: None}))
 
 
 def _folded(name: str) -> str:

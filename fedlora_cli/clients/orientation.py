@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedlora_cli.adapters.adapter import Adapter, Module
 from fedlora_cli.clients.compatibility import exclude
-from fedlora_cli.errors import Report
+from fedlora_cli.errors import FaultHandler
 from fedlora_cli.linalg.factors import Factors
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _CURE = "train all clients with one version of PEFT, or save the older adapters again with it"
 
 
-def with_one_orientation(adapters: Sequence[Adapter], report: Report) -> list[Adapter]:
+def with_one_orientation(adapters: Sequence[Adapter], on_fault: FaultHandler) -> list[Adapter]:
     """The adapters, with the experts of older files as PEFT stores them since 0.19.
 
     Where all files are older, or none is, nothing changes. The shapes of newer files are those that
     most of them have. Square experts do not tell: they lie as the other experts of the same name
-    that are not square. Where nothing tells how a model's experts lie, a fault goes to `report`.
+    that are not square. Where nothing tells how a model's experts lie, a fault goes to `on_fault`.
     """
     experts = [(one, _experts(one)) for one in adapters]
     older = [(one, own) for one, own in experts if own and one.facts.old_experts]
@@ -56,7 +56,7 @@ def with_one_orientation(adapters: Sequence[Adapter], report: Report) -> list[Ad
             (_holding(kind, older), _found(kind, "before 0.19", "a later version")),
             (_holding(kind, newer), _found(kind, "0.19 or later", "an older version")),
             _CURE,
-            report,
+            on_fault,
         )
     return [_turned(one, turned - equal) if one.facts.old_experts else one for one in adapters]
 

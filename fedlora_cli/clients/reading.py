@@ -17,7 +17,7 @@ from fedlora_cli.clients.sample_counts import (
     counts_from_file,
     counts_from_folders,
 )
-from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
+from fedlora_cli.errors import InputError, FaultHandler, recording, raise_fault, catching_faults
 from fedlora_cli.files.locations import location
 from fedlora_cli.remote import Location, Remote, asked
 
@@ -69,7 +69,7 @@ def read_clients(
     paths: Sequence[Location],
     samples: Location | None = None,
     base_model: str | None = None,
-    report: Report = refuse,
+    on_fault: FaultHandler = raise_fault,
     *,
     adapter: str | None = None,
     max_count_ratio: float | None = None,
@@ -81,20 +81,20 @@ def read_clients(
     client's folder (`COUNT_FILES`), else all clients count the same. A count that a client tells
     is at fault beyond `max_count_ratio` times their median; None only remarks on it.
 
-    Every fault goes to `report`. If that returns, the clients are what is left without it, and all
+    Every fault goes to `on_fault`. If that returns, the clients are what is left without it, and all
     count the same where a count is at fault. Raises InputError where no folder is left.
     """
     refused: list[InputError] = []
-    named, left_out = name_folders(paths, keeping(report, refused), adapter)
+    named, left_out = name_folders(paths, recording(on_fault, refused), adapter)
     if not named:
         raise refused[0]
-    adapters = read_adapters([formats.inside(folder, adapter) for _, folder in named], report)
-    check_files(adapters, report)
+    adapters = read_adapters([formats.inside(folder, adapter) for _, folder in named], on_fault)
+    check_files(adapters, on_fault)
     faults: list[InputError] = []
     told, remarks = sample_counts(
         named,
         samples,
-        keeping(report, faults),
+        recording(on_fault, faults),
         others=None if refused else (),
         adapter=adapter,
         max_count_ratio=max_count_ratio,
@@ -105,7 +105,7 @@ def read_clients(
         for (name, folder), one in zip(named, adapters, strict=True)
     ]
     return Clients(
-        cohort=align(clients, base_model, report),
+        cohort=align(clients, base_model, on_fault),
         told={formats.inside(folder, adapter): count for folder, count in told.items()},
         samples_from=vouching(samples, counts),
         remarks=(*uniform(counts), *remarks, *left_out),
@@ -115,7 +115,7 @@ def read_clients(
 def sample_counts(
     named: Sequence[tuple[str, Location]],
     samples: Location | None,
-    report: Report,
+    on_fault: FaultHandler,
     *,
     others: Collection[str] | None,
     adapter: str | None,
@@ -125,12 +125,12 @@ def sample_counts(
     remarks. `others` are names that the file may know besides, None for any.
     """
     if samples is not None:
-        with reporting(report):
-            return counts_from_file(samples, named, others, report), ()
+        with catching_faults(on_fault):
+            return counts_from_file(samples, named, others, on_fault), ()
         return {}, ()
-    counts = counts_from_folders(named, adapter, report)
+    counts = counts_from_folders(named, adapter, on_fault)
     if max_count_ratio is not None:
-        check_ratio(counts, max_count_ratio, report)
+        check_ratio(counts, max_count_ratio, on_fault)
         return counts, ()
     beyond: list[InputError] = []
     check_ratio(counts, MAX_RATIO, beyond.append)
@@ -149,7 +149,7 @@ def uniform(counts: Mapping[Location, float]) -> tuple[str, ...]:
     return () if counts else (_UNIFORM,)
 
 
-def check_files(adapters: Iterable[Adapter], report: Report) -> None:
+def check_files(adapters: Iterable[Adapter], on_fault: FaultHandler) -> None:
     """One file under two names, by a link, would vote twice."""
     first: dict[tuple[int, int], Path] = {}
     files = [one.weights_file for one in adapters if isinstance(one.weights_file, Path)]
@@ -161,29 +161,29 @@ def check_files(adapters: Iterable[Adapter], report: Report) -> None:
         same = first.setdefault((status.st_dev, status.st_ino), file)
         if same is not file:
             found, cure = f"the same file as {same}", "count every upload once"
-            report(InputError(file, found, cure, {same.parent: None}))
+            on_fault(InputError(file, found, cure, {same.parent: None}))
 
 
-def read_adapters(folders: Sequence[Location], report: Report) -> list[Adapter]:
+def read_adapters(folders: Sequence[Location], on_fault: FaultHandler) -> list[Adapter]:
     """The adapters in these folders. Those in a store are read many at a time."""
 
     def read(folder: Location) -> tuple[Adapter, list[InputError]]:
         """A report is told in turn: what is read ahead keeps its faults until then."""
         faults: list[InputError] = []
-        told = faults.append if isinstance(folder, Remote) else report
+        told = faults.append if isinstance(folder, Remote) else on_fault
         return read_adapter(folder, told), faults
 
     adapters = []
     for answer in asked(read, folders):
         adapter, faults = answer()
         for fault in faults:
-            report(fault)
+            on_fault(fault)
         adapters.append(adapter)
     return adapters
 
 
-def read_adapter(folder: Location, report: Report) -> Adapter:
+def read_adapter(folder: Location, on_fault: FaultHandler) -> Adapter:
     """The adapter in the folder; with nothing in it where not even that can be looked at."""
-    with reporting(report):
-        return formats.read(folder, report)
+    with catching_faults(on_fault):
+        return formats.read(folder, on_fault)
     return Adapter(folder, folder, {}, {}, Facts())

@@ -10,7 +10,7 @@ from statistics import median_low
 from typing import Any
 
 from fedlora_cli import formats
-from fedlora_cli.errors import InputError, Report, reporting
+from fedlora_cli.errors import InputError, FaultHandler, catching_faults
 from fedlora_cli.files.documents import (
     TooLarge,
     exists,
@@ -43,12 +43,12 @@ def counts_from_file(
     path: Location,
     clients: Sequence[tuple[str, Location]],
     others: Collection[str] | None,
-    report: Report,
+    on_fault: FaultHandler,
 ) -> dict[Location, float]:
     """The sample counts by the clients' folders, from one file that knows exactly these clients.
 
     `others` are names that it may know besides, None for any. Raises InputError for what is no
-    list of counts; other faults go to `report`.
+    list of counts; other faults go to `on_fault`.
     """
     faults: list[InputError] = []
     text = read_bytes(path)
@@ -56,22 +56,22 @@ def counts_from_file(
     raw = parse_object(text, where=path) if is_json else _parse_csv(text, path, faults.append)
     counts: dict[str, float] = {}
     for name, value in raw.items():
-        with reporting(faults.append):
+        with catching_faults(faults.append):
             counts[name] = _count(value, path, name)
     names = {name for name, _ in clients}
     for name in [] if others is None else sorted(set(raw) - names - set(others)):
         found = f"a count for {name}, which is no client"
         faults.append(InputError(path, found, "correct the name"))
     for fault in faults:
-        report(fault)
+        on_fault(fault)
     for name, folder in [] if faults else sorted(clients, key=lambda one: (one[0], one[1].parts)):
         if name not in raw:
             found = f"no count for {name} in {path}"
-            report(InputError(folder, found, "add it, or leave the client out", {path: None}))
+            on_fault(InputError(folder, found, "add it, or leave the client out", {path: None}))
     return {folder: counts[name] for name, folder in clients if name in counts}
 
 
-def _parse_csv(text: bytes, path: Location, report: Report) -> dict[str, Any]:
+def _parse_csv(text: bytes, path: Location, on_fault: FaultHandler) -> dict[str, Any]:
     """Lines `client,samples`; a first line with these words is a header."""
     try:
         rows = list(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True))
@@ -84,25 +84,25 @@ def _parse_csv(text: bytes, path: Location, report: Report) -> dict[str, Any]:
             continue
         if len(cells) != 2:
             found = f"line {number} has {len(cells)} columns"
-            report(InputError(path, found, "write lines `client,samples`"))
+            on_fault(InputError(path, found, "write lines `client,samples`"))
         elif cells[0] in result:
             found = f"line {number} names {cells[0]} again"
-            report(InputError(path, found, "count a client once"))
+            on_fault(InputError(path, found, "count a client once"))
         else:
             try:
                 result[cells[0]] = float(cells[1])
             except ValueError:
                 found = f"line {number} says {cells[1]!r} samples"
-                report(InputError(path, found, "write a number"))
+                on_fault(InputError(path, found, "write a number"))
     return result
 
 
 def counts_from_folders(
-    clients: Sequence[tuple[str, Location]], adapter: str | None, report: Report
+    clients: Sequence[tuple[str, Location]], adapter: str | None, on_fault: FaultHandler
 ) -> dict[Location, float]:
     """The sample counts that the clients' folders tell, in the folder of the `adapter` first.
 
-    All must tell one, or nobody: those that do not as most are at fault, which goes to `report`.
+    All must tell one, or nobody: those that do not as most are at fault, which goes to `on_fault`.
     """
     counts: dict[Location, float] = {}
     silent: list[tuple[str, Location]] = []
@@ -114,7 +114,7 @@ def counts_from_folders(
 
     answers = asked(tell, [folder for _, folder in clients])
     for (name, folder), answer in zip(clients, answers, strict=True):
-        with reporting(report):
+        with catching_faults(on_fault):
             count = answer()
             if count is None:
                 silent.append((name, folder))
@@ -123,21 +123,21 @@ def counts_from_folders(
     if len(counts) < len(silent):
         for folder in counts:
             found = "a sample count, while most clients have none"
-            report(InputError(folder, found, "let all clients tell one, or give --samples"))
+            on_fault(InputError(folder, found, "let all clients tell one, or give --samples"))
         silent = []
     for name, folder in silent if counts else []:
         found = f"no sample count for {name}, while other clients have one"
         alone = "a file cannot tell one: give all counts in --samples"
         cure = alone if folder.is_file() else 'write {"samples": n} to its fedlora.json'
-        report(InputError(folder, found, cure))
+        on_fault(InputError(folder, found, cure))
     return counts
 
 
-def check_ratio(counts: Mapping[Location, float], most: float, report: Report) -> None:
+def check_ratio(counts: Mapping[Location, float], most: float, on_fault: FaultHandler) -> None:
     """Whether no count is more than `most` times the median of those that are not zero. Of an even
     number, that is the lower one of the two in the middle: of two clients, the smaller count.
 
-    What is beyond goes to `report`.
+    What is beyond goes to `on_fault`.
     """
     positive = [count for count in counts.values() if count > 0]
     middle = median_low(positive) if positive else 0.0
@@ -145,7 +145,9 @@ def check_ratio(counts: Mapping[Location, float], most: float, report: Report) -
         if count > most * middle:
             found = f"{count:.12g} samples by its own word, more than {most:g} times the median of "
             found += f"the clients, {middle:.12g}"
-            report(InputError(folder, found, "give --samples FILE, or a larger --max-count-ratio"))
+            on_fault(
+                InputError(folder, found, "give --samples FILE, or a larger --max-count-ratio")
+            )
 
 
 def told_samples(folder: Location) -> float | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module, read_modules
 from fedlora_cli.clients.compatibility import Usual
-from fedlora_cli.errors import InputError, Report, reporting
+from fedlora_cli.errors import InputError, FaultHandler, catching_faults
 from fedlora_cli.execution import engine
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.rounding import precision, same_up_to_rounding
@@ -58,7 +58,7 @@ def _groups(adapter: Adapter) -> list[list[Item]]:
     return [*pairs.values(), *tensors]
 
 
-def check_base_weights(looks: Iterable[Look], report: Report) -> None:
+def check_base_weights(looks: Iterable[Look], on_fault: FaultHandler) -> None:
     """Base weights are not trained, so clients that differ in them had different base models.
 
     They may differ by the rounding of their dtypes.
@@ -76,7 +76,7 @@ def check_base_weights(looks: Iterable[Look], report: Report) -> None:
                 found = f"its base weights {name} differ from the other clients'"
                 cure = "start all clients from one base model"
                 cure += "; name what they trained in modules_to_save"
-                report(most.misfit(look.item.adapter.weights_file, found, cure))
+                on_fault(most.misfit(look.item.adapter.weights_file, found, cure))
 
 
 def _usual_base(looks: Sequence[Look]) -> tuple[Look, set[str | None]]:
@@ -119,7 +119,7 @@ def _look(group: list[Item]) -> list[Look]:
         return [_look_at_tensor(group[0], group[0].content)]
     faults: list[InputError] = []
     found: dict[str, Factors] = {}
-    with reporting(faults.append):
+    with catching_faults(faults.append):
         found = read_modules(group[0].adapter, [item.name for item in group], faults.append)
     looks = []
     for item in group:
@@ -140,7 +140,7 @@ def _look(group: list[Item]) -> list[Look]:
 def _look_at_tensor(item: Item, content: FullTensor) -> Look:
     faults: list[InputError] = []
     digest, coarsest = None, None
-    with reporting(faults.append):
+    with catching_faults(faults.append):
         tensor = content.read(faults.append)
         if content.role == "base":
             # Equal numbers of any dtype, as bytes: with 0.0 added, there is no -0.0.

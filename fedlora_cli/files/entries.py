@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.errors import InputError, FaultHandler, raise_fault
 from fedlora_cli.files.untrusted import State, opened
 from fedlora_cli.remote import Location
 
@@ -75,16 +75,16 @@ class Entry:
             length=count * row,
         )
 
-    def read(self, report: Report = refuse) -> Tensor:
-        """The tensor; values that are not finite go to `report`. Raises InputError."""
-        [tensor] = read_entries([self], report)
+    def read(self, on_fault: FaultHandler = raise_fault) -> Tensor:
+        """The tensor; values that are not finite go to `on_fault`. Raises InputError."""
+        [tensor] = read_entries([self], on_fault)
         return tensor
 
 
-def read_entries(entries: Sequence[Entry], report: Report = refuse) -> list[Tensor]:
+def read_entries(entries: Sequence[Entry], on_fault: FaultHandler = raise_fault) -> list[Tensor]:
     """These tensors. What lies side by side in a file is read as one range, and nothing twice.
 
-    Tensors of one range share its memory. Values that are not finite go to `report`. Raises
+    Tensors of one range share its memory. Values that are not finite go to `on_fault`. Raises
     InputError.
     """
     found: dict[Entry, Tensor] = {}
@@ -99,7 +99,7 @@ def read_entries(entries: Sequence[Entry], report: Report = refuse) -> list[Tens
                 file.fill(first, buffer)
                 found |= {one: _tensor(one, buffer, one.start - first) for one in together}
     for one in dict.fromkeys(entries):
-        _check_finite(one, found[one], report)
+        _check_finite(one, found[one], on_fault)
     return [found[one] for one in entries]
 
 
@@ -125,7 +125,7 @@ def _tensor(entry: Entry, buffer: bytearray, offset: int) -> Tensor:
     return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).reshape(entry.shape)
 
 
-def _check_finite(entry: Entry, tensor: Tensor, report: Report) -> None:
+def _check_finite(entry: Entry, tensor: Tensor, on_fault: FaultHandler) -> None:
     """Whether all values are finite.
 
     Their sum is not where one of them is not, and takes a twentieth of the time to look at each
@@ -141,7 +141,7 @@ def _check_finite(entry: Entry, tensor: Tensor, report: Report) -> None:
     found = f"{entry.key} holds {int(bad.sum())} NaN or infinite values, "
     found += f"the first at position {int(bad.nonzero()[0])}"
     cure = "leave this client out; its training has diverged"
-    report(InputError(entry.path, found, cure))
+    on_fault(InputError(entry.path, found, cure))
 
 
 def _check_memory(entry: Entry, length: int) -> None:

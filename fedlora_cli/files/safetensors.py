@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora_cli.errors import InputError, Report, refuse, reporting
+from fedlora_cli.errors import InputError, FaultHandler, raise_fault, catching_faults
 from fedlora_cli.files.documents import parse_object
 from fedlora_cli.files.entries import DTYPES, Entry
 from fedlora_cli.files.untrusted import MAX_FILE_BYTES, State, opened
@@ -43,17 +43,17 @@ _METADATA = "__metadata__"
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,512}")
 
 
-def read_header(path: Location, report: Report = refuse) -> dict[str, Entry]:
+def read_header(path: Location, on_fault: FaultHandler = raise_fault) -> dict[str, Entry]:
     """The tensors that a safetensors file declares, in the order of their names. Reads no tensor.
 
     Raises InputError for anything but a complete, regular file whose header describes it exactly.
-    Faults of single tensors go to `report`; these tensors are left out.
+    Faults of single tensors go to `on_fault`; these tensors are left out.
     """
-    return read_contents(path, report)[0]
+    return read_contents(path, on_fault)[0]
 
 
 def read_contents(
-    path: Location, report: Report = refuse
+    path: Location, on_fault: FaultHandler = raise_fault
 ) -> tuple[dict[str, Entry], dict[str, str]]:
     """What `read_header` and `read_metadata` return, of one reading of the header."""
     header = _header(path)
@@ -62,7 +62,7 @@ def read_contents(
         raise _too_many(path)
     result = {}
     for key, value in entries.items():
-        with reporting(report):
+        with catching_faults(on_fault):
             result[key] = _entry(path, key, value, header.data, header.state)
     whole = len(result) == len(entries)
     _check_tiling(path, list(result.values()), header.data, header.state.size, holes=not whole)

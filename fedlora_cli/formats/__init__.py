@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_cli.adapters.adapter import Adapter, Facts, NewAdapter, Put
-from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.errors import InputError, FaultHandler, raise_fault
 from fedlora_cli.formats import diffusers, kohya, mlx, peft, single
 from fedlora_cli.formats.beside import left_out
 from fedlora_cli.formats.single import LoraFile
@@ -24,7 +24,7 @@ class OneFile:
     """
 
     owns: Callable[[str], bool]
-    read: Callable[[LoraFile, Report], Adapter]
+    read: Callable[[LoraFile, FaultHandler], Adapter]
 
 
 @dataclass(frozen=True)
@@ -113,27 +113,27 @@ def is_adapter(path: Location) -> bool:
     return peft.recognises(path) or bool(single.weights_in(path, _ONE_FILE))
 
 
-def read(path: Location, report: Report = refuse) -> Adapter:
+def read(path: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
     """The adapter in a folder, or one that is a file; headers only. Raises InputError.
 
-    Every fault goes to `report`; if that returns, the adapter is what is left without it.
+    Every fault goes to `on_fault`; if that returns, the adapter is what is left without it.
     """
     if peft.recognises(path):
-        return _with_remark(peft.read(path, report))
+        return _with_remark(peft.read(path, on_fault))
     weights = single.the_weights(path, _ONE_FILE)
     if weights is not None:
-        return _with_remark(_read_file(single.read_header(path, weights, report), report))
+        return _with_remark(_read_file(single.read_header(path, weights, on_fault), on_fault))
     if not path.is_dir():
         raise InputError(path, "no such folder", "check the path")
     names = ", or ".join(known.summary for known in FORMATS.values())
     raise InputError(path, "no adapter in this folder", f"it must hold: {names}")
 
 
-def _read_file(file: LoraFile, report: Report) -> Adapter:
+def _read_file(file: LoraFile, on_fault: FaultHandler) -> Adapter:
     if mlx.has_factors(file.entries):
-        report(InputError(file.weights, mlx.FOUND, mlx.CURE))
+        on_fault(InputError(file.weights, mlx.FOUND, mlx.CURE))
         return Adapter(file.path, file.weights, {}, {}, Facts())
-    return _owner(file).read(file, report)
+    return _owner(file).read(file, on_fault)
 
 
 def _owner(file: LoraFile) -> OneFile:

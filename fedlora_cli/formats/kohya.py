@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora_cli.adapters.adapter import Adapter, Module, NewAdapter, Put
-from fedlora_cli.errors import InputError, Report, keeping, reporting
+from fedlora_cli.errors import InputError, FaultHandler, recording, catching_faults
 from fedlora_cli.formats import single
 from fedlora_cli.formats.single import LoraFile, Names, NewFile
 from fedlora_cli.linalg.factors import Factors
@@ -56,13 +56,13 @@ def owns(key: str) -> bool:
     return key.endswith((_UP, _DOWN))
 
 
-def read(file: LoraFile, report: Report) -> Adapter:
+def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
     """The adapter in a file. The alphas are read with the header, all else later.
 
-    Anything damaged or not understood goes to `report`, fault by fault; if that returns, the
+    Anything damaged or not understood goes to `on_fault`, fault by fault; if that returns, the
     adapter is what is left without it.
     """
-    told = keeping(report, file.refused)
+    told = recording(on_fault, file.refused)
     parts, foreign = single.parts_of(file, _NAMES, told)
     kinds = single.kinds_of(foreign, _OTHERS, _UNKNOWN)
     if not parts and not file.refused and not kinds.keys() - {_UNKNOWN}:
@@ -71,10 +71,10 @@ def read(file: LoraFile, report: Report) -> Adapter:
         kinds = {}
     single.report_kinds(file, kinds, told)
     modules: dict[str, Module] = {}
-    with reporting(told):
+    with catching_faults(told):
         alphas = single.read_alphas(file, parts, told)
         for name in sorted(parts):
-            with reporting(told):
+            with catching_faults(told):
                 if name in alphas or "alpha" not in parts[name]:
                     B, A = single.pair_of(file, name, parts[name], _NAMES)
                     rank = A.shape[0]

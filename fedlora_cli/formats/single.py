@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedlora_cli.adapters.adapter import Facts, Layout, Module, NewAdapter, Put, widest
-from fedlora_cli.errors import InputError, Report, keeping, reporting
+from fedlora_cli.errors import InputError, FaultHandler, recording, catching_faults
 from fedlora_cli.files import safetensors
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry
@@ -97,18 +97,18 @@ def the_weights(path: Location, names: Iterable[str]) -> Location | None:
     return held[0] if held else None
 
 
-def read_header(path: Location, weights: Location, report: Report) -> LoraFile:
-    """The header of a file; empty where that cannot be read. Faults go to `report`."""
+def read_header(path: Location, weights: Location, on_fault: FaultHandler) -> LoraFile:
+    """The header of a file; empty where that cannot be read. Faults go to `on_fault`."""
     refused: list[InputError] = []
-    told = keeping(report, refused)
-    with reporting(told):
+    told = recording(on_fault, refused)
+    with catching_faults(told):
         entries, metadata = safetensors.read_contents(weights, told)
         return LoraFile(path, weights, entries, metadata, refused)
     return LoraFile(path, weights, refused=refused)
 
 
 def parts_of(
-    file: LoraFile, names: Names, report: Report
+    file: LoraFile, names: Names, on_fault: FaultHandler
 ) -> tuple[dict[str, dict[Side, Entry]], list[str]]:
     """The tensors of every module by their side, and the keys that are of none."""
     parts: dict[str, dict[Side, Entry]] = {}
@@ -122,7 +122,7 @@ def parts_of(
         first = parts.setdefault(module, {}).setdefault(side, entry)
         if first is not entry:
             found = f"{key} and {first.key} are one factor"
-            report(InputError(file.weights, found, "save one adapter in one file"))
+            on_fault(InputError(file.weights, found, "save one adapter in one file"))
     return parts, foreign
 
 
@@ -138,11 +138,11 @@ def kinds_of(
 
 
 def report_kinds(
-    file: LoraFile, kinds: Mapping[tuple[str, str], Sequence[str]], report: Report
+    file: LoraFile, kinds: Mapping[tuple[str, str], Sequence[str]], on_fault: FaultHandler
 ) -> None:
     """One fault for every kind of foreign keys."""
     for (meaning, cure), keys in kinds.items():
-        report(InputError(file.weights, f"{shortened_keys(keys)}: {meaning}", cure))
+        on_fault(InputError(file.weights, f"{shortened_keys(keys)}: {meaning}", cure))
 
 
 def pair_of(
@@ -195,7 +195,7 @@ def _factors_of(scale: float, tensors: Sequence[Tensor]) -> Factors:
 
 
 def read_alphas(
-    file: LoraFile, parts: Mapping[str, Mapping[Side, Entry]], report: Report
+    file: LoraFile, parts: Mapping[str, Mapping[Side, Entry]], on_fault: FaultHandler
 ) -> dict[str, float]:
     """The alphas by module. Their bytes are decoded here: to refuse a file must not take torch."""
     entries = {name: own["alpha"] for name, own in parts.items() if "alpha" in own}
@@ -204,7 +204,7 @@ def read_alphas(
         return alphas
     with opened(file.weights, next(iter(entries.values())).state) as source:
         for name, entry in entries.items():
-            with reporting(report):
+            with catching_faults(on_fault):
                 if math.prod(entry.shape) != 1 or entry.dtype not in _CODES:
                     found = f"{entry.key} has dtype {entry.dtype} and shape {list(entry.shape)}"
                     raise InputError(file.weights, found, "alpha is one number")
@@ -218,7 +218,7 @@ def read_alphas(
     return alphas
 
 
-def facts_of(file: LoraFile, report: Report) -> Facts:
+def facts_of(file: LoraFile, on_fault: FaultHandler) -> Facts:
     """The base model, and its architecture as the revision, from the metadata that kohya's scripts
     began with and others took over.
     """
@@ -227,7 +227,7 @@ def facts_of(file: LoraFile, report: Report) -> Facts:
         value = file.metadata.get(key)
         if value is not None and len(value) > _LONGEST:
             cure = f"it must be text of at most {_LONGEST} characters"
-            report(InputError(file.weights, f"{key} has {len(value)} characters", cure))
+            on_fault(InputError(file.weights, f"{key} has {len(value)} characters", cure))
             value = None
         said[key] = None if value in ("", "None") else value  # kohya writes str() of everything
     return Facts(said["ss_sd_model_name"], said["ss_base_model_version"])

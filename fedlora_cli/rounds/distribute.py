@@ -15,7 +15,7 @@ from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.clients.cohort import Client, Cohort, align, with_earlier
 from fedlora_cli.clients.names import name_folders
 from fedlora_cli.clients.reading import Paths, paths_of, read_adapters
-from fedlora_cli.errors import UsageError, refuse
+from fedlora_cli.errors import UsageError, raise_fault
 from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
@@ -162,7 +162,7 @@ def _cohort(
     """The clients to be like, the global adapter that fits them, and remarks. Raises InputError."""
     named, left_out = name_folders(places, adapter=options.adapter)
     homes = [formats.inside(folder, options.adapter) for _, folder in named]
-    read = read_adapters(homes, refuse)
+    read = read_adapters(homes, raise_fault)
     clients = [Client(name, one, 1.0) for (name, _), one in zip(named, read, strict=True)]
     cohort = align(clients, options.base)
     cohort, [adapter] = with_earlier(cohort, [adapter], base_declared=options.base is not None)

@@ -6,7 +6,7 @@ from fedlora_cli.adapters.adapter import Adapter
 from fedlora_cli.clients.duplicates import check_copies, digests_of
 from fedlora_cli.clients.skipping import check_majority
 from fedlora_cli.clients.tensor_checks import check_base_weights, look_at
-from fedlora_cli.errors import InputError, Report, refuse
+from fedlora_cli.errors import InputError, FaultHandler, raise_fault
 from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location
 from fedlora_cli.rounds.preparation import Preparation
@@ -21,16 +21,16 @@ def screened(
     have them, every tensor is read once beforehand. Raises InputError.
     """
     faults: list[InputError] = []
-    report: Report = refuse
+    on_fault: FaultHandler = raise_fault
     samples: dict[Location, float] | None = None
     if task.options.on_bad_client == "skip":
         task = _with_whole_values(task, jobs, stage("reading values"))
-        report = faults.append
+        on_fault = faults.append
         samples = {one.adapter.path: one.samples for one in task.clients.cohort.clients}
     adapters = _adapters(task)
-    digests = digests_of(adapters, jobs, stage("reading clients"), report)
+    digests = digests_of(adapters, jobs, stage("reading clients"), on_fault)
     if not task.options.allow_copies:
-        check_copies(adapters, digests, report, samples)
+        check_copies(adapters, digests, on_fault, samples)
     task = task.without(faults)
     names = task.clients.cohort.names
     return task, {name: digests[one.path] for name, one in zip(names, _adapters(task), strict=True)}

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from fedlora_cli import Adapter, Factors, InputError, Options, UsageError, aggregate, location, read
 from fedlora_cli.cli.app import app
 from fedlora_cli.clients.duplicates import digests_of
-from fedlora_cli.errors import refuse
+from fedlora_cli.errors import raise_fault
 from fedlora_cli.execution import engine
 from fedlora_cli.files import untrusted
 from fedlora_cli.files.sending import uploaded
@@ -359,12 +359,12 @@ def test_a_file_that_changes_after_its_header_was_read(
 def test_a_file_that_changes_between_header_and_digest(store: Store) -> None:
     adapter = read(location(f"{ROUND}/bob"))
     key = f"bucket/round/bob/{WEIGHTS}"
-    assert list(digests_of([adapter], 1, engine.quiet(""), refuse).values()) == [
+    assert list(digests_of([adapter], 1, engine.quiet(""), raise_fault).values()) == [
         hashlib.sha256(store.objects[key]).hexdigest()
     ]
     store.objects[key] = store.objects[key][:-1] + b"\1"
     with pytest.raises(InputError, match="changed while being read; wait until it is uploaded"):
-        digests_of([adapter], 1, engine.quiet(""), refuse)
+        digests_of([adapter], 1, engine.quiet(""), raise_fault)
 
 
 def test_a_file_that_changes_between_header_and_tensors(store: Store, tmp_path: Path) -> None:
@@ -484,10 +484,10 @@ def test_a_store_that_does_not_answer_is_one_line(
 ) -> None:
     error, cure = REFUSALS[refusal]
 
-    def refuse(method: str, key: str) -> None:
+    def raise_fault(method: str, key: str) -> None:
         raise error
 
-    store.before = refuse
+    store.before = raise_fault
     reason = (str(error) or type(error).__name__).splitlines()[0]
     for command in (
         ("aggregate", ROUND, "-o", tmp_path / "out"),

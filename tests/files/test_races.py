@@ -18,7 +18,7 @@ from support.damage import CONFIG, WEIGHTS
 
 from fedlora_cli import InputError, Options, aggregate, read
 from fedlora_cli.clients.duplicates import digests_of
-from fedlora_cli.errors import refuse
+from fedlora_cli.errors import raise_fault
 from fedlora_cli.execution import engine
 from fedlora_cli.files.digests import sha256_of
 from fedlora_cli.files.documents import read_object
@@ -91,11 +91,11 @@ OTHERS = CHANGES | {"replaced": replaced, "moved in": moved_in, "linked": linked
 def test_a_digest_is_of_the_bytes_whose_header_was_read(tmp_path: Path, change: str) -> None:
     adapter = read(make(tmp_path, Spec("a", rank=2)).folder)
     before = sha256_of(adapter.weights_file)
-    assert digests_of([adapter], 1, engine.quiet(""), refuse) == {adapter.path: before}
+    assert digests_of([adapter], 1, engine.quiet(""), raise_fault) == {adapter.path: before}
     OTHERS[change](tmp_path / "a" / WEIGHTS)
 
     with pytest.raises(InputError, match="changed while being read; wait until it is uploaded"):
-        digests_of([adapter], 1, engine.quiet(""), refuse)
+        digests_of([adapter], 1, engine.quiet(""), raise_fault)
 
 
 def test_two_files_that_were_made_at_once_are_told_apart(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from support.adapters import Spec, make
 from support.damage import set_config
 
 from fedlora_cli import InputError, Options, aggregate, distribute, formats, inspect
-from fedlora_cli.errors import refuse
+from fedlora_cli.errors import raise_fault
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.linalg.rounding import precision, same_up_to_rounding
 
@@ -521,7 +521,7 @@ def test_what_is_tied_is_told_by_reading_each_tensor_once(
     calls: list[str] = []
     original = Entry.read
 
-    def read(self: Entry, report: Any = refuse) -> torch.Tensor:
+    def read(self: Entry, report: Any = raise_fault) -> torch.Tensor:
         calls.append(self.key)
         return original(self, report)
 

@@ -15,7 +15,7 @@ from fedlora_cli.clients.discovery import find_folders
 from fedlora_cli.clients.duplicates import check_copies, digests_of
 from fedlora_cli.clients.reading import Paths, paths_of, read_clients
 from fedlora_cli.clients.sample_counts import MAX_RATIO, told_samples
-from fedlora_cli.errors import InputError, Report, UsageError, reporting
+from fedlora_cli.errors import InputError, FaultHandler, UsageError, catching_faults
 from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location, asked
 from fedlora_cli.reports.inspect import Fault, InspectReport, Origin
@@ -46,11 +46,11 @@ def inspect(
         raise UsageError("--jobs", f"{jobs}", "it must be 0 or more; 0 is all cores")
     faults: dict[Fault, None] = {}  # in the order in which they were found
 
-    def report(error: InputError) -> None:
+    def on_fault(error: InputError) -> None:
         faults.setdefault(Fault(error.where, error.here, error.cure))
 
     places = paths_of(paths)
-    homes, remarks = find_folders(places, report, adapter)
+    homes, remarks = find_folders(places, on_fault, adapter)
     home = {formats.inside(one, adapter): one for one in homes}
     folders = list(home)
     answers = asked(origin, folders)
@@ -60,19 +60,19 @@ def inspect(
     found: list[_Found] = []
     if clients:
         given = [home[folder] for folder in clients] if apart else places
-        found += _clients(given, samples, base, adapter, report)
+        found += _clients(given, samples, base, adapter, on_fault)
     voting = len(found)
     for folder in apart:
-        with reporting(report):
+        with catching_faults(on_fault):
             if clients:
                 told_samples(folder)  # refuses a global adapter, as aggregate does
             read_provenance(folder)
             check_manifest(folder)
-        with reporting(report):
+        with catching_faults(on_fault):
             # Global adapters of several rounds may well have one name.
             name = folder.resolve().name if len(apart) == 1 else str(folder)
-            found.append(_Found(text(name), formats.read(folder, report), None))
-    zeros = _values(found, clients, jobs, stage("reading values"), report) if values else {}
+            found.append(_Found(text(name), formats.read(folder, on_fault), None))
+    zeros = _values(found, clients, jobs, stage("reading values"), on_fault) if values else {}
     return InspectReport(
         adapters=tuple(
             contents(
@@ -119,10 +119,10 @@ def _clients(
     samples: Location | None,
     base: str | None,
     adapter: str | None,
-    report: Report,
+    on_fault: FaultHandler,
 ) -> list[_Found]:
     """The clients that aggregate would find there, with their faults."""
-    read = read_clients(paths, samples, base, report, adapter=adapter, max_count_ratio=MAX_RATIO)
+    read = read_clients(paths, samples, base, on_fault, adapter=adapter, max_count_ratio=MAX_RATIO)
     # One wrong count makes all of them uniform; the others are known nevertheless.
     return [
         _Found(text(one.name), one.adapter, read.told.get(one.adapter.path))
@@ -135,7 +135,7 @@ def _values(
     clients: Sequence[Location],
     jobs: int,
     progress: engine.Progress,
-    report: Report,
+    on_fault: FaultHandler,
 ) -> Counter[Location]:
     """Reads all values, and counts the factors that are all zero, by adapter."""
     from fedlora_cli.clients.tensor_checks import check_base_weights, look_at
@@ -143,14 +143,14 @@ def _values(
     looks = look_at([one.adapter for one in found], jobs, progress)
     for look in looks:
         for fault in look.faults:
-            report(fault)
+            on_fault(fault)
     cohort = set(clients)
-    check_base_weights((look for look in looks if look.item.adapter.path in cohort), report)
+    check_base_weights((look for look in looks if look.item.adapter.path in cohort), on_fault)
     voting = [one.adapter for one in found if one.adapter.path in cohort]
     threads = jobs or engine.available_cores()
     # Whose file cannot be read is at fault already.
     digests = digests_of(voting, threads, engine.quiet(""), lambda fault: None)
-    check_copies(voting, digests, report)
+    check_copies(voting, digests, on_fault)
     zeros: Counter[Location] = Counter()
     for look in looks:
         zeros[look.item.adapter.path] += look.zeros

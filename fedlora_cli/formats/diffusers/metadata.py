@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from fedlora_cli.adapters.adapter import Facts, NewAdapter
-from fedlora_cli.errors import InputError, Report
+from fedlora_cli.errors import InputError, FaultHandler
 from fedlora_cli.files.documents import parse_object
 from fedlora_cli.formats.diffusers.names import FLATTENED, METADATA, PLAIN, component_of
 from fedlora_cli.formats.peft.config import Config, config_of
@@ -41,7 +41,10 @@ def metadata_of(file: LoraFile) -> dict[str, Any] | None:
 
 
 def configs_in(
-    file: LoraFile, metadata: Mapping[str, Any], components: Iterable[str | None], report: Report
+    file: LoraFile,
+    metadata: Mapping[str, Any],
+    components: Iterable[str | None],
+    on_fault: FaultHandler,
 ) -> tuple[dict[str, tuple[Config, Facts]], tuple[str, ...]]:
     """The configs of these components, without those that are at fault, and remarks."""
     configs: dict[str, tuple[Config, Facts]] = {}
@@ -63,7 +66,7 @@ def configs_in(
             faults = [InputError(file.weights, found, PLAIN)]
         for fault in faults[:1]:
             found = f"{METADATA} of {component or 'the model'}: {fault.found}"
-            report(InputError(file.weights, found, fault.cure))
+            on_fault(InputError(file.weights, found, fault.cure))
         if not faults:
             configs[component] = config, facts
         if facts.unknown_fields:

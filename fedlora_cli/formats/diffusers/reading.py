@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fedlora_cli.adapters.adapter import Adapter, Facts, Module
-from fedlora_cli.errors import InputError, Report, keeping, reporting
+from fedlora_cli.errors import InputError, FaultHandler, recording, catching_faults
 from fedlora_cli.formats import single
 from fedlora_cli.formats.diffusers.metadata import configs_in, configured, metadata_of
 from fedlora_cli.formats.diffusers.names import (
@@ -30,13 +30,13 @@ from fedlora_cli.formats.peft.names import shortened_keys
 from fedlora_cli.formats.single import LoraFile
 
 
-def read(file: LoraFile, report: Report) -> Adapter:
+def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
     """The adapter in a file. The alphas are read with the header, all else later.
 
-    Anything damaged or not understood goes to `report`, fault by fault; if that returns, the
+    Anything damaged or not understood goes to `on_fault`, fault by fault; if that returns, the
     adapter is what is left without it.
     """
-    told = keeping(report, file.refused)
+    told = recording(on_fault, file.refused)
     parts, foreign = single.parts_of(file, NAMES, told)
     single.report_kinds(file, single.kinds_of(foreign, OTHERS, UNKNOWN), told)
     try:
@@ -47,9 +47,9 @@ def read(file: LoraFile, report: Report) -> Adapter:
     components = {name: component_of(name, bare=metadata is not None) for name in parts}
     single.report_kinds(file, _nameless(components), told)
     alphas: dict[str, float] = {}
-    with reporting(told):
+    with catching_faults(told):
         alphas = single.read_alphas(file, parts, told)
-    with reporting(told):
+    with catching_faults(told):
         _check_alphas(file, {name for name, own in parts.items() if "alpha" in own}, components)
     configs: dict[str, tuple[Config, Facts]] = {}
     notes: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ def read(file: LoraFile, report: Report) -> Adapter:
             continue
         if metadata is not None and component not in configs:
             continue
-        with reporting(told):
+        with catching_faults(told):
             B, A = single.pair_of(file, name, parts[name], NAMES)
             rank = A.shape[0]
             alpha = alphas.get(name, float(rank))
@@ -71,7 +71,7 @@ def read(file: LoraFile, report: Report) -> Adapter:
                 alpha, scale = configured(file, name, component, rank, configs[component][0])
             modules[name] = single.module_of(name, B, A, alpha, scale)
     facts = single.facts_of(file, told)
-    with reporting(told):
+    with catching_faults(told):
         facts = _facts(file, facts, modules, components, configs, with_alphas=bool(alphas))
     return Adapter(file.path, file.weights, modules, {}, facts, notes, format="diffusers")
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from fedlora_cli.adapters.adapter import Facts, Selection
-from fedlora_cli.errors import InputError, Report, refuse, reporting
+from fedlora_cli.errors import InputError, FaultHandler, raise_fault, catching_faults
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats import mlx
 from fedlora_cli.formats.peft.fields import BIASES, Fields
@@ -238,8 +238,8 @@ class Config:
         )
 
 
-def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts]:
-    """The config, and what it says beside. Every fault goes to `report`."""
+def read_config(path: Location, on_fault: FaultHandler = raise_fault) -> tuple[Config, Facts]:
+    """The config, and what it says beside. Every fault goes to `on_fault`."""
     try:
         raw = read_object(path, most=MAX_BYTES)
         if mlx.is_config(raw):
@@ -248,24 +248,24 @@ def read_config(path: Location, report: Report = refuse) -> tuple[Config, Facts]
             found = f"peft_type is {raw.get('peft_type')!r}"
             raise InputError(path, found, "only LORA adapters are understood")
     except InputError as error:
-        report(error)
+        on_fault(error)
         return Config(path, error, Matcher(path)), Facts()
-    return config_of(path, raw, report)
+    return config_of(path, raw, on_fault)
 
 
 def config_of(
-    path: Location, raw: Mapping[str, Any], report: Report = refuse
+    path: Location, raw: Mapping[str, Any], on_fault: FaultHandler = raise_fault
 ) -> tuple[Config, Facts]:
     """`read_config` for fields that stand in the file `path`."""
     fields = Fields(path, raw)
     variants = tuple(variants_of(path, raw))
     for variant in variants:
-        report(variant)
+        on_fault(variant)
     config = Config(path, fields, Matcher(path), variants)
     for name in _MEANINGS:
-        with reporting(report):
+        with catching_faults(on_fault):
             getattr(config, name)
-    facts = _facts(fields, config, report)
+    facts = _facts(fields, config, on_fault)
     known = {*fields.seen, *_HARMLESS, *NOT_UNDERSTOOD, B_LAYOUT}
     unknown = {name: value for name, value in raw.items() if name not in known}
     return config, replace(facts, unknown_fields=tuple(_meaningful(unknown)))
@@ -278,11 +278,11 @@ def _meaningful(fields: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} = {json.dumps(value, sort_keys=True)}"
 
 
-def _facts(fields: Fields, config: Config, report: Report) -> Facts:
+def _facts(fields: Fields, config: Config, on_fault: FaultHandler) -> Facts:
     """What the config says of the base model and the training; what is no good is not said."""
 
     def told(read: Callable[[str], T], name: str, otherwise: T) -> T:
-        with reporting(report):
+        with catching_faults(on_fault):
             return read(name)
         return otherwise
 

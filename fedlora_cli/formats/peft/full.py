@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora_cli.adapters.adapter import FullTensor, Module, Role
-from fedlora_cli.errors import InputError, Report, refuse, reporting
+from fedlora_cli.errors import InputError, FaultHandler, raise_fault, catching_faults
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.names import (
@@ -40,18 +40,18 @@ def roles_of(
     others: Mapping[str, Entry],
     pairs: Collection[str],
     config: Config,
-    report: Report,
+    on_fault: FaultHandler,
 ) -> dict[str, Role]:
     """What each tensor is that is no factor, beside these pairs of factors.
 
     First what the config explains, then base weights and copies of them by their place in the
-    file. What is not understood goes to `report` by name.
+    file. What is not understood goes to `on_fault` by name.
     """
     targets = {target_of(pair) for pair in pairs}
     roles: dict[str, Role] = {}
     rest: dict[str, Entry] = {}
     for name, entry in others.items():
-        with reporting(report):
+        with catching_faults(on_fault):
             role = _told_by_config(weights, name, pairs, targets, config)
             if role is None:
                 rest[name] = entry
@@ -62,13 +62,13 @@ def roles_of(
         del roles[name]
     wholes = {name: others[name] for name, role in roles.items() if role == "saved"}
     copies: set[str] = set()
-    with reporting(report):
+    with catching_faults(on_fault):
         if rest and config.known and config.ensure_weight_tying:
             copies = _tied_copies(rest, wholes)
     shapes = {name: entry.shape for name, entry in rest.items() if name not in copies}
     base = _base_weights(shapes, {*pairs, *(name.removesuffix(TOKENS) for name in tokens)})
     for name in rest:
-        with reporting(report):
+        with catching_faults(on_fault):
             if name in copies:
                 roles[name] = "saved"
             elif name in base:
@@ -208,5 +208,5 @@ def _token_rows(
         yield token_name(name, index), FullTensor(entry.shape[1:], entry.dtype, "token", None, read)
 
 
-def _read_row(entry: Entry, report: Report = refuse) -> Tensor:
-    return entry.read(report)[0]
+def _read_row(entry: Entry, on_fault: FaultHandler = raise_fault) -> Tensor:
+    return entry.read(on_fault)[0]

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora_cli.adapters.adapter import Kind, Layout, Module, widest
-from fedlora_cli.errors import InputError, Report, keeping, reporting
+from fedlora_cli.errors import InputError, FaultHandler, recording, catching_faults
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.safetensors import GATHER
 from fedlora_cli.formats.peft.config import Config
@@ -37,21 +37,21 @@ def modules_of(
     config: Config,
     parts: Parts,
     refused: Sequence[InputError],
-    report: Report,
+    on_fault: FaultHandler,
 ) -> dict[str, Module]:
-    """The modules that the pairs hold, in the order of their names. Every fault goes to `report`;
+    """The modules that the pairs hold, in the order of their names. Every fault goes to `on_fault`;
     one that follows from what was `refused` before is that very error.
     """
     whole: dict[str, tuple[Entry, Entry]] = {}
     for name in sorted(pairs):
-        with reporting(report):
-            whole[name] = _factors(weights, name, pairs[name], config, refused, report)
+        with catching_faults(on_fault):
+            whole[name] = _factors(weights, name, pairs[name], config, refused, on_fault)
     nested: dict[str, list[str]] = {}
     for name in whole:
         nested.setdefault(target_of(name), []).append(name)
     modules: dict[str, Module] = {}
     for target, names in nested.items():
-        with reporting(report):
+        with catching_faults(on_fault):
             own = {name: whole[name] for name in names}
             rows = [A.shape[0] for _, A in own.values()]
             parameters = parameters_of(config, target, rows) if config.known else ()
@@ -63,7 +63,7 @@ def modules_of(
                 if name != target and (target not in whole or name.endswith(".base_layer")):
                     found = f"{name}: factors around factors, which target_parameters does not name"
                     raise InputError(weights, found, "save the adapter again, whole")
-                modules[name] = _module(weights, name, pairs[name].kind, B, A, config, report)
+                modules[name] = _module(weights, name, pairs[name].kind, B, A, config, on_fault)
     return dict(sorted(modules.items()))
 
 
@@ -73,7 +73,7 @@ def _factors(
     pair: Pair,
     config: Config,
     refused: Sequence[InputError],
-    report: Report,
+    on_fault: FaultHandler,
 ) -> tuple[Entry, Entry]:
     """B and A under one name, which the file alone shows to be a pair. Raises InputError."""
     if not name:
@@ -86,7 +86,7 @@ def _factors(
     B, A = pair.sides["B"], pair.sides["A"]
     broken: list[InputError] = []
     for entry in (B, A):
-        with reporting(keeping(report, broken)):
+        with catching_faults(recording(on_fault, broken)):
             _check_factor(weights, entry)
     if broken:
         raise broken[0]
@@ -131,22 +131,28 @@ def _check_factor(weights: Location, entry: Entry) -> None:
 
 
 def _module(
-    weights: Location, name: str, kind: Kind, B: Entry, A: Entry, config: Config, report: Report
+    weights: Location,
+    name: str,
+    kind: Kind,
+    B: Entry,
+    A: Entry,
+    config: Config,
+    on_fault: FaultHandler,
 ) -> Module:
     """One adapted module. Where the config contradicts its factors, these are the truth."""
     rank, target = A.shape[0], target_of(name)
-    with reporting(report):
+    with catching_faults(on_fault):
         if config.rank(target) != rank:
             found = f"{name} has rank {rank}, but {config.path.name} says {config.rank(target)}"
             cure = "correct r or rank_pattern; the tensors are the truth"
             raise InputError(weights, found, cure)
-    with reporting(report):
+    with catching_faults(on_fault):
         if not config.adapts(target):
             found = f"{name} has LoRA tensors, but target_modules does not match it"
             cure = "correct target_modules; PEFT would ignore the tensors"
             raise InputError(weights, found, cure)
     alpha = scale = math.nan
-    with reporting(report):
+    with catching_faults(on_fault):
         alpha = config.alpha(target)
         scale = config.scale(alpha, rank)
     layout = Layout(kind, name)

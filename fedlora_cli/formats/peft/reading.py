@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module
-from fedlora_cli.errors import InputError, Report, keeping, refuse, reporting
+from fedlora_cli.errors import InputError, FaultHandler, recording, raise_fault, catching_faults
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.safetensors import read_header
@@ -37,52 +37,52 @@ def recognises(folder: Location) -> bool:
     return any(exists(folder / name) for name in (CONFIG, WEIGHTS, PICKLE))
 
 
-def read(folder: Location, report: Report = refuse) -> Adapter:
+def read(folder: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
     """The adapter in `folder`. The tensors tell what is adapted; the config must agree with them.
 
-    Anything damaged, contradictory, or not understood goes to `report`, fault by fault; if that
+    Anything damaged, contradictory, or not understood goes to `on_fault`, fault by fault; if that
     returns, the adapter is what is left without it.
     """
     weights, pickle = folder / WEIGHTS, folder / PICKLE
     # What was refused may be what is found missing later, and then that is no fault of its own.
     refused: list[InputError] = []
-    told = keeping(report, refused)
+    told = recording(on_fault, refused)
     pickled = not exists(weights) and exists(pickle)
     if pickled:
         cure = "load it where it was trained and save_pretrained(safe_serialization=True)"
         told(InputError(pickle, "a pickle, which is never opened", cure))
-    config, facts = read_config(folder / CONFIG, report)
+    config, facts = read_config(folder / CONFIG, on_fault)
     if isinstance(config.source, mlx.AnotherFormat):
         return Adapter(folder, weights, {}, {}, facts)
     entries: dict[str, Entry] = {}
     if not pickled:
-        with reporting(told):
+        with catching_faults(told):
             entries = read_header(weights, told)
 
     pairs, others, foreign = _sort(weights, entries, told)
     if not pairs:
         cure = "save the adapter, not the base model"
-        report(explained(InputError(weights, "no LoRA tensors in it", cure), refused))
-    with reporting(report):
+        on_fault(explained(InputError(weights, "no LoRA tensors in it", cure), refused))
+    with catching_faults(on_fault):
         config = replace(config, implied=implied_targets(pairs, config))
     # Before the factors: a tensor of another kind explains why a factor is missing.
     roles = roles_of(weights, others, pairs, config, told)
     parts = Parts.of(weights, next((one.state.size for one in entries.values()), 0))
-    modules = modules_of(weights, pairs, config, parts, refused, report)
+    modules = modules_of(weights, pairs, config, parts, refused, on_fault)
     tensors: dict[str, FullTensor] = {}
     for name, role in roles.items():
         if role != "lora_bias" or name.removesuffix(LORA_BIAS) in modules:
-            with reporting(told):
+            with catching_faults(told):
                 held = full_tensors(weights, name, role, others[name], modules, config, parts)
                 for own, tensor in held:
                     if own in tensors:
                         found = f"{name}: {own} is there already"
                         raise InputError(weights, found, "save one adapter in one file")
                     tensors[own] = tensor
-    with reporting(report):
+    with catching_faults(on_fault):
         if facts.dora:
             _check_magnitudes(weights, modules, tensors)
-    with reporting(report):
+    with catching_faults(on_fault):
         saved = {name: others[name] for name, role in roles.items() if role == "saved"}
         facts = replace(facts, tied=tied_modules(pairs, saved, config))
     notes, called = [], normal(folder).name
@@ -97,7 +97,7 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
     if foreign:
         found = f"tensor names read as PEFT writes them: {shortened_keys(foreign)}"
         notes.append(f"{called}: {found}")
-    with reporting(report):
+    with catching_faults(on_fault):
         absent = set(config.modules_to_save) - ADDED_TO_MODULES_TO_SAVE
         if absent and all(tensor.role != "saved" for tensor in tensors.values()):
             heads = ", ".join(sorted(absent))[:200]
@@ -106,7 +106,7 @@ def read(folder: Location, report: Report = refuse) -> Adapter:
 
 
 def _sort(
-    weights: Location, entries: Mapping[str, Entry], report: Report
+    weights: Location, entries: Mapping[str, Entry], on_fault: FaultHandler
 ) -> tuple[dict[str, Pair], dict[str, Entry], tuple[str, ...]]:
     """The factors by their common name, all else by name, and keys that PEFT writes otherwise."""
     pairs: dict[str, Pair] = {}
@@ -124,7 +124,7 @@ def _sort(
             unprefixed.append(key)
         elif name in seen:
             found = f"{key}: {name} is there already"
-            report(InputError(weights, found, "save one adapter in one file"))
+            on_fault(InputError(weights, found, "save one adapter in one file"))
         elif (factor := factor_of(name)) is None:
             others[name.removeprefix(PREFIX)] = entry
         else:
@@ -133,10 +133,10 @@ def _sort(
             if pair.kind == kind:
                 pair.sides[side] = entry
             else:
-                report(InputError(weights, f"{module} has two kinds of factors", "save it again"))
+                on_fault(InputError(weights, f"{module} has two kinds of factors", "save it again"))
         seen.add(name)
     if unprefixed:
-        report(_without_prefix(weights, unprefixed))
+        on_fault(_without_prefix(weights, unprefixed))
     return pairs, others, tuple(foreign)
 
 
