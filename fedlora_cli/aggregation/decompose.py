@@ -79,14 +79,14 @@ def _by_grams(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decompo
 
 def _by_factors(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
     """Through products with the factors alone."""
-    stacked = factored.prepare(target.terms, plan.dtype)
+    concatenated = factored.prepare(target.terms, plan.dtype)
     weights = torch.cat(target.weights)
-    found = factored.leading(stacked, weights, rank, plan.dtype)
+    found = factored.leading(concatenated, weights, rank, plan.dtype)
     reference = _reference(plan, read, weights)
     same = torch.equal(reference, weights)
     other = found.s
     if not same:
-        other = factored.singular_values(stacked, reference, rank, plan.dtype)
+        other = factored.singular_values(concatenated, reference, rank, plan.dtype)
     return Decomposed(
         update=Svd(found.U, found.s, found.Vh),
         energy=found.energy,
@@ -100,15 +100,15 @@ def _by_factors(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decom
 
 def _by_stack(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
     """Through QR in float64: right for any input."""
-    stack, weights = lowrank.stack(target.terms), torch.cat(target.weights)
-    update, s = lowrank.svd(stack, weights, rank)
+    total, weights = lowrank.orthogonalize(target.terms), torch.cat(target.weights)
+    update, s = lowrank.svd(total, weights, rank)
     check_cancelled(plan, read, target, float(torch.linalg.vector_norm(s)))
     reference = _reference(plan, read, weights)
     same = torch.equal(reference, weights)
     return Decomposed(
         update=update,
         energy=energy(array(s)),
-        flexlora_s=s if same else lowrank.singular_values(stack, reference),
+        flexlora_s=s if same else lowrank.singular_values(total, reference),
         client_s={
             k: array(lowrank.spectrum(one))
             for k, one in zip(read.holders, read.factors, strict=True)

@@ -94,7 +94,7 @@ def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
     ranks = []
     for read in read_modules(plan, names):
         target = weighted_sum(plan, read, plan.rule(plan.holdings(read.name, read.norms)))
-        s = lowrank.singular_values(lowrank.stack(target.terms), torch.cat(target.weights))
+        s = lowrank.singular_values(lowrank.orthogonalize(target.terms), torch.cat(target.weights))
         ranks.append(rank_for_energy(array(s), plan.options.energy or 1.0))
     return ranks
 
@@ -120,9 +120,9 @@ def _merged(plan: Plan, read: Read) -> tuple[Factors, Outcome]:
     holdings = plan.holdings(read.name, read.norms)
     rule = plan.rule(holdings)
     target = weighted_sum(plan, read, rule)
-    stack = lowrank.stack(target.terms)
-    s = lowrank.singular_values(stack, torch.cat(target.weights))
-    factors = lowrank.stacked(target.terms, target.weights, plan.scale)
+    total = lowrank.orthogonalize(target.terms)
+    s = lowrank.singular_values(total, torch.cat(target.weights))
+    factors = lowrank.concatenate(target.terms, target.weights, plan.scale)
     own = zip(read.holders, read.factors, strict=True)
     rank = plan.rank or factors.rank
     return at_rank(cast(factors, plan.dtype, read.name), rank, read.name), Outcome(
@@ -140,4 +140,4 @@ def _flexlora_spectrum(read: Read, weights: tuple[Tensor, ...]) -> Tensor:
     """All singular values under FlexLoRA's weights."""
     if not read.factors:
         return torch.zeros(0)
-    return lowrank.singular_values(lowrank.stack(read.factors), torch.cat(weights))
+    return lowrank.singular_values(lowrank.orthogonalize(read.factors), torch.cat(weights))

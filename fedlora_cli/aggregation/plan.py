@@ -11,7 +11,7 @@ import numpy as np
 from fedlora_cli.adapters.adapter import Adapter, Layout, Module
 from fedlora_cli.aggregation.options import Options
 from fedlora_cli.clients.cohort import Cohort, with_earlier
-from fedlora_cli.errors import InputError, FaultHandler, UsageError, raise_fault
+from fedlora_cli.errors import FaultHandler, InputError, UsageError, raise_fault
 from fedlora_cli.methods import find
 from fedlora_cli.methods.method import Method
 from fedlora_cli.methods.weights import FloatArray, Holdings, Rule, Weights, capped
@@ -214,7 +214,7 @@ def _check_choices(
         raise UsageError("--momentum", found, cure)
     if before is not None and not options.momentum:
         raise UsageError("--before-previous", "given without --momentum", "give both or neither")
-    if options.basis == "svd" and method.merge != "stack":
+    if options.basis == "svd" and method.merge != "sum":
         found = f"{method.name} averages factors, which would lose what their bases have in common"
         raise UsageError("--basis", found, "choose raflora, residual, flexlora or flora")
     if method.compress == "none":
@@ -229,7 +229,7 @@ def _check_robust(cohort: Cohort, options: Options, method: Method) -> None:
     robust, f = options.robust, options.attackers or 0
     if robust is None:
         return
-    if method.merge != "stack":
+    if method.merge != "sum":
         found = f"{method.name} averages factors, not updates"
         raise UsageError("--robust", found, "choose raflora, residual, flexlora or flora")
     clients = len(cohort.clients)
@@ -278,7 +278,7 @@ def _output_rank(
     if method.compress == "svd":
         # A high-rank client that is absent this round must not shrink what the last round had.
         natural = max(adapter.rank for adapter in adapters)
-    elif method.merge == "stack":
+    elif method.merge == "sum":
         natural = max(int(cohort.ranks(module).sum()) for module in cohort.modules)
     else:
         natural = cohort.rank

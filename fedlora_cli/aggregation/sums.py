@@ -34,7 +34,7 @@ class WeightedSum:
 def weighted_sum(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
     """The terms of the method's sum; averaged factors are a sum of one term. Raises InputError."""
     weights = rows(rule.clients, read)
-    if plan.method.merge == "stack":
+    if plan.method.merge == "sum":
         earlier = earlier_terms(plan, read, rule)
         return WeightedSum((*read.factors, *earlier.terms), (*weights, *earlier.weights))
     if plan.method.merge == "average":
@@ -55,7 +55,7 @@ def check_cancelled(plan: Plan, read: Read, target: WeightedSum, norm: float) ->
     It is where that rounding, as `lowrank.svd` counts it, is more than ROUNDING of what a client
     usually adds, and of the sum. The largest client is named. Raises InputError.
     """
-    if plan.method.merge != "stack":
+    if plan.method.merge != "sum":
         return
     pairs = zip(target.weights, read.sizes, strict=False)  # earlier adapters stand last
     added = [float(weights.abs().max()) * own.pieces for weights, own in pairs]

@@ -13,7 +13,7 @@ from fedlora_cli.methods.weights import FloatArray, Holdings, Rule
 
 #: How often a round multiplies the energy by a column sum: twice, and once more for each of the two
 #: factors where both are averaged on their own.
-_POWERS = {"stack": 2, "shared": 2, "average": 4}
+_POWERS = {"sum": 2, "shared": 2, "average": 4}
 
 #: What sums of up to a million weights are off by.
 _ROUNDING = 1e-9

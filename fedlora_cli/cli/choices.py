@@ -21,7 +21,7 @@ _DATA = "Model and data"
 _COMPARED = [
     method.name
     for method in METHODS.values()
-    if method.merge != "shared" and (method.merge, method.compress) != ("stack", "none")
+    if method.merge != "shared" and (method.merge, method.compress) != ("sum", "none")
 ]
 
 Method = Annotated[

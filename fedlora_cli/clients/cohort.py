@@ -12,7 +12,7 @@ import numpy as np
 from fedlora_cli.adapters.adapter import Adapter, Facts, common_ties, usual_dtype
 from fedlora_cli.clients.compatibility import agreed, check_fit, usual
 from fedlora_cli.clients.orientation import all_older, older_experts, with_one_orientation
-from fedlora_cli.errors import InputError, FaultHandler, raise_fault
+from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.methods.weights import FloatArray, IntArray
 from fedlora_cli.remote import Location
 from fedlora_cli.text import shortened

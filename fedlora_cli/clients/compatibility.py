@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module, Role
 from fedlora_cli.clients.renames import renames
-from fedlora_cli.errors import InputError, FaultHandler
+from fedlora_cli.errors import FaultHandler, InputError
 from fedlora_cli.remote import Location
 
 T = TypeVar("T")

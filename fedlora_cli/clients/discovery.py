@@ -11,12 +11,12 @@ from pathlib import Path
 from fedlora_cli import formats
 from fedlora_cli.clients.sample_counts import COUNT_FILES
 from fedlora_cli.errors import (
-    InputError,
     FaultHandler,
+    InputError,
     UsageError,
-    recording,
-    raise_fault,
     catching_faults,
+    raise_fault,
+    recording,
 )
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.links import check_linked_folder, check_links

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedlora_cli.adapters.adapter import Adapter
-from fedlora_cli.errors import InputError, FaultHandler
+from fedlora_cli.errors import FaultHandler, InputError
 from fedlora_cli.execution import engine
 from fedlora_cli.files.digests import sha256_of
 from fedlora_cli.remote import Location, is_same_file

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from fedlora_cli.clients.discovery import find_folders
-from fedlora_cli.errors import InputError, FaultHandler, raise_fault
+from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.remote import Location, normal
 
 

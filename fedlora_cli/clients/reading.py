@@ -17,7 +17,7 @@ from fedlora_cli.clients.sample_counts import (
     counts_from_file,
     counts_from_folders,
 )
-from fedlora_cli.errors import InputError, FaultHandler, recording, raise_fault, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault, recording
 from fedlora_cli.files.locations import location
 from fedlora_cli.remote import Location, Remote, asked
 

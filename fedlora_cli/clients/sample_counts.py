@@ -10,7 +10,7 @@ from statistics import median_low
 from typing import Any
 
 from fedlora_cli import formats
-from fedlora_cli.errors import InputError, FaultHandler, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults
 from fedlora_cli.files.documents import (
     TooLarge,
     exists,

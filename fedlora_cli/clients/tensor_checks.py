@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module, read_modules
 from fedlora_cli.clients.compatibility import Usual
-from fedlora_cli.errors import InputError, FaultHandler, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults
 from fedlora_cli.execution import engine
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.rounding import precision, same_up_to_rounding

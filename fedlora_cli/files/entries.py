@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from fedlora_cli.errors import InputError, FaultHandler, raise_fault
+from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.files.untrusted import State, opened
 from fedlora_cli.remote import Location
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fedlora_cli.errors import InputError, FaultHandler, raise_fault, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault
 from fedlora_cli.files.documents import parse_object
 from fedlora_cli.files.entries import DTYPES, Entry
 from fedlora_cli.files.untrusted import MAX_FILE_BYTES, State, opened

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_cli.adapters.adapter import Adapter, Facts, NewAdapter, Put
-from fedlora_cli.errors import InputError, FaultHandler, raise_fault
+from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.formats import diffusers, kohya, mlx, peft, single
 from fedlora_cli.formats.beside import left_out
 from fedlora_cli.formats.single import LoraFile

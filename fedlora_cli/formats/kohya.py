@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora_cli.adapters.adapter import Adapter, Module, NewAdapter, Put
-from fedlora_cli.errors import InputError, FaultHandler, recording, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.formats import single
 from fedlora_cli.formats.single import LoraFile, Names, NewFile
 from fedlora_cli.linalg.factors import Factors

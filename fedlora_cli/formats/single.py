@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedlora_cli.adapters.adapter import Facts, Layout, Module, NewAdapter, Put, widest
-from fedlora_cli.errors import InputError, FaultHandler, recording, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.files import safetensors
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry

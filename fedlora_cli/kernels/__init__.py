@@ -4,8 +4,8 @@
 - `factored`: subspace iteration on the stacked factors, nothing S × S or out × in.
 - `dense`: ΔW summed once, term by term, then subspace iteration on it: from where S comes near
   the smaller side.
-- `stack`: `lowrank.stack` and `lowrank.svd`, QR in float64: slower, and right for any input.
+- `qr`: `lowrank.orthogonalize` and `lowrank.svd`, QR in float64: slower, and right for any input.
 
 `cost.choose` says which. The others give a `Leading` with its measured residual, or raise
-`Unresolved`; the caller then takes `stack`.
+`Unresolved`; the caller then takes `qr`.
 """

@@ -19,7 +19,7 @@ SVD = 55.0  # of 22 S³: 86 ms at 600, U and V too
 #: Seconds of what does not grow: Python, small products, tens of calls.
 CALLS = 0.002
 
-#: Seconds below which `stack` is taken whatever the others take: it is right for any input, and the
+#: Seconds below which `qr` is taken whatever the others take: it is right for any input, and the
 #: only one that finds the smallest singular values too.
 QUICK = 0.01
 
@@ -115,26 +115,26 @@ class _Work:
 
 
 def choose(shape: tuple[int, int], total_rank: int, rank: int, dtype: str) -> Choice:
-    """The route for one module of that shape (out, in): the fastest possible one, or `stack` where
+    """The route for one module of that shape (out, in): the fastest possible one, or `qr` where
     that is quick.
 
     >>> choose((4096, 4096), total_rank=600, rank=64, dtype="float32").route
     'gram'
     >>> choose((4096, 4096), total_rank=600, rank=64, dtype="float64").route
-    'stack'
+    'qr'
     >>> choose((4096, 4096), total_rank=9000, rank=64, dtype="bfloat16").route
     'dense'
     """
     work = _Work(shape, total_rank, rank, dtype)
-    stack = _stack(work)
-    estimates = (stack, _gram(work), _dense(work), _factored(work))
-    if stack.seconds <= QUICK:
-        return Choice("stack", estimates)
+    qr = _qr(work)
+    estimates = (qr, _gram(work), _dense(work), _factored(work))
+    if qr.seconds <= QUICK:
+        return Choice("qr", estimates)
     possible = (one for one in estimates if one.possible is None)
     return Choice(min(possible, key=lambda one: one.seconds).route, estimates)
 
 
-def _stack(work: _Work) -> Estimate:
+def _qr(work: _Work) -> Estimate:
     """QR of both sides and the SVD of the core, all in float64; of ΔW itself from `side` on."""
     S, n = work.S, work.both
     if not work.full:
@@ -146,7 +146,7 @@ def _stack(work: _Work) -> Estimate:
         gemm = 2 * work.entries * S
         memory = work.read + 8 * n * S + 32 * work.entries
     seconds = qr / QR + svd / SVD + gemm / GEMM[8]
-    return _estimate("stack", seconds, memory)
+    return _estimate("qr", seconds, memory)
 
 
 def _gram(work: _Work) -> Estimate:

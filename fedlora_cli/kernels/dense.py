@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.kernels import subspace
+from fedlora_cli.kernels.concatenation import blocks, lengths, side_by_side
 from fedlora_cli.kernels.leading import TOLERANCES, Leading, Unresolved
-from fedlora_cli.kernels.stacking import blocks, lengths, side_by_side
 from fedlora_cli.linalg.factors import Factors
 
 #: Columns that are multiplied at a time. More would round more in float32.

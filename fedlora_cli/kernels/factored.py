@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.kernels import subspace
+from fedlora_cli.kernels.concatenation import (
+    CHUNK,
+    ConcatenatedFactors,
+    blocks,
+    lengths,
+    side_by_side,
+)
 from fedlora_cli.kernels.cost import BYTES
 from fedlora_cli.kernels.leading import TOLERANCES, Leading, Unresolved
-from fedlora_cli.kernels.stacking import CHUNK, Stacked, blocks, lengths, side_by_side
 from fedlora_cli.linalg.factors import Factors
 
 #: The rounding of products with the stacked factors, in roundings of a number: that of `dense`.
@@ -21,72 +27,78 @@ GROWTH = 3.0
 SEEN = 1e-2
 
 
-def prepare(terms: Sequence[Factors], dtype: str) -> Stacked:
+def prepare(terms: Sequence[Factors], dtype: str) -> ConcatenatedFactors:
     """The factors side by side, in float32 for an output of 16 bits: products in it are too coarse
     for one in float32, where the spectrum is flat.
     """
     return side_by_side(terms, torch.float32 if BYTES[dtype] == 2 else torch.float64)
 
 
-def energy(stacked: Stacked, weights: Tensor) -> float:
+def energy(concatenated: ConcatenatedFactors, weights: Tensor) -> float:
     """‖sum‖_F² = sum_ij v_i (LᵀL)_ij v_j (RRᵀ)_ij, v = w s, over blocks of at most 512 × 512.
 
     Blocks in the dtype of the factors, their sum in float64; each pair of pieces once.
     """
-    v = stacked.scales * weights
+    v = concatenated.scales * weights
     total = 0.0
     for block in blocks(v.numel(), CHUNK):
         for other in blocks(block.stop, CHUNK):
-            pieces = (stacked.L[:, block].T @ stacked.L[:, other]).double()
-            pieces *= stacked.R[block] @ stacked.R[other].T
+            pieces = (concatenated.L[:, block].T @ concatenated.L[:, other]).double()
+            pieces *= concatenated.R[block] @ concatenated.R[other].T
             twice = 1 if other.stop == block.stop else 2
             total += twice * float(v[block] @ pieces @ v[other])
     return total
 
 
-def singular_values(stacked: Stacked, weights: Tensor, rank: int, dtype: str) -> Tensor:
+def singular_values(
+    concatenated: ConcatenatedFactors, weights: Tensor, rank: int, dtype: str
+) -> Tensor:
     """The leading `rank` singular values of the weighted sum, in a flat spectrum too.
 
     Raises Unresolved.
     """
-    return leading(stacked, weights, rank, dtype, near=math.inf).s
+    return leading(concatenated, weights, rank, dtype, near=math.inf).s
 
 
 def leading(
-    stacked: Stacked, weights: Tensor, rank: int, dtype: str, near: float | None = None
+    concatenated: ConcatenatedFactors,
+    weights: Tensor,
+    rank: int,
+    dtype: str,
+    near: float | None = None,
 ) -> Leading:
     """The leading `rank` directions of the weighted sum; `near` as in `subspace.leading`.
 
     Raises Unresolved.
     """
-    _check_range(stacked, weights)
-    total, tolerance = energy(stacked, weights), TOLERANCES[dtype]
-    b, a = lengths(stacked.L), lengths(stacked.R.T)
-    pieces = float((weights * stacked.scales * b * a).square().sum())
-    rounding = GROWTH * torch.finfo(stacked.L.dtype).eps / 2
+    _check_range(concatenated, weights)
+    total, tolerance = energy(concatenated, weights), TOLERANCES[dtype]
+    b, a = lengths(concatenated.L), lengths(concatenated.R.T)
+    pieces = float((weights * concatenated.scales * b * a).square().sum())
+    rounding = GROWTH * torch.finfo(concatenated.L.dtype).eps / 2
     # Where pieces cancel, nothing but rounding may be left: of the sum, and of its energy.
     norm, size = max(total, 0.0) ** 0.5, (max(total, 0.0) + pieces) ** 0.5
     exact = rounding * size <= tolerance * norm and rounding * size**2 <= SEEN * norm**2
     if pieces > 0.0 and not exact:
         raise Unresolved(f"rounding in a sum of {norm:.0e}")
     operator = subspace.Operator(
-        shape=stacked.shape,
-        apply=lambda V: stacked.apply(weights, V),
-        adjoint=lambda U: stacked.adjoint(weights, U),
+        shape=concatenated.shape,
+        apply=lambda V: concatenated.apply(weights, V),
+        adjoint=lambda U: concatenated.adjoint(weights, U),
         energy=total,
-        like=stacked.L,
+        like=concatenated.L,
     )
     return subspace.leading(operator, rank, tolerance, near=near)
 
 
-def _check_range(stacked: Stacked, weights: Tensor) -> None:
+def _check_range(concatenated: ConcatenatedFactors, weights: Tensor) -> None:
     """Raises Unresolved where products of the pieces could under- or overflow."""
-    b, a = lengths(stacked.L), lengths(stacked.R.T)
-    pieces = (weights * stacked.scales * b * a).abs()
+    b, a = lengths(concatenated.L), lengths(concatenated.R.T)
+    pieces = (weights * concatenated.scales * b * a).abs()
     held = pieces > 0
     if not bool(held.any()):
         return
-    info = torch.finfo(stacked.L.dtype)
+    info = torch.finfo(concatenated.L.dtype)
     sizes = torch.cat([b[held], a[held], pieces.max()[None]])
     least, most = (info.tiny / info.eps) ** 0.5, info.max**0.5 * info.eps
     if not bool(((sizes > least) & (sizes < most)).all()):

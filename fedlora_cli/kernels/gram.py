@@ -20,6 +20,14 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.kernels import eigen
+from fedlora_cli.kernels.concatenation import (
+    WIDTH,
+    ConcatenatedFactors,
+    blocks,
+    gram,
+    mirrored,
+    side_by_side,
+)
 from fedlora_cli.kernels.leading import (
     TOLERANCES,
     Leading,
@@ -30,7 +38,6 @@ from fedlora_cli.kernels.leading import (
     ritz,
     solvable,
 )
-from fedlora_cli.kernels.stacking import WIDTH, Stacked, blocks, gram, mirrored, side_by_side
 from fedlora_cli.linalg.factors import Factors
 
 #: How many times its own rounding a squared singular value must be for its direction to be known.
@@ -55,12 +62,12 @@ class Grams:
     """The terms of sum_k s_k B_k diag(w_k) A_k, prepared once for any weights w.
 
     `L` and `R` (S, S) in float64 are the Gram matrices of B's columns and A's rows divided by
-    their lengths, `b` and `a` (S,): cosines, so that no piece is too small to be seen. `stacked`
+    their lengths, `b` and `a` (S,): cosines, so that no piece is too small to be seen. `concatenated`
     are the factors themselves in float32. `rounding` is that of one entry.
     """
 
     terms: tuple[Factors, ...]
-    stacked: Stacked
+    concatenated: ConcatenatedFactors
     L: Tensor
     R: Tensor
     b: Tensor
@@ -71,7 +78,7 @@ class Grams:
     @property
     def lengths(self) -> Tensor:
         """s_k ‖b_i‖ ‖a_i‖ of the rank-one pieces, with the sign of s_k. Shape (S,)."""
-        return self.stacked.scales * self.b * self.a
+        return self.concatenated.scales * self.b * self.a
 
 
 def prepare(terms: Sequence[Factors], dtype: str) -> Grams:
@@ -80,11 +87,11 @@ def prepare(terms: Sequence[Factors], dtype: str) -> Grams:
     Raises Unresolved where a product leaves the range of its precision.
     """
     precision = torch.float64 if dtype == "float32" else torch.float32
-    stacked = side_by_side(terms, torch.float32)
-    L, b = _cosines(stacked.L, precision)
-    R, a = _cosines(stacked.R.T, precision)
+    concatenated = side_by_side(terms, torch.float32)
+    L, b = _cosines(concatenated.L, precision)
+    R, a = _cosines(concatenated.R.T, precision)
     rounding = torch.finfo(precision).eps / 2
-    return Grams(tuple(terms), stacked, L, R, b, a, rounding, TOLERANCES[dtype])
+    return Grams(tuple(terms), concatenated, L, R, b, a, rounding, TOLERANCES[dtype])
 
 
 def spectrum(grams: Grams, k: int) -> Tensor:
@@ -121,9 +128,9 @@ def leading(grams: Grams, weights: Tensor, rank: int) -> Leading:
     """
     v = weights * grams.lengths
     held = v.nonzero()[:, 0]
-    rank = min(rank, *grams.stacked.shape, held.numel())
+    rank = min(rank, *grams.concatenated.shape, held.numel())
     if rank == 0:
-        return nothing(grams.stacked.shape, grams.stacked.L)
+        return nothing(grams.concatenated.shape, grams.concatenated.L)
     v, G_L, G_R = v[held], _part(grams.L, held), _part(grams.R, held)
     total = float(v @ (G_L * G_R) @ v)
     if not 0.0 < total < math.inf:
@@ -146,9 +153,9 @@ def leading(grams: Grams, weights: Tensor, rank: int) -> Leading:
     residual = math.inf
     for dtype in (torch.float32, torch.float64) if single else (torch.float64,):
         exact = dtype == torch.float64
-        stacked = side_by_side(grams.terms, dtype) if exact else grams.stacked
-        U, found, V = _directions(stacked, X, Y)
-        residual = _residual(stacked, weights, U, found, V)
+        concatenated = side_by_side(grams.terms, dtype) if exact else grams.concatenated
+        U, found, V = _directions(concatenated, X, Y)
+        residual = _residual(concatenated, weights, U, found, V)
         # The energy is compared too: factors that underflow in float32 would leave no residual.
         seen = abs(float(found.square().sum() - squared.sum()))
         if residual <= grams.tolerance * norm and seen <= SEEN * total:
@@ -156,17 +163,23 @@ def leading(grams: Grams, weights: Tensor, rank: int) -> Leading:
     raise Unresolved(f"a residual of {residual / norm:.1e}")
 
 
-def _directions(stacked: Stacked, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _directions(
+    concatenated: ConcatenatedFactors, X: Tensor, Y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """U, s, V of the space of Rᵀ X, whose image under ΔW is L Y.
 
     Rᵀ X is orthonormal but for rounding. Its image needs no product with R: RRᵀ was at hand.
     """
-    V, T = orthonormal(stacked.R.T @ X.to(stacked.R))
-    image = stacked.L @ torch.linalg.solve_triangular(T, Y, upper=True, left=False).to(stacked.L)
+    V, T = orthonormal(concatenated.R.T @ X.to(concatenated.R))
+    image = concatenated.L @ torch.linalg.solve_triangular(T, Y, upper=True, left=False).to(
+        concatenated.L
+    )
     return ritz(V, image)
 
 
-def _residual(stacked: Stacked, weights: Tensor, U: Tensor, s: Tensor, V: Tensor) -> float:
+def _residual(
+    concatenated: ConcatenatedFactors, weights: Tensor, U: Tensor, s: Tensor, V: Tensor
+) -> float:
     """About sqrt(sum ‖ΔWᵀ u_i - s_i v_i‖²), from the factors.
 
     Where there are many directions, from `PROBES` random combinations of them (Hutchinson): the
@@ -177,7 +190,7 @@ def _residual(stacked: Stacked, weights: Tensor, U: Tensor, s: Tensor, V: Tensor
         generator = torch.Generator().manual_seed(0)
         mix = torch.randn(s.numel(), PROBES, generator=generator, dtype=s.dtype) / PROBES**0.5
     mix = mix.to(s)
-    rest = stacked.adjoint(weights, U @ mix.to(U)) - V @ (s[:, None] * mix).to(V)
+    rest = concatenated.adjoint(weights, U @ mix.to(U)) - V @ (s[:, None] * mix).to(V)
     return float(torch.linalg.vector_norm(rest, dtype=torch.float64))
 
 

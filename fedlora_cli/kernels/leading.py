@@ -23,7 +23,7 @@ NEAR = 0.1
 
 
 class Unresolved(ArithmeticError):
-    """A route cannot hold its error bar on some input; `lowrank.stack` can. Says why."""
+    """A route cannot hold its error bar on some input; `lowrank.orthogonalize` can. Says why."""
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Svd:
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class QrSum:
     """The terms of sum_k s_k B_k diag(w_k) A_k, prepared once for any weights w.
 
     With L = [s_1 B_1 .. s_K B_K] (out, S) and R = [A_1; ..; A_K] (S, in), S = sum r_k, the bases
@@ -79,69 +79,69 @@ def signs(U: Tensor) -> Tensor:
     return torch.where(largest < 0, -1.0, 1.0).to(U)
 
 
-def stack(terms: Sequence[Factors]) -> Stack:
+def orthogonalize(terms: Sequence[Factors]) -> QrSum:
     """Prepare terms for their weighted sums. All must have one shape (out, in)."""
     doubled = tuple(_doubled(terms))
     length = torch.linalg.vector_norm
     lengths = torch.cat([length(term.B, dim=0) * length(term.A, dim=1) for term in doubled])
     if lengths.numel() >= min(doubled[0].shape):
-        return Stack(doubled, None, lengths)
+        return QrSum(doubled, None, lengths)
     QL, RL = torch.linalg.qr(torch.cat([term.B for term in doubled], dim=1))
     QR, RR = torch.linalg.qr(torch.cat([term.A for term in doubled]).T)
-    return Stack(doubled, _Bases(QL, RL, RR, QR), lengths)
+    return QrSum(doubled, _Bases(QL, RL, RR, QR), lengths)
 
 
-def size(stack: Stack, weights: Tensor) -> float:
+def size(total: QrSum, weights: Tensor) -> float:
     """sum_i |w_i| ‖b_i‖ ‖a_i‖: how large the weighted sum would be if no pieces cancelled."""
-    return float((stack.lengths * weights.abs()).sum())
+    return float((total.lengths * weights.abs()).sum())
 
 
-def core(stack: Stack, weights: Tensor) -> Tensor:
+def core(total: QrSum, weights: Tensor) -> Tensor:
     """RL diag(w) RRᵀ, whose singular values are those of the weighted sum. `weights` is (S,)."""
-    if stack.bases is not None:
-        return (stack.bases.RL * weights) @ stack.bases.RR.T
-    dense = stack.terms[0].B.new_zeros(stack.terms[0].shape)
-    ranks = [term.rank for term in stack.terms]
-    for term, weight in zip(stack.terms, torch.split(weights, ranks), strict=True):
+    if total.bases is not None:
+        return (total.bases.RL * weights) @ total.bases.RR.T
+    dense = total.terms[0].B.new_zeros(total.terms[0].shape)
+    ranks = [term.rank for term in total.terms]
+    for term, weight in zip(total.terms, torch.split(weights, ranks), strict=True):
         dense.addmm_(term.B * weight, term.A)
     return dense
 
 
-def svd(stack: Stack, weights: Tensor, rank: int | None = None) -> tuple[Svd, Tensor]:
+def svd(total: QrSum, weights: Tensor, rank: int | None = None) -> tuple[Svd, Tensor]:
     """The leading `rank` directions of the weighted sum, and all of its singular values.
 
     The first is the best approximation of that rank (Eckart and Young), the exact sum if `rank` is
     None. Directions below max(out, in) · eps · `size` are rounding, not update, and are left out.
     """
-    U, kept, Vh, s = _leading(stack, weights, rank)
-    if stack.bases is not None:
-        U, Vh = stack.bases.QL @ U, Vh @ stack.bases.QR.T
+    U, kept, Vh, s = _leading(total, weights, rank)
+    if total.bases is not None:
+        U, Vh = total.bases.QL @ U, Vh @ total.bases.QR.T
     sign = signs(U)
     return Svd(U * sign, kept, Vh * sign[:, None]), s
 
 
-def truncated_core(stack: Stack, weights: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
+def truncated_core(total: QrSum, weights: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
     """The core of the best approximation at that rank, and all singular values of the sum."""
-    U, kept, Vh, s = _leading(stack, weights, rank)
+    U, kept, Vh, s = _leading(total, weights, rank)
     return (U * kept) @ Vh, s
 
 
-def coordinates(stack: Stack, factors: Factors) -> Tensor:
+def coordinates(total: QrSum, factors: Factors) -> Tensor:
     """The core of an update whose factors lie in the spaces of the stack: QLᵀ (s B A) QR."""
     one = double(factors)
-    if stack.bases is None:
+    if total.bases is None:
         return one.B @ one.A
-    return (stack.bases.QL.T @ one.B) @ (one.A @ stack.bases.QR)
+    return (total.bases.QL.T @ one.B) @ (one.A @ total.bases.QR)
 
 
-def singular_values(stack: Stack, weights: Tensor) -> Tensor:
+def singular_values(total: QrSum, weights: Tensor) -> Tensor:
     """The singular values alone, descending, null directions left out."""
-    matrix = core(stack, weights)
+    matrix = core(total, weights)
     if matrix.shape[0] != matrix.shape[1]:
         tall = matrix if matrix.shape[0] > matrix.shape[1] else matrix.T
         _, matrix = torch.linalg.qr(tall, mode="r")
     s: Tensor = torch.linalg.svdvals(matrix)
-    return s[: _numerical_rank(stack, weights, s)]
+    return s[: _numerical_rank(total, weights, s)]
 
 
 def spectrum(factors: Factors) -> Tensor:
@@ -165,7 +165,7 @@ def canonical(factors: Factors) -> Factors:
 
     The rank stays what it was; directions without energy are zero in both factors.
     """
-    ordered = stack([factors])
+    ordered = orthogonalize([factors])
     exact, _ = svd(ordered, torch.ones(factors.rank, dtype=torch.float64, device=factors.B.device))
     even = split(exact, "balanced", scale=factors.scale)
     padding = factors.rank - even.rank
@@ -191,7 +191,7 @@ def split(update: Svd, where: Split, scale: float) -> Factors:
 
 def distance(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float:
     """‖sum_k s_k B_k diag(w_k) A_k - s B A‖_F, through the core of all terms together."""
-    difference = stack([*terms, other])
+    difference = orthogonalize([*terms, other])
     signed = torch.cat([weights, weights.new_full((other.rank,), -1.0)])
     return float(torch.linalg.vector_norm(core(difference, signed)))
 
@@ -210,7 +210,7 @@ def outside(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float:
     return float(torch.linalg.vector_norm((L - Q @ (Q.T @ L)) @ R))
 
 
-def stacked(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -> Factors:
+def concatenate(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -> Factors:
     """[s_k B_k diag(w_k)] and [A_k], side by side: the weighted sum exactly, at rank sum r_k.
 
     Source: FLoRA, arXiv:2409.05976.
@@ -253,7 +253,7 @@ def shared(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) ->
 
 Merge = Callable[[Sequence[Factors], Sequence[Tensor], float], Factors]
 
-#: What `Method.merge` names, but for "stack": those that make one term of many.
+#: What `Method.merge` names, but for "sum": those that make one term of many.
 MERGES: dict[str, Merge] = {"average": averaged, "shared": shared}
 
 
@@ -297,16 +297,16 @@ def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _leading(
-    stack: Stack, weights: Tensor, rank: int | None
+    total: QrSum, weights: Tensor, rank: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The leading directions of the core, U, s and Vh of `rank` of them, and all s."""
-    U, s, Vh = _decompose(core(stack, weights))
-    s = s[: _numerical_rank(stack, weights, s)]
+    U, s, Vh = _decompose(core(total, weights))
+    s = s[: _numerical_rank(total, weights, s)]
     kept = s[:rank]
     return U[:, : len(kept)], kept, Vh[: len(kept)], s
 
 
-def _numerical_rank(stack: Stack, weights: Tensor, s: Tensor) -> int:
+def _numerical_rank(total: QrSum, weights: Tensor, s: Tensor) -> int:
     """How many of the descending singular values stand above rounding."""
     eps = torch.finfo(torch.float64).eps
-    return int((s > size(stack, weights) * max(stack.terms[0].shape) * eps).sum())
+    return int((s > size(total, weights) * max(total.terms[0].shape) * eps).sum())

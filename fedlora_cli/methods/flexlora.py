@@ -23,7 +23,7 @@ METHOD = Method(
     formula="n_k / N",
     source="arXiv:2402.11505",
     rule=rule,
-    merge="stack",
+    merge="sum",
     compress="svd",
     basis_free=True,
 )

@@ -21,7 +21,7 @@ METHOD = Method(
     formula="n_k / N",
     source="arXiv:2409.05976",
     rule=rule,
-    merge="stack",
+    merge="sum",
     compress="none",
     basis_free=True,
 )

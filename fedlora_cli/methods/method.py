@@ -14,7 +14,7 @@ class Method:
     """One way to aggregate: ΔW = merge(factors, rule(holdings)), then compress.
 
     - `rule`: who counts how much at each rank index (`fedlora_cli.methods.weights`).
-    - `merge`: "stack", the weighted sum exactly; "average", the product of averaged factors, with
+    - `merge`: "sum", the weighted sum exactly; "average", the product of averaged factors, with
       its cross terms; "shared", B averaged over one A that all clients have.
     - `compress`: "svd", the best approximation at the output rank; "none".
     - `basis_free`: the result depends on the updates alone, not on how a client stores its factors,
@@ -28,7 +28,7 @@ class Method:
     formula: str
     source: str
     rule: Rule
-    merge: Literal["stack", "average", "shared"]
+    merge: Literal["sum", "average", "shared"]
     compress: Literal["svd", "none"]
     basis_free: bool
     uses_previous: bool = False

@@ -143,7 +143,7 @@ def _median(values: Sequence[float] | FloatArray) -> float:
 
 def _svd(factors: Factors) -> lowrank.Svd:
     ones = torch.ones(factors.rank, dtype=torch.float64, device=factors.B.device)
-    found = lowrank.svd(lowrank.stack([factors]), ones)[0]
+    found = lowrank.svd(lowrank.orthogonalize([factors]), ones)[0]
     if found.s.numel():
         return found
     out_features, in_features = factors.shape

@@ -112,7 +112,7 @@ def _decomposed(adapter: Adapter, names: Sequence[str]) -> dict[str, Svd]:
     result = {}
     for name, factors in read_modules(adapter, names).items():
         ones = torch.ones(factors.rank, dtype=torch.float64)
-        result[name], _ = lowrank.svd(lowrank.stack([factors]), ones)
+        result[name], _ = lowrank.svd(lowrank.orthogonalize([factors]), ones)
     return result
 
 

@@ -15,7 +15,7 @@ from fedlora_cli.adapters.adapter import Adapter, Facts, FullTensor, Selection
 from fedlora_cli.clients.cohort import Client, Cohort, align
 from fedlora_cli.clients.names import name_folders
 from fedlora_cli.clients.reading import Paths, paths_of
-from fedlora_cli.errors import InputError, FaultHandler, UsageError, raise_fault
+from fedlora_cli.errors import FaultHandler, InputError, UsageError, raise_fault
 from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location

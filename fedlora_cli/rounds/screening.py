@@ -6,7 +6,7 @@ from fedlora_cli.adapters.adapter import Adapter
 from fedlora_cli.clients.duplicates import check_copies, digests_of
 from fedlora_cli.clients.skipping import check_majority
 from fedlora_cli.clients.tensor_checks import check_base_weights, look_at
-from fedlora_cli.errors import InputError, FaultHandler, raise_fault
+from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location
 from fedlora_cli.rounds.preparation import Preparation

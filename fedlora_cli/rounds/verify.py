@@ -80,9 +80,9 @@ def _error(plan: Plan, target: WeightedSum, found: Factors) -> float:
     if plan.method.compress == "none":
         return _error_by_term(target, found)
     weights = torch.cat(target.weights)
-    stack = lowrank.stack(target.terms)
-    size = lowrank.size(stack, weights)
-    best, s = lowrank.svd(stack, weights, found.rank)
+    total = lowrank.orthogonalize(target.terms)
+    size = lowrank.size(total, weights)
+    best, s = lowrank.svd(total, weights, found.rank)
     expected = lowrank.split(best, "balanced", 1.0)
     ones = torch.ones(expected.rank, dtype=torch.float64, device=weights.device)
     apart = lowrank.distance([expected], ones, found)
@@ -98,7 +98,7 @@ def _error_by_term(target: WeightedSum, found: Factors) -> float:
     for term, weights in zip(target.terms, target.weights, strict=True):
         own = slice(start, start + term.rank)
         written = Factors(found.B[:, own], found.A[own], found.scale)
-        sizes.append(lowrank.size(lowrank.stack([term]), weights))
+        sizes.append(lowrank.size(lowrank.orthogonalize([term]), weights))
         apart.append(lowrank.distance([term], weights, written))
         start += term.rank
     if found.B[:, start:].any():  # what pads the rank adds nothing

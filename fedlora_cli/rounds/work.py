@@ -56,7 +56,7 @@ def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
     # These know one way only.
     options = plan.options
     exact = plan.method.compress == "none" or options.verify or options.energy is not None
-    chosen = [choice.of("stack") if exact else choice.chosen for choice in choices]
+    chosen = [choice.of("qr") if exact else choice.chosen for choice in choices]
     needed = max(one.bytes for one in chosen)
     if len(names) == 1 and chosen[0].route == "dense":
         return needed

@@ -38,7 +38,7 @@ class Arm:
         if self.quorum is not None and method.with_quorum is None:
             found = f"the rule of {self.method} has no quorum"
             raise UsageError("--quorum", found, "choose raflora")
-        if method.compress == "none" and method.merge == "stack":
+        if method.compress == "none" and method.merge == "sum":
             found = f"clients of {self.method} merge the whole stack into their base model"
             raise UsageError("--method", found, "leave it out; to truncate it is flexlora")
         if method.merge == "shared":

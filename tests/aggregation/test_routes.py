@@ -199,8 +199,8 @@ def test_explain_shows_the_route_of_every_module(tmp_path: Path) -> None:
     work = explained(tmp_path / "round", "--explain", "--dry-run")["work"]
 
     assert sum(row["modules"] for row in work["routes"]) == len(SHAPES)
-    assert {row["route"] for row in work["routes"]} == {"stack"}
-    assert all(set(row["others"]) == set(ROUTES) - {"stack"} for row in work["routes"])
+    assert {row["route"] for row in work["routes"]} == {"qr"}
+    assert all(set(row["others"]) == set(ROUTES) - {"qr"} for row in work["routes"])
     assert explained(tmp_path / "round", "--explain")["work"] == work
     assert explained(tmp_path / "round", "--dry-run")["work"] == {**work, "routes": []}
     assert "work" not in explained(tmp_path / "round")

@@ -75,7 +75,7 @@ def routes(
         return dense.leading(total, rank, dtype)
 
     return {
-        "stack": lambda: lowrank.svd(lowrank.stack(terms), weights, rank),
+        "qr": lambda: lowrank.svd(lowrank.orthogonalize(terms), weights, rank),
         "gram": lambda: gram.leading(gram.prepare(terms, dtype), weights, rank),
         "dense": by_dense,
         "factored": lambda: factored.leading(factored.prepare(terms, dtype), weights, rank, dtype),
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    names = ("stack", "gram", "dense", "factored")
+    names = ("qr", "gram", "dense", "factored")
     show(f"{'shape':>12} {'S':>5} {'':12}", *(f"{name + ' ms (est.)':>19}" for name in names))
     for shape, total in GRID:
         choice = cost.choose(shape, total, chosen.rank, chosen.dtype)

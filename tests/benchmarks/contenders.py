@@ -114,8 +114,8 @@ def fedlora(work: Work) -> Run:
     total = sum(term.rank for term in terms)
     route = cost.choose(shape, total, work.rank, "float32").route
 
-    def by_stack() -> lowrank.Svd:
-        return lowrank.svd(lowrank.stack(terms), weights, work.rank)[0]
+    def by_qr() -> lowrank.Svd:
+        return lowrank.svd(lowrank.orthogonalize(terms), weights, work.rank)[0]
 
     def by_dense() -> Leading:
         stream = (dense_kernel.Term(*pair) for pair in zip(terms, pieces, strict=True))
@@ -130,13 +130,13 @@ def fedlora(work: Work) -> Run:
         return factored.leading(prepared, weights, work.rank, "float32")
 
     routes: dict[str, Callable[[], lowrank.Svd | Leading]]
-    routes = {"stack": by_stack, "dense": by_dense, "gram": by_gram, "factored": by_factored}
+    routes = {"qr": by_qr, "dense": by_dense, "gram": by_gram, "factored": by_factored}
 
     def run() -> tuple[Tensor, ...]:
         try:
             found = routes[route]()
         except Unresolved:
-            found = by_stack()
+            found = by_qr()
         return found.U * found.s, found.Vh
 
     return run

@@ -100,7 +100,7 @@ def test_a_dry_run_states_no_numbers_that_it_does_not_know(clients: Path, tmp_pa
 
 def test_explain_says_why_there_are_no_routes(clients: Path, tmp_path: Path) -> None:
     command = ("aggregate", str(clients), "-o", str(tmp_path / "out"), "-n", "-m", "flora")
-    says = "flora does not truncate: every module is computed by stack"
+    says = "flora does not truncate: every module is computed by qr"
 
     assert says in run(*command, "--explain").stdout
     assert says not in run(*command).stdout

@@ -112,8 +112,8 @@ def test_a_single_float64_client_does_not_change_the_route(tmp_path: Path) -> No
     plan = make_plan(read_clients([tmp_path / "round"]).cohort, Options())
 
     assert route_of(plan, "m").route == choose((700, 640), 300, 60, "float32").route
-    assert choose((700, 640), 300, 60, "float32").route != "stack"
-    assert choose((700, 640), 300, 60, "float64").route == "stack"
+    assert choose((700, 640), 300, 60, "float32").route != "qr"
+    assert choose((700, 640), 300, 60, "float64").route == "qr"
 
 
 def test_without_samples_clients_count_alike() -> None:

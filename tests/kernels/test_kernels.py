@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedlora_cli.kernels import dense, eigen, factored, gram, stacking, subspace
+from fedlora_cli.kernels import concatenation, dense, eigen, factored, gram, subspace
 from fedlora_cli.kernels.leading import TOLERANCES, Leading, Unresolved, orthonormal
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
@@ -142,7 +142,7 @@ def test_the_same_where_it_takes_iterations(route: Route, dtype: str, shape) -> 
     found = route(terms, even(terms), 5, dtype)
 
     check(found, summed(terms, even(terms)), 5, TOLERANCES[dtype])
-    stack, _ = lowrank.svd(lowrank.stack(terms), even(terms), 5)
+    stack, _ = lowrank.svd(lowrank.orthogonalize(terms), even(terms), 5)
     ours, exact = (U[:, 0].double() for U in (found.U, stack.U))
     torch.testing.assert_close(ours, exact, atol=1e-3 if dtype == "bfloat16" else 1e-5, rtol=0)
 
@@ -359,15 +359,17 @@ def test_leading_eigenvectors(whole, decades, monkeypatch) -> None:
 
 
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacking, "CHUNK", 7)
-    monkeypatch.setattr(stacking, "WIDTH", 3)
+    monkeypatch.setattr(concatenation, "CHUNK", 7)
+    monkeypatch.setattr(concatenation, "WIDTH", 3)
     monkeypatch.setattr(factored, "CHUNK", 4)
     X, Y = random(1, 30, 11).float(), random(2, 30, 5).float()
     exact = X.double().T @ X.double()
 
     for precision, near in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
-        torch.testing.assert_close(stacking.gram(X, precision), exact, atol=30 * near, rtol=near)
-    product = stacking.long_product(X, Y)
+        torch.testing.assert_close(
+            concatenation.gram(X, precision), exact, atol=30 * near, rtol=near
+        )
+    product = concatenation.long_product(X, Y)
     torch.testing.assert_close(product, X.double().T @ Y.double(), atol=1e-5, rtol=1e-5)
     terms = some((20, 30), [3, 8, 2])
     energy = factored.energy(factored.prepare(terms, "float64"), even(terms))

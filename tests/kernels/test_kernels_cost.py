@@ -21,7 +21,7 @@ dtypes = st.sampled_from(sorted(BYTES))
     [
         ((4096, 4096), 600, "float32", "gram"),
         ((4096, 4096), 600, "bfloat16", "gram"),
-        ((4096, 4096), 600, "float64", "stack"),
+        ((4096, 4096), 600, "float64", "qr"),
         ((4096, 4096), 900, "float32", "gram"),
         ((14336, 4096), 600, "bfloat16", "gram"),
         ((4096, 4096), 30000, "bfloat16", "dense"),
@@ -29,7 +29,7 @@ dtypes = st.sampled_from(sorted(BYTES))
         ((1024, 4096), 1200, "float32", "dense"),
         ((4096, 4096), 1600, "bfloat16", "factored"),
         ((8192, 8192), 3000, "bfloat16", "factored"),
-        ((64, 64), 16, "float32", "stack"),
+        ((64, 64), 16, "float32", "qr"),
     ],
     ids=str,
 )
@@ -41,17 +41,17 @@ def test_what_the_clock_chose(shape, total, dtype, route) -> None:
 def test_a_possible_route_that_nothing_beats(rows, columns, total, rank, dtype) -> None:
     choice = choose((rows, columns), total, rank, dtype)
 
-    assert [one.route for one in choice.estimates] == ["stack", "gram", "dense", "factored"]
+    assert [one.route for one in choice.estimates] == ["qr", "gram", "dense", "factored"]
     assert choice.chosen.possible is None
     possible = [one.seconds for one in choice.estimates if one.possible is None]
-    quick = choice.route == "stack" and choice.chosen.seconds <= QUICK
+    quick = choice.route == "qr" and choice.chosen.seconds <= QUICK
     assert quick or choice.chosen.seconds == min(possible)
     for one in choice.estimates:
         assert min(one.seconds, one.bytes) > 0
     if total >= min(rows, columns):
-        assert choice.route in ("stack", "dense")
+        assert choice.route in ("qr", "dense")
     elif dtype == "float64":
-        assert choice.route == "stack"
+        assert choice.route == "qr"
     assert choice == choose((rows, columns), total, rank, dtype)
 
 
@@ -65,7 +65,7 @@ def test_more_of_anything_costs_more(rows, columns, total, rank, dtype, grown) -
     crossed = (min(rows, columns) <= total) != (min(large[:2]) <= large[2])
     whole = [min(r, c) <= max(SMALL, rank + SPARE) for r, c, _, rank in (small, large)]
     for one, other in zip(before.estimates, after.estimates, strict=True):
-        if one.route == "stack" and crossed:
+        if one.route == "qr" and crossed:
             continue
         if one.route in ("dense", "factored") and whole != [False, False]:
             continue

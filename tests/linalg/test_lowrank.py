@@ -41,7 +41,7 @@ def test_the_svd_of_a_weighted_sum_is_the_dense_one(rows, columns, ranks, seed) 
         for term, weight in zip(terms, weights.split(ranks), strict=True)
     )
 
-    exact, s = lowrank.svd(lowrank.stack(terms), weights)
+    exact, s = lowrank.svd(lowrank.orthogonalize(terms), weights)
 
     values = np.linalg.svd(expected)[1]
     np.testing.assert_allclose(s.numpy(), values[: s.numel()], atol=1e-12 * values[0])
@@ -70,7 +70,7 @@ def test_no_out_by_in_matrix_is_formed_where_factors_do() -> None:
     terms = [random_factors(3000, 5000, rank, seed=rank) for rank in (4, 8, 20)]
     weights = torch.ones(32, dtype=torch.float64)
     with Watch():
-        prepared = lowrank.stack(terms)
+        prepared = lowrank.orthogonalize(terms)
         best, _ = lowrank.svd(prepared, weights, rank=8)
         stored = lowrank.pad(lowrank.split(best, "balanced", 2.0), 20, seed=1)
         lowrank.singular_values(prepared, weights)
@@ -92,7 +92,7 @@ def test_both_routes_survive_factors_of_very_different_size(ranks: list[int]) ->
     ]
     weights = torch.ones(sum(ranks), dtype=torch.float64)
 
-    exact, _ = lowrank.svd(lowrank.stack(skewed), weights)
+    exact, _ = lowrank.svd(lowrank.orthogonalize(skewed), weights)
 
     expected = sum(dense(term) for term in terms)
     assert relative_error((exact.U * exact.s @ exact.Vh).numpy(), expected) < 1e-12
@@ -124,7 +124,7 @@ def test_the_canonical_form_is_the_same_update_ordered_by_energy(rows, columns, 
 def test_distance_and_outside_see_an_error_of_any_size(rank: int) -> None:
     terms = [random_factors(30, 20, 3, seed=1), random_factors(30, 20, 4, scale=2.0, seed=2)]
     weights = torch.linspace(0.1, 1, 7, dtype=torch.float64)
-    best, s = lowrank.svd(lowrank.stack(terms), weights, rank)
+    best, s = lowrank.svd(lowrank.orthogonalize(terms), weights, rank)
     exact = lowrank.pad(lowrank.split(best, "left", 1.5), 9, seed=0)
     norm = float(torch.linalg.vector_norm(s))
     lost = float(torch.linalg.vector_norm(s[rank:]))

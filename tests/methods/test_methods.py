@@ -68,13 +68,13 @@ def run(method: str, given: list[oracle.Client], previous: Factors | None = None
         torch.from_numpy(row[: term.rank].copy())
         for row, term in zip(rule.clients, terms, strict=True)
     ]
-    if chosen.merge != "stack":
+    if chosen.merge != "sum":
         merged = lowrank.MERGES[chosen.merge](terms, weights, 1.0)
         return (merged.B @ merged.A).numpy()
     if previous is not None and chosen.uses_previous:
         terms.append(lowrank.canonical(previous))
         weights.append(torch.from_numpy(rule.previous[: previous.rank].copy()))
-    exact, _ = lowrank.svd(lowrank.stack(terms), torch.cat(weights))
+    exact, _ = lowrank.svd(lowrank.orthogonalize(terms), torch.cat(weights))
     return (exact.U * exact.s @ exact.Vh).numpy()
 
 
@@ -256,7 +256,7 @@ def test_truncation_is_the_best_of_its_rank(rank) -> None:
         ]
     )
 
-    best, s = lowrank.svd(lowrank.stack(terms), weights, rank)
+    best, s = lowrank.svd(lowrank.orthogonalize(terms), weights, rank)
 
     dense = sum(n * scale * B @ A for B, A, scale, n in given)
     assert relative_error((best.U * best.s @ best.Vh).numpy(), truncated(dense, rank)) < 1e-10

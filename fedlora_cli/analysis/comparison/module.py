@@ -66,7 +66,7 @@ def _compare(
 ) -> ModuleOutcome:
     begin = perf_counter()
     name = read.name
-    stack = lowrank.stack([*read.factors, *([read.previous] if read.previous else [])])
+    total = lowrank.orthogonalize([*read.factors, *([read.previous] if read.previous else [])])
     shared_seconds = reading_seconds + perf_counter() - begin
     spectra: list[FloatArray | None] = []
     refused: list[str | None] = []
@@ -75,7 +75,7 @@ def _compare(
     for m, one in enumerate(contenders):
         start = perf_counter()
         try:
-            s, made = (None, None) if one.plan is None else _outcome(one.plan, name, read, stack)
+            s, made = (None, None) if one.plan is None else _outcome(one.plan, name, read, total)
             refused.append(one.refused)
         except InputError as error:
             s, made = None, None
@@ -83,8 +83,8 @@ def _compare(
         seconds[m] = perf_counter() - start
         spectra.append(s)
         # Only the comparison needs the core of factors, so it is nobody's time.
-        cores.append(lowrank.coordinates(stack, made) if isinstance(made, Factors) else made)
-    mean = _exact_mean(reading, name, read, stack)
+        cores.append(lowrank.coordinates(total, made) if isinstance(made, Factors) else made)
+    mean = _exact_mean(reading, name, read, total)
     return ModuleOutcome(
         s=tuple(spectra),
         refused=tuple(refused),
@@ -96,32 +96,32 @@ def _compare(
 
 
 def _outcome(
-    plan: Plan, name: str, read: Read, stack: lowrank.Stack
+    plan: Plan, name: str, read: Read, total: lowrank.QrSum
 ) -> tuple[FloatArray, Tensor | Factors]:
     """The singular values of the method's sum, and what it would write: its core, or factors."""
-    nothing = torch.zeros_like(stack.lengths)
+    nothing = torch.zeros_like(total.lengths)
     if name not in plan.modules:  # only the previous adapter has it, and the method does not ask
-        return np.zeros(0), lowrank.core(stack, nothing)
+        return np.zeros(0), lowrank.core(total, nothing)
     rule = plan.rule(plan.holdings(name, read.norms))
     target = weighted_sum(plan, read, rule)
-    if plan.method.merge != "stack":
+    if plan.method.merge != "sum":
         merged = target.terms[0]
         return array(lowrank.spectrum(merged)), merged
     weights = torch.cat(target.weights)
     if plan.method.compress == "svd":
-        core, s = lowrank.truncated_core(stack, weights, plan.rank)
+        core, s = lowrank.truncated_core(total, weights, plan.rank)
         return array(s), core
-    return array(lowrank.singular_values(stack, weights)), lowrank.core(stack, weights)
+    return array(lowrank.singular_values(total, weights)), lowrank.core(total, weights)
 
 
-def _exact_mean(plan: Plan, name: str, read: Read, stack: lowrank.Stack) -> Tensor:
+def _exact_mean(plan: Plan, name: str, read: Read, total: lowrank.QrSum) -> Tensor:
     """The core of sum_k p_k ΔW_k."""
     shares = by_samples(plan.holdings(name, read.norms)).clients
-    weights = torch.zeros_like(stack.lengths)
+    weights = torch.zeros_like(total.lengths)
     if read.factors:
         given = torch.cat(rows(shares, read))
         weights[: given.numel()] = given
-    return lowrank.core(stack, weights)
+    return lowrank.core(total, weights)
 
 
 def _gaps(cores: Sequence[Tensor | None]) -> FloatArray:

@@ -188,7 +188,7 @@ def _padded(one: FloatArray, other: FloatArray) -> list[FloatArray]:
 
 def _svd(factors: Factors) -> lowrank.Svd:
     ones = torch.ones(factors.rank, dtype=torch.float64)
-    return lowrank.svd(lowrank.stack([factors]), ones)[0]
+    return lowrank.svd(lowrank.orthogonalize([factors]), ones)[0]
 
 
 def _holdings(

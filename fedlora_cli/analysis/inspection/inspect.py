@@ -15,7 +15,7 @@ from fedlora_cli.clients.discovery import find_folders
 from fedlora_cli.clients.duplicates import check_copies, digests_of
 from fedlora_cli.clients.reading import Paths, paths_of, read_clients
 from fedlora_cli.clients.sample_counts import MAX_RATIO, told_samples
-from fedlora_cli.errors import InputError, FaultHandler, UsageError, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, UsageError, catching_faults
 from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location, asked
 from fedlora_cli.reports.inspect import Fault, InspectReport, Origin

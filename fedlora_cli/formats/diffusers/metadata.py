@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from fedlora_cli.adapters.adapter import Facts, NewAdapter
-from fedlora_cli.errors import InputError, FaultHandler
+from fedlora_cli.errors import FaultHandler, InputError
 from fedlora_cli.files.documents import parse_object
 from fedlora_cli.formats.diffusers.names import FLATTENED, METADATA, PLAIN, component_of
 from fedlora_cli.formats.peft.config import Config, config_of

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fedlora_cli.adapters.adapter import Adapter, Facts, Module
-from fedlora_cli.errors import InputError, FaultHandler, recording, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.formats import single
 from fedlora_cli.formats.diffusers.metadata import configs_in, configured, metadata_of
 from fedlora_cli.formats.diffusers.names import (

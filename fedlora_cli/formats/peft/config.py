@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from fedlora_cli.adapters.adapter import Facts, Selection
-from fedlora_cli.errors import InputError, FaultHandler, raise_fault, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats import mlx
 from fedlora_cli.formats.peft.fields import BIASES, Fields

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora_cli.adapters.adapter import FullTensor, Module, Role
-from fedlora_cli.errors import InputError, FaultHandler, raise_fault, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.names import (

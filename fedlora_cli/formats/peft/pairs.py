@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora_cli.adapters.adapter import Kind, Layout, Module, widest
-from fedlora_cli.errors import InputError, FaultHandler, recording, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.safetensors import GATHER
 from fedlora_cli.formats.peft.config import Config

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module
-from fedlora_cli.errors import InputError, FaultHandler, recording, raise_fault, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault, recording
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import Entry
 from fedlora_cli.files.safetensors import read_header

@@ -116,10 +116,10 @@ def _one_way(report: AggregateReport) -> str:
     """Why modules have no choice of routes."""
     if "--energy" in report.options:
         return (
-            "--energy decides the rank first: every module is decomposed by stack for it,\n"
+            "--energy decides the rank first: every module is decomposed by qr for it,\n"
             "    then computed by the route that is the quickest at that rank"
         )
-    return f"{report.method} does not truncate: every module is computed by stack"
+    return f"{report.method} does not truncate: every module is computed by qr"
 
 
 def _alternative(row: RouteRow) -> str:

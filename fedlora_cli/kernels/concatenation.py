@@ -20,7 +20,7 @@ WIDTH = 120
 
 
 @dataclass(frozen=True, eq=False)
-class Stacked:
+class ConcatenatedFactors:
     """L = [B_1 .. B_K] (out, S), R = [A_1; ..; A_K] (S, in), S = sum r_k, without scales.
 
     `scales` (S,) in float64 repeats every s_k r_k times: they belong to the weights, so that no
@@ -46,7 +46,7 @@ class Stacked:
         return self.R.T @ inner.to(U)
 
 
-def side_by_side(terms: Sequence[Factors], dtype: torch.dtype) -> Stacked:
+def side_by_side(terms: Sequence[Factors], dtype: torch.dtype) -> ConcatenatedFactors:
     """The factors in one dtype, copied once.
 
     Always copied: where a tensor begins in memory would show in the last bits of products.
@@ -62,7 +62,7 @@ def side_by_side(terms: Sequence[Factors], dtype: torch.dtype) -> Stacked:
     for in_L, in_R, term in places:
         in_L.copy_(term.B)
         in_R.copy_(term.A)
-    return Stacked(L, R, scales)
+    return ConcatenatedFactors(L, R, scales)
 
 
 def lengths(X: Tensor) -> Tensor:
