@@ -17,7 +17,7 @@ from fedlora_cli.version import __version__
 
 if TYPE_CHECKING:
     from fedlora_cli.adapters.adapter import Adapter
-    from fedlora_cli.aggregation.options import Options
+    from fedlora_cli.aggregation.options import AggregateOptions
     from fedlora_cli.analysis.comparison.compare import compare
     from fedlora_cli.analysis.diagnosis.diagnose import diagnose
     from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from fedlora_cli.reports.aggregate import AggregateReport
     from fedlora_cli.reports.compare import CompareReport
     from fedlora_cli.reports.diagnose import DiagnoseReport
-    from fedlora_cli.reports.handout import DistributeReport, InitReport
+    from fedlora_cli.reports.distribution import DistributeReport, InitReport
     from fedlora_cli.reports.inspect import InspectReport
     from fedlora_cli.reports.predict import PredictReport
     from fedlora_cli.reports.simulate import SimulateReport
     from fedlora_cli.rounds.aggregate import aggregate
     from fedlora_cli.rounds.distribute import distribute
-    from fedlora_cli.rounds.initialise import initialise
+    from fedlora_cli.rounds.initialize import initialize
     from fedlora_cli.rounds.options import DistributeOptions, InitOptions
     from fedlora_cli.simulation.options import (
         Arm,
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapter": "adapters.adapter",
+    "AggregateOptions": "aggregation.options",
     "AggregateReport": "reports.aggregate",
     "Arm": "simulation.options",
     "Client": "clients.cohort",
@@ -73,17 +74,16 @@ _HOMES = {
     "DiagnoseOptions": "analysis.diagnosis.options",
     "DiagnoseReport": "reports.diagnose",
     "DistributeOptions": "rounds.options",
-    "DistributeReport": "reports.handout",
+    "DistributeReport": "reports.distribution",
     "Factors": "linalg.factors",
     "FedloraError": "errors",
     "Holdings": "methods.weights",
     "InitOptions": "rounds.options",
-    "InitReport": "reports.handout",
+    "InitReport": "reports.distribution",
     "InputError": "errors",
     "InspectReport": "reports.inspect",
     "METHODS": "methods",
     "Method": "methods.method",
-    "Options": "aggregation.options",
     "OutputError": "errors",
     "PredictReport": "reports.predict",
     "Setting": "simulation.options",
@@ -100,7 +100,7 @@ _HOMES = {
     "compare": "analysis.comparison.compare",
     "diagnose": "analysis.diagnosis.diagnose",
     "distribute": "rounds.distribute",
-    "initialise": "rounds.initialise",
+    "initialize": "rounds.initialize",
     "inspect": "analysis.inspection.inspect",
     "location": "files.locations",
     "predict": "analysis.prediction.predict",
@@ -112,6 +112,7 @@ _HOMES = {
 __all__ = [
     "METHODS",
     "Adapter",
+    "AggregateOptions",
     "AggregateReport",
     "Arm",
     "Client",
@@ -131,7 +132,6 @@ __all__ = [
     "InputError",
     "InspectReport",
     "Method",
-    "Options",
     "OutputError",
     "PredictReport",
     "Setting",
@@ -149,7 +149,7 @@ __all__ = [
     "compare",
     "diagnose",
     "distribute",
-    "initialise",
+    "initialize",
     "inspect",
     "location",
     "predict",

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def muted() -> Iterator[None]:
     """transformers and PEFT say nothing of what they load; what goes wrong is still raised."""
     from transformers.utils import logging as untyped
 

@@ -262,7 +262,7 @@ def below(place: Location, home: Location) -> tuple[str, ...]:
     return place.parts[len(home.parts) :]
 
 
-def asked(
+def prefetched(
     function: Callable[[Location], Result], places: Sequence[Location]
 ) -> Iterator[Callable[[], Result]]:
     """For every place in turn, what gives the function's result or raises its error.

@@ -38,7 +38,7 @@ typer.testing._get_command = functools.cache(typer.testing._get_command)
 # PEFT is the judge in these, and what it loads and rewrites is told of the version that they name.
 if Version(version("peft")) < Version("0.21"):
     collect_ignore = [
-        "rounds/test_initialise_peft.py",
+        "rounds/test_initialize_peft.py",
         "formats/test_loading.py",
         "clients/test_orientation.py",
         "formats/test_roles.py",
@@ -95,7 +95,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
     seen: list[tuple[Path, str]] = []
     made = entries._tensor
 
-    def tensor(entry: entries.Entry, *place: Any) -> Any:
+    def tensor(entry: entries.TensorInfo, *place: Any) -> Any:
         seen.append((entry.path, entry.key))
         return made(entry, *place)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from fedlora_cli.errors import FaultHandler, raise_fault
-from fedlora_cli.files.entries import Entry, read_entries
+from fedlora_cli.files.entries import TensorInfo, read_entries
 from fedlora_cli.files.untrusted import State
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location
@@ -27,13 +27,13 @@ Content = TypeVar("Content", covariant=True)
 T = TypeVar("T")
 
 
-class Put(Protocol):
+class TensorWriter(Protocol):
     """Takes the factors of a module, or a full tensor, by its name. Raises OSError."""
 
     def __call__(self, name: str, content: Factors | Tensor) -> None: ...
 
 
-class Read(Protocol[Content]):
+class TensorReader(Protocol[Content]):
     """Brings what was only known from headers. What is not finite goes to the report."""
 
     def __call__(self, on_fault: FaultHandler = raise_fault) -> Content: ...
@@ -77,7 +77,7 @@ def usual_dtype(dtypes: Sequence[str], samples: Sequence[float]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FactorLayout:
     """How a file holds the factors of a module: under the name `pair`, which both have in common.
 
     `sides` are those of lora_A beyond the rank where it is a convolution: (in, *kernel). Of the
@@ -111,8 +111,8 @@ class Module:
     alpha: float
     scale: float
     dtype: str
-    layout: Layout
-    entries: tuple[Entry, ...]
+    layout: FactorLayout
+    entries: tuple[TensorInfo, ...]
     build: Callable[[Sequence[Tensor]], Factors]
 
     def read(self, on_fault: FaultHandler = raise_fault) -> Factors:
@@ -132,7 +132,7 @@ class FullTensor:
     dtype: str
     role: Role
     owner: str | None
-    read: Read[Tensor]
+    read: TensorReader[Tensor]
     scale: float | None = None
 
 
@@ -152,7 +152,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Facts:
+class AdapterMetadata:
     """What an adapter says of its base model and training. Empty or None: it does not say.
 
     Where a format has several ways, `key_prefix` is how the names of the main model's tensors begin
@@ -192,11 +192,11 @@ class Facts:
     token_names: tuple[str, ...] = ()
 
     @property
-    def without_names(self) -> Facts:
+    def without_names(self) -> AdapterMetadata:
         """The same without the names that configs use, which are as many as the modules."""
         return replace(self, selections=(), saved_names=(), token_names=())
 
-    def named_like(self, others: Sequence[Facts]) -> Facts:
+    def named_like(self, others: Sequence[AdapterMetadata]) -> AdapterMetadata:
         """The same with the names that the configs of these adapters use."""
         return replace(
             self,
@@ -227,7 +227,7 @@ class Adapter:
     weights_file: Location
     modules: Mapping[str, Module]
     tensors: Mapping[str, FullTensor]
-    facts: Facts
+    facts: AdapterMetadata
     notes: tuple[str, ...] = ()
     format: str = "peft"
 
@@ -300,7 +300,7 @@ class NewAdapter:
 
     factors: Mapping[str, Factors]
     alphas: Mapping[str, float]
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, FactorLayout]
     tensors: Mapping[str, Tensor]
     modules_to_save: tuple[str, ...]
-    facts: Facts
+    facts: AdapterMetadata

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import Read
+from fedlora_cli.aggregation.reading import ModuleTerms
 from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.aggregation.sums import (
     WeightedSum,
@@ -50,7 +50,7 @@ class Decomposed:
 Terms = Callable[[], Iterable[tuple[int, Factors, Sizes]]]
 
 
-def decomposed(plan: Plan, read: Read, rank: int) -> Decomposed:
+def decomposed(plan: Plan, read: ModuleTerms, rank: int) -> Decomposed:
     """The sum of what was read, without a dense matrix. Raises InputError."""
     rule = plan.rule(plan.holdings(read.name, np.zeros(read.clients)))
     target = weighted_sum(plan, read, rule)
@@ -61,7 +61,7 @@ def decomposed(plan: Plan, read: Read, rank: int) -> Decomposed:
     return _by_stack(plan, read, target, rank)
 
 
-def _by_grams(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
+def _by_grams(plan: Plan, read: ModuleTerms, target: WeightedSum, rank: int) -> Decomposed:
     """Through Gram matrices, which hold the norms and spectra of the clients too."""
     grams = gram.prepare(target.terms, plan.dtype)
     weights = torch.cat(target.weights)
@@ -77,7 +77,7 @@ def _by_grams(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decompo
     )
 
 
-def _by_factors(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
+def _by_factors(plan: Plan, read: ModuleTerms, target: WeightedSum, rank: int) -> Decomposed:
     """Through products with the factors alone."""
     concatenated = factored.prepare(target.terms, plan.dtype)
     weights = torch.cat(target.weights)
@@ -98,7 +98,7 @@ def _by_factors(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decom
     )
 
 
-def _by_stack(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decomposed:
+def _by_stack(plan: Plan, read: ModuleTerms, target: WeightedSum, rank: int) -> Decomposed:
     """Through QR in float64: right for any input."""
     total, weights = lowrank.orthogonalize(target.terms), torch.cat(target.weights)
     update, s = lowrank.svd(total, weights, rank)
@@ -120,7 +120,7 @@ def _by_stack(plan: Plan, read: Read, target: WeightedSum, rank: int) -> Decompo
 _FAST = {"gram": _by_grams, "factored": _by_factors}
 
 
-def summed(plan: Plan, read: Read, rank: int, clients: Terms) -> Decomposed:
+def summed(plan: Plan, read: ModuleTerms, rank: int, clients: Terms) -> Decomposed:
     """The sum as a dense matrix, client by client; those in `read` do not count. Raises
     InputError.
     """
@@ -136,7 +136,9 @@ def summed(plan: Plan, read: Read, rank: int, clients: Terms) -> Decomposed:
     return _by_stack(plan, whole, weighted_sum(plan, whole, rule), rank)
 
 
-def _by_dense(plan: Plan, read: Read, rank: int, clients: Terms, dtype: torch.dtype) -> Decomposed:
+def _by_dense(
+    plan: Plan, read: ModuleTerms, rank: int, clients: Terms, dtype: torch.dtype
+) -> Decomposed:
     name = read.name
     holdings = plan.holdings(name, np.zeros(len(plan.cohort.clients)))
     rule, flexlora = plan.rule(holdings), by_samples(holdings)
@@ -180,7 +182,7 @@ def _by_gram(grams: gram.Grams, i: int, factors: Factors) -> FloatArray:
     return array(lowrank.spectrum(factors))
 
 
-def _reference(plan: Plan, read: Read, weights: Tensor) -> Tensor:
+def _reference(plan: Plan, read: ModuleTerms, weights: Tensor) -> Tensor:
     """FlexLoRA's weights of the terms; those of earlier adapters stand last and count nothing."""
     shares = by_samples(plan.holdings(read.name, np.zeros(read.clients)))
     own = torch.cat([weights[:0], *rows(shares.clients, read)])

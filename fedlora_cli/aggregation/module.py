@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedlora_cli.aggregation.decompose import Decomposed, decomposed, summed
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import Read, read_clients, read_earlier, read_modules
+from fedlora_cli.aggregation.reading import ModuleTerms, read_clients, read_earlier, read_terms
 from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.aggregation.sums import array, rows, weighted_sum
 from fedlora_cli.linalg import lowrank
@@ -64,7 +64,7 @@ def _lane(device: str) -> AbstractContextManager[Any]:
 
 def _aggregate(plan: Plan, names: Sequence[str]) -> list[tuple[Factors, Outcome]]:
     if plan.method.compress == "none":
-        return [_merged(plan, one) for one in read_modules(plan, names)]
+        return [_merged(plan, one) for one in read_terms(plan, names)]
     rank = plan.rank or 1
     # What is large by itself is summed client by client, so that never all of them are in memory.
     if len(names) == 1 and _is_dense(plan, names[0]):
@@ -72,7 +72,7 @@ def _aggregate(plan: Plan, names: Sequence[str]) -> list[tuple[Factors, Outcome]
         [read] = read_earlier(plan, names)
         found = summed(plan, read, rank, lambda: read_clients(plan, name))
         return [_truncated(plan, name, found)]
-    reads = read_modules(plan, names)
+    reads = read_terms(plan, names)
     return [_truncated(plan, name, _decomposed(plan, reads.pop(0), rank)) for name in names]
 
 
@@ -80,7 +80,7 @@ def _is_dense(plan: Plan, name: str) -> bool:
     return route_of(plan, name).route == "dense"
 
 
-def _decomposed(plan: Plan, read: Read, rank: int) -> Decomposed:
+def _decomposed(plan: Plan, read: ModuleTerms, rank: int) -> Decomposed:
     if not _is_dense(plan, read.name):
         return decomposed(plan, read, rank)
     return summed(
@@ -92,7 +92,7 @@ def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
     """The smallest rank of each module that keeps the share `--energy`. Raises InputError."""
     plan, names = part
     ranks = []
-    for read in read_modules(plan, names):
+    for read in read_terms(plan, names):
         target = weighted_sum(plan, read, plan.rule(plan.holdings(read.name, read.norms)))
         s = lowrank.singular_values(lowrank.orthogonalize(target.terms), torch.cat(target.weights))
         ranks.append(rank_for_energy(array(s), plan.options.energy or 1.0))
@@ -115,7 +115,7 @@ def _truncated(plan: Plan, name: str, found: Decomposed) -> tuple[Factors, Outco
     )
 
 
-def _merged(plan: Plan, read: Read) -> tuple[Factors, Outcome]:
+def _merged(plan: Plan, read: ModuleTerms) -> tuple[Factors, Outcome]:
     """The factors that a method leaves as they are: side by side, or averaged."""
     holdings = plan.holdings(read.name, read.norms)
     rule = plan.rule(holdings)
@@ -136,7 +136,7 @@ def _merged(plan: Plan, read: Read) -> tuple[Factors, Outcome]:
     )
 
 
-def _flexlora_spectrum(read: Read, weights: tuple[Tensor, ...]) -> Tensor:
+def _flexlora_spectrum(read: ModuleTerms, weights: tuple[Tensor, ...]) -> Tensor:
     """All singular values under FlexLoRA's weights."""
     if not read.factors:
         return torch.zeros(0)

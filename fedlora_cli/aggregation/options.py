@@ -37,7 +37,7 @@ _KRUM = "Multi-Krum leaves out a number of clients that you name: give both"
 
 
 @dataclass(frozen=True)
-class Options:
+class AggregateOptions:
     """The choices of one aggregation; the defaults are those of the command.
 
     - `rank`: of the output; None is the largest that occurs. `energy`: instead of a rank, the
@@ -138,7 +138,7 @@ class Options:
         Where things are and how they are computed is left out: it does not change the bytes. What
         the sample counts were is told with the clients.
         """
-        default = Options()
+        default = AggregateOptions()
         names = (
             "adapter",
             "on_bad_client",

@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from fedlora_cli.adapters.adapter import Adapter, Layout, Module
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.adapters.adapter import Adapter, FactorLayout, Module
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.clients.cohort import Cohort, with_earlier
 from fedlora_cli.errors import FaultHandler, InputError, UsageError, raise_fault
 from fedlora_cli.methods import find
@@ -27,7 +27,7 @@ class Plan:
     """
 
     cohort: Cohort
-    options: Options
+    options: AggregateOptions
     method: Method
     rule: Rule
     previous: Adapter | None
@@ -100,7 +100,7 @@ class Plan:
         """(out, in) of a module."""
         return self._first(module).shape
 
-    def layout(self, module: str) -> Layout:
+    def layout(self, module: str) -> FactorLayout:
         """How the output holds the factors of a module: never turned."""
         return replace(self._first(module).layout, turned=False)
 
@@ -142,7 +142,7 @@ class Parts:
 
 def make_plan(
     cohort: Cohort,
-    options: Options,
+    options: AggregateOptions,
     previous: Adapter | None = None,
     before_previous: Adapter | None = None,
 ) -> Plan:
@@ -204,7 +204,7 @@ _DORA = (
 
 
 def _check_choices(
-    method: Method, options: Options, previous: Adapter | None, before: Adapter | None
+    method: Method, options: AggregateOptions, previous: Adapter | None, before: Adapter | None
 ) -> None:
     # In a folder of rounds, what came before the first is known: nothing.
     unknown = options.rounds is None and (previous is None or before is None)
@@ -224,7 +224,7 @@ def _check_choices(
                 raise UsageError(flag, found, "choose raflora, residual or flexlora")
 
 
-def _check_robust(cohort: Cohort, options: Options, method: Method) -> None:
+def _check_robust(cohort: Cohort, options: AggregateOptions, method: Method) -> None:
     """Whether the robust rule can judge these clients."""
     robust, f = options.robust, options.attackers or 0
     if robust is None:
@@ -238,7 +238,7 @@ def _check_robust(cohort: Cohort, options: Options, method: Method) -> None:
         raise UsageError("--attackers", found, f"give at most {max(0, (clients - 3) // 2)}")
 
 
-def _rule(method: Method, options: Options) -> Rule:
+def _rule(method: Method, options: AggregateOptions) -> Rule:
     """The method's rule, with the quorum asked for, and under the largest weight allowed."""
     rule = method.rule if options.quorum is None else _quorum_rule(method, options.quorum)
     return rule if options.max_weight is None else partial(_limited, rule, options.max_weight)
@@ -259,7 +259,7 @@ def _quorum_rule(method: Method, quorum: float) -> Rule:
 
 
 def check_ranks(cohort: Cohort, most: int | None, on_fault: FaultHandler) -> None:
-    """Whether no client has a higher rank than that, if there is a limit. Faults go to `on_fault`."""
+    """Report each client whose rank is above `most` to `on_fault`; None is no limit."""
     for client in cohort.clients:
         rank = client.adapter.rank
         if most is not None and rank > most:
@@ -269,7 +269,7 @@ def check_ranks(cohort: Cohort, most: int | None, on_fault: FaultHandler) -> Non
 
 
 def _output_rank(
-    cohort: Cohort, options: Options, method: Method, earlier: Sequence[Adapter]
+    cohort: Cohort, options: AggregateOptions, method: Method, earlier: Sequence[Adapter]
 ) -> int | None:
     """The uniform rank of the output: asked for, or the largest that occurs."""
     if options.energy is not None:

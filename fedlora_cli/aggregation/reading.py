@@ -9,8 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fedlora_cli.adapters.adapter import Adapter
-from fedlora_cli.adapters.adapter import read_modules as adapter_modules
+from fedlora_cli.adapters.adapter import Adapter, read_modules
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
@@ -19,7 +18,7 @@ from fedlora_cli.methods.weights import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class ModuleTerms:
     """One module's factors of the clients that adapt it, and of earlier global adapters.
 
     `holders` are the clients' positions in the cohort of `clients` clients. `previous` is in SVD
@@ -43,7 +42,7 @@ class Read:
         return norms
 
 
-def read_modules(plan: Plan, names: Sequence[str]) -> list[Read]:
+def read_terms(plan: Plan, names: Sequence[str]) -> list[ModuleTerms]:
     """The factors of these modules. What lies side by side in a file is read as one range.
 
     Raises InputError.
@@ -52,14 +51,14 @@ def read_modules(plan: Plan, names: Sequence[str]) -> list[Read]:
     return [_with_clients(plan, earlier, clients) for earlier in read_earlier(plan, names)]
 
 
-def read_earlier(plan: Plan, names: Sequence[str]) -> list[Read]:
+def read_earlier(plan: Plan, names: Sequence[str]) -> list[ModuleTerms]:
     """The same without the clients. Raises InputError."""
     previous, before = (
         {} if adapter is None else _factors(plan, adapter, names)
         for adapter in (plan.previous, plan.before_previous)
     )
     return [
-        Read(
+        ModuleTerms(
             name=name,
             clients=len(plan.cohort.clients),
             holders=(),
@@ -84,7 +83,9 @@ def read_clients(plan: Plan, name: str) -> Iterator[tuple[int, Factors, Sizes]]:
             yield k, _ordered(plan, factors), found
 
 
-def _with_clients(plan: Plan, earlier: Read, clients: Sequence[dict[str, Factors]]) -> Read:
+def _with_clients(
+    plan: Plan, earlier: ModuleTerms, clients: Sequence[dict[str, Factors]]
+) -> ModuleTerms:
     """That module with the clients' factors, which are taken out, so that nobody else has them."""
     holders = tuple(k for k, own in enumerate(clients) if earlier.name in own)
     factors = [_clipped(plan, k, clients[k].pop(earlier.name)) for k in holders]
@@ -130,7 +131,7 @@ def _clipped(plan: Plan, k: int, factors: Factors) -> Factors:
 def _factors(plan: Plan, adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
     """The factors that an adapter has of these modules, on the device to compute on."""
     device = plan.options.device
-    found = adapter_modules(adapter, names)
+    found = read_modules(adapter, names)
     return {
         name: replace(one, B=one.B.to(device), A=one.A.to(device)) for name, one in found.items()
     }

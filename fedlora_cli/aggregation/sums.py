@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import Read
+from fedlora_cli.aggregation.reading import ModuleTerms
 from fedlora_cli.errors import InputError
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
@@ -31,7 +31,7 @@ class WeightedSum:
     weights: tuple[Tensor, ...]
 
 
-def weighted_sum(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
+def weighted_sum(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
     """The terms of the method's sum; averaged factors are a sum of one term. Raises InputError."""
     weights = rows(rule.clients, read)
     if plan.method.merge == "sum":
@@ -49,7 +49,7 @@ def weighted_sum(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
     return WeightedSum((merged,), (_ones(merged),))
 
 
-def check_cancelled(plan: Plan, read: Read, target: WeightedSum, norm: float) -> None:
+def check_cancelled(plan: Plan, read: ModuleTerms, target: WeightedSum, norm: float) -> None:
     """Whether the sum, of this norm, was not lost in the rounding of clients that cancel out.
 
     It is where that rounding, as `lowrank.svd` counts it, is more than ROUNDING of what a client
@@ -66,7 +66,7 @@ def check_cancelled(plan: Plan, read: Read, target: WeightedSum, norm: float) ->
         raise _too_large(plan, read, added, f"its update of {found}, and others cancel it")
 
 
-def _check_averages(plan: Plan, read: Read, weights: Sequence[Tensor]) -> None:
+def _check_averages(plan: Plan, read: ModuleTerms, weights: Sequence[Tensor]) -> None:
     """Whether no client's factor is so large that the mean of the factors loses all others, and its
     product is that of this client's B with all A, or with all B of its A. Raises InputError.
     """
@@ -96,13 +96,13 @@ def _usual(values: Sequence[float]) -> float:
     return median_low(positive) if positive else 0.0
 
 
-def _too_large(plan: Plan, read: Read, values: Sequence[float], found: str) -> InputError:
+def _too_large(plan: Plan, read: ModuleTerms, values: Sequence[float], found: str) -> InputError:
     """The error that names the client of the largest value."""
     client = plan.cohort.clients[read.holders[int(np.argmax(values))]]
     return InputError(client.adapter.path, found, "leave this adapter out")
 
 
-def earlier_terms(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
+def earlier_terms(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
     """The terms of earlier global adapters: w_g + β for the previous one, -β for the one before."""
     momentum = plan.options.momentum
     terms: list[Factors] = []
@@ -118,7 +118,7 @@ def earlier_terms(plan: Plan, read: Read, rule: Weights) -> WeightedSum:
     return WeightedSum(tuple(terms), tuple(weights))
 
 
-def rows(weights: FloatArray, read: Read) -> tuple[Tensor, ...]:
+def rows(weights: FloatArray, read: ModuleTerms) -> tuple[Tensor, ...]:
     """The weights (K, R) as one vector of r_k entries for every holder."""
     pairs = zip(read.holders, read.factors, strict=True)
     return tuple(row(weights[k], one) for k, one in pairs)

@@ -11,19 +11,19 @@ import typer
 from rich.console import Console
 
 from fedlora_cli.aggregation.options import (
+    AggregateOptions,
     BadClient,
     Basis,
     Dora,
     Dtype,
     Missing,
-    Options,
     Robust,
     Split,
     Target,
 )
 from fedlora_cli.cli.shared import (
     AdapterName,
-    Clients,
+    ClientsArgument,
     Counts,
     Debug,
     Json,
@@ -60,7 +60,7 @@ _OUTPUT = "Output"
 
 @guarded
 def aggregate(
-    clients: Clients,
+    clients: ClientsArgument,
     output: Annotated[
         str, option("--output", "-o", metavar="DIR", help="Write the global adapter here.")
     ],
@@ -265,7 +265,7 @@ def aggregate(
 
     fedlora aggregate a b c -o global --samples counts.csv --method flexlora
     """
-    options = Options(
+    options = AggregateOptions(
         method=method,
         rank=rank,
         energy=energy,
@@ -304,11 +304,11 @@ def aggregate(
     task = prepare(paths, output, options)
     # Not before the options and all headers are known to be good.
     with heavy_imports():
-        from fedlora_cli.rounds.aggregate import carry_out
+        from fedlora_cli.rounds.aggregate import execute
 
     console = errors()
     with _clusters_told(shown=not quiet), progress_on(console, shown=not quiet) as stage:
-        report = carry_out(task, stage)
+        report = execute(task, stage)
     # Even with --quiet: nobody is left out in silence.
     warn([f"{one.name} left out: {one.reason}" for one in report.left_out])
     if not quiet:
@@ -352,7 +352,7 @@ def _clip(text: str | None) -> float | Literal["auto"] | None:
         ) from None
 
 
-def _say_what_next(console: Console, output: Location, options: Options) -> None:
+def _say_what_next(console: Console, output: Location, options: AggregateOptions) -> None:
     folder = quoted(output)
     if options.dry_run:
         unseen = "values and copies were not looked at"
@@ -360,7 +360,7 @@ def _say_what_next(console: Console, output: Location, options: Options) -> None
         return
     say(console, "wrote", folder, "bold green")
     method = METHODS[options.method]
-    chosen = f" --method {method.name}" if method.name != Options().method else ""
+    chosen = f" --method {method.name}" if method.name != AggregateOptions().method else ""
     for flag, value in options.changed().items():
         if flag not in ("--previous", "--before-previous"):
             chosen += f" {flag}" if value is True else f" {flag} {quoted(value)}"

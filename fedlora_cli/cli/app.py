@@ -15,7 +15,7 @@ from fedlora_cli.cli.aggregate import aggregate
 from fedlora_cli.cli.compare import compare
 from fedlora_cli.cli.diagnose import diagnose
 from fedlora_cli.cli.distribute import distribute
-from fedlora_cli.cli.initialise import initialise
+from fedlora_cli.cli.init import initialize
 from fedlora_cli.cli.inspect import inspect
 from fedlora_cli.cli.methods import methods
 from fedlora_cli.cli.predict import predict
@@ -49,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-app.command("init")(initialise)
+app.command("init")(initialize)
 for command in (aggregate, diagnose, distribute, predict, compare, simulate, inspect, methods):
     app.command()(command)
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora_cli.aggregation.options import Basis, Missing, Options
+from fedlora_cli.aggregation.options import AggregateOptions, Basis, Missing
 from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
 from fedlora_cli.cli.shared import (
     AdapterName,
     Base,
-    Clients,
+    ClientsArgument,
     Counts,
     Debug,
     Jobs,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @guarded
 def compare(
-    clients: Clients,
+    clients: ClientsArgument,
     rank: Annotated[
         int | None, option("--rank", "-r", help="Rank of the output; default: the largest.")
     ] = None,
@@ -75,7 +75,7 @@ def compare(
 
     fedlora compare round-02 --previous global --quorum 0.2 --html methods.html
     """
-    options = Options(
+    options = AggregateOptions(
         rank=rank,
         samples=optional(samples),
         previous=optional(previous),

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedlora_cli.aggregation.options import Dtype, Options
-from fedlora_cli.cli.handouts import (
+from fedlora_cli.aggregation.options import AggregateOptions, Dtype
+from fedlora_cli.cli.distribution import (
     OUTPUT,
     Alpha,
     HandoutForce,
@@ -17,8 +17,8 @@ from fedlora_cli.cli.handouts import (
     Like,
     LikeAdapter,
     folders_like,
+    print_result,
     ranks_of,
-    tell,
 )
 from fedlora_cli.cli.shared import (
     Base,
@@ -37,7 +37,7 @@ from fedlora_cli.files.locations import location
 from fedlora_cli.methods import METHODS
 from fedlora_cli.remote import Location
 from fedlora_cli.render.progress import progress_on
-from fedlora_cli.render.views.handout import distribute_view
+from fedlora_cli.render.views.distribution import distribute_view
 from fedlora_cli.reports.document import distribute_document
 from fedlora_cli.reports.provenance import read_provenance
 from fedlora_cli.rounds.options import DistributeOptions
@@ -98,7 +98,7 @@ def distribute(
 
     with progress_on(errors(), shown=not quiet) as stage:
         report = run(place, output, clients, options, stage)
-    tell(
+    print_result(
         report,
         distribute_document,
         partial(distribute_view, details=verbose),
@@ -116,7 +116,7 @@ def _as_before(source: Location) -> str:
     method = METHODS.get(known.method) if known is not None else None
     if known is None or method is None:
         return f" --previous {quoted(source)}"
-    chosen = f" --method {method.name}" if method.name != Options().method else ""
+    chosen = f" --method {method.name}" if method.name != AggregateOptions().method else ""
     if known.quorum is not None:
         chosen += f" --quorum {known.quorum:g}"
     return chosen + (f" --previous {quoted(source)}" if method.uses_previous else "")

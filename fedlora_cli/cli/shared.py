@@ -41,7 +41,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 Null = Annotated[bool, typer.Option("--null", "-0", help="The list on stdin is NUL-separated.")]
 
-Clients = Annotated[
+ClientsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="CLIENTS",

@@ -10,8 +10,8 @@ import typer
 
 from fedlora_cli.cli import choices
 from fedlora_cli.cli.arms import arms_of, seeds_of
+from fedlora_cli.cli.distribution import names_of
 from fedlora_cli.cli.federation import ranks_in
-from fedlora_cli.cli.handouts import names_of
 from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
 from fedlora_cli.cli.shared import (
     Debug,

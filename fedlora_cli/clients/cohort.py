@@ -9,8 +9,8 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from fedlora_cli.adapters.adapter import Adapter, Facts, common_ties, usual_dtype
-from fedlora_cli.clients.compatibility import agreed, check_fit, usual
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, common_ties, usual_dtype
+from fedlora_cli.clients.compatibility import agreed, check_compatibility, majority
 from fedlora_cli.clients.orientation import all_older, older_experts, with_one_orientation
 from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.methods.weights import FloatArray, IntArray
@@ -37,7 +37,7 @@ class Cohort:
     clients: tuple[Client, ...]
     modules: tuple[str, ...]
     tensors: tuple[str, ...]
-    facts: Facts
+    facts: AdapterMetadata
     notes: tuple[str, ...]
 
     @property
@@ -118,7 +118,7 @@ def align(
     ordered = [replace(one, adapter=own) for one, own in zip(ordered, adapters, strict=True)]
     modules = sorted({name for adapter in adapters for name in adapter.modules})
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
-    check_fit(adapters, on_fault)
+    check_compatibility(adapters, on_fault)
     # Of clients alone: a global adapter has none of these fields.
     agreed(adapters, "unknown_fields", "train all clients with the same configuration", on_fault)
     return Cohort(
@@ -145,7 +145,7 @@ def with_earlier(
     """
     own = [client.adapter for client in cohort.clients]
     adapters = with_one_orientation([*own, *earlier], raise_fault)
-    check_fit(adapters, raise_fault)
+    check_compatibility(adapters, raise_fault)
     if not base_declared:
         agreed(adapters, "base_model", "give --base to declare it", raise_fault)
     clients = [
@@ -157,7 +157,7 @@ def with_earlier(
 
 def _common_facts(
     adapters: Sequence[Adapter], base_model: str | None, on_fault: FaultHandler
-) -> Facts:
+) -> AdapterMetadata:
     """What the adapters say of themselves, where they agree; a contradiction is an error."""
     facts = [adapter.facts for adapter in adapters]
     dropouts = {one.dropout for one in facts}
@@ -165,7 +165,7 @@ def _common_facts(
     revision = agreed(adapters, "revision", "leave out the adapters of another revision", on_fault)
     task_type = agreed(adapters, "task_type", "leave out the adapters of another task", on_fault)
     return replace(
-        usual([(adapter.facts, adapter) for adapter in adapters]).value,
+        majority([(adapter.facts, adapter) for adapter in adapters]).value,
         base_model=base_model
         or agreed(adapters, "base_model", "give --base to declare it", on_fault),
         revision=revision,

@@ -49,7 +49,7 @@ class Undecided(InputError):
 
 
 @dataclass(frozen=True)
-class Usual(Generic[T]):
+class Majority(Generic[T]):
     """What most adapters say, and the first that says it. It decides who is at fault if these are
     more than half of those that say something.
     """
@@ -58,12 +58,12 @@ class Usual(Generic[T]):
     example: Adapter
     decides: bool
 
-    def misfit(self, place: Location, found: str, cure: str) -> InputError:
+    def fault(self, place: Location, found: str, cure: str) -> InputError:
         """The error of one that says something else; what was found may name the example."""
-        return _accuse(place, found, cure, self.example, decided=self.decides)
+        return fault_for(place, found, cure, self.example, decided=self.decides)
 
 
-def _accuse(
+def fault_for(
     place: Location, found: str, cure: str, example: Adapter, *, decided: bool
 ) -> InputError:
     places: dict[Location, str | None] = {example.path: None}
@@ -79,7 +79,7 @@ _ONE_MODEL = "give all clients the same model and the same modules_to_save"
 _ONE_WAY = "train it one way everywhere"
 
 
-def check_fit(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
+def check_compatibility(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """Whether what these adapters hold can be one model's."""
     _check_formats(adapters, on_fault)
     _check_experts(adapters, on_fault)
@@ -97,19 +97,19 @@ def _check_formats(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     formats = [(one.format, one) for one in adapters if one.modules or one.tensors]
     if not formats:
         return
-    most = usual(formats)
+    most = majority(formats)
     for format_, adapter in formats:
         if format_ != most.value:
             found = f"in the format {format_}, but {most.example.path} is in {most.value}"
             cure = "give adapters of one format: the names of their modules differ"
-            on_fault(most.misfit(adapter.path, found, cure))
+            on_fault(most.fault(adapter.path, found, cure))
 
 
-def usual(values: Sequence[tuple[T, Adapter]]) -> Usual[T]:
+def majority(values: Sequence[tuple[T, Adapter]]) -> Majority[T]:
     """What most adapters say: the others are those that do not fit."""
     most, votes = Counter(value for value, _ in values).most_common(1)[0]
     example = next(adapter for value, adapter in values if value == most)
-    return Usual(most, example, decides=2 * votes > len(values))
+    return Majority(most, example, decides=2 * votes > len(values))
 
 
 def _check_usual(
@@ -120,12 +120,12 @@ def _check_usual(
 ) -> None:
     """One description of everything that is described by name; `note` on two that differ."""
     for name, values in said.items():
-        most = usual(values)
+        most = majority(values)
         for described, adapter in values:
             if described != most.value:
                 found = f"{name} is {described}, but {most.value} in {most.example.path}"
                 found += note(described, most.value)
-                on_fault(most.misfit(adapter.weights_file, found, cure))
+                on_fault(most.fault(adapter.weights_file, found, cure))
 
 
 def _check_names(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
@@ -232,7 +232,7 @@ def exclude(
     decided = len(blamed) < len(others)
     for adapter in blamed:
         text = f"{found} {others[0].path}"
-        on_fault(_accuse(adapter.weights_file, text, cure, others[0], decided=decided))
+        on_fault(fault_for(adapter.weights_file, text, cure, others[0], decided=decided))
 
 
 def _check_tensors(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
@@ -352,7 +352,7 @@ def agreed(adapters: Sequence[Adapter], name: str, cure: str, on_fault: FaultHan
     said = [(getattr(a.facts, name), a) for a in adapters if getattr(a.facts, name) is not None]
     if not said:
         return None
-    most = usual(said)
+    most = majority(said)
     for value, adapter in said:
         if value != most.value:
             label = name.replace("_", " ")
@@ -360,7 +360,7 @@ def agreed(adapters: Sequence[Adapter], name: str, cure: str, on_fault: FaultHan
             found = (
                 f"its {label} {verb} {_text(value)}, but {_text(most.value)} in {most.example.path}"
             )
-            on_fault(most.misfit(adapter.path, found, cure))
+            on_fault(most.fault(adapter.path, found, cure))
     return most.value
 
 

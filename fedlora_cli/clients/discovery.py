@@ -21,7 +21,7 @@ from fedlora_cli.errors import (
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.links import check_linked_folder, check_links
 from fedlora_cli.files.untrusted import unreadable
-from fedlora_cli.remote import Location, Remote, asked
+from fedlora_cli.remote import Location, Remote, prefetched
 from fedlora_cli.text import natural, shortened
 
 #: Far more clients than take part in any round.
@@ -43,8 +43,8 @@ def find_folders(
     """The adapters in `paths`, folders or files, and a remark about every child folder without one.
 
     With `adapter`, they are the folders that each hold an adapter in a folder of that name. Hidden
-    ones are not looked at: unfinished output has a hidden name. Faults go to `on_fault`, `Elsewhere`
-    for a child whose adapters are deeper. Raises UsageError for an `adapter` that is no name.
+    ones are not looked at: unfinished output has a hidden name. Faults go to `on_fault`; a child
+    whose adapters are deeper is an `Elsewhere`. Raises UsageError for an `adapter` that is no name.
     """
     if adapter is not None and (adapter in ("", ".", "..") or set(adapter) & {"/", "\\", "\0"}):
         found = f"{adapter!r} is no name of a folder"
@@ -198,5 +198,5 @@ def _look_ahead(places: Sequence[Location], adapter: str | None) -> None:
         with suppress(OSError, InputError):  # whoever wants it is told
             formats.is_adapter(formats.inside(place, adapter))
 
-    for answer in asked(look, [place for place in places if isinstance(place, Remote)]):
+    for answer in prefetched(look, [place for place in places if isinstance(place, Remote)]):
         answer()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedlora_cli import formats
-from fedlora_cli.adapters.adapter import Adapter, Facts
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata
 from fedlora_cli.clients.cohort import Client, Cohort, align
 from fedlora_cli.clients.names import name_folders
 from fedlora_cli.clients.sample_counts import (
@@ -19,7 +19,7 @@ from fedlora_cli.clients.sample_counts import (
 )
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault, recording
 from fedlora_cli.files.locations import location
-from fedlora_cli.remote import Location, Remote, asked
+from fedlora_cli.remote import Location, Remote, prefetched
 
 #: What the public functions take for their clients: one folder, or several.
 Paths = Location | str | Sequence[Location | str]
@@ -52,7 +52,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, eq=False)
-class Clients:
+class LoadedCohort:
     """A cohort and how it was found. `told` are the sample counts that were found, by the path of
     the adapter, some maybe where others are at fault; `remarks` are for the person, and speak of
     counts that nobody told.
@@ -73,7 +73,7 @@ def read_clients(
     *,
     adapter: str | None = None,
     max_count_ratio: float | None = None,
-) -> Clients:
+) -> LoadedCohort:
     """The clients in `paths`: adapter folders, or folders whose children are adapter folders.
 
     With `adapter`, every client's adapter is in the folder of that name in its folder. Sample
@@ -81,7 +81,7 @@ def read_clients(
     client's folder (`COUNT_FILES`), else all clients count the same. A count that a client tells
     is at fault beyond `max_count_ratio` times their median; None only remarks on it.
 
-    Every fault goes to `on_fault`. If that returns, the clients are what is left without it, and all
+    Every fault goes to `on_fault`. If it returns, the faulty clients are left out, and all clients
     count the same where a count is at fault. Raises InputError where no folder is left.
     """
     refused: list[InputError] = []
@@ -104,7 +104,7 @@ def read_clients(
         Client(name, one, counts.get(folder, 1.0))
         for (name, folder), one in zip(named, adapters, strict=True)
     ]
-    return Clients(
+    return LoadedCohort(
         cohort=align(clients, base_model, on_fault),
         told={formats.inside(folder, adapter): count for folder, count in told.items()},
         samples_from=vouching(samples, counts),
@@ -174,7 +174,7 @@ def read_adapters(folders: Sequence[Location], on_fault: FaultHandler) -> list[A
         return read_adapter(folder, told), faults
 
     adapters = []
-    for answer in asked(read, folders):
+    for answer in prefetched(read, folders):
         adapter, faults = answer()
         for fault in faults:
             on_fault(fault)
@@ -186,4 +186,4 @@ def read_adapter(folder: Location, on_fault: FaultHandler) -> Adapter:
     """The adapter in the folder; with nothing in it where not even that can be looked at."""
     with catching_faults(on_fault):
         return formats.read(folder, on_fault)
-    return Adapter(folder, folder, {}, {}, Facts())
+    return Adapter(folder, folder, {}, {}, AdapterMetadata())

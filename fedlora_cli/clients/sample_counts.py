@@ -19,7 +19,7 @@ from fedlora_cli.files.documents import (
     read_bytes,
     read_object,
 )
-from fedlora_cli.remote import Location, asked
+from fedlora_cli.remote import Location, prefetched
 
 #: Where a client's own folder may tell its sample count, first found wins: fedlora's own file, then
 #: those of the Hugging Face Trainer.
@@ -112,7 +112,7 @@ def counts_from_folders(
         told = (told_samples(place) for place in places)
         return next((one for one in told if one is not None), None)
 
-    answers = asked(tell, [folder for _, folder in clients])
+    answers = prefetched(tell, [folder for _, folder in clients])
     for (name, folder), answer in zip(clients, answers, strict=True):
         with catching_faults(on_fault):
             count = answer()

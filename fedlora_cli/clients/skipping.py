@@ -14,8 +14,8 @@ from fedlora_cli.clients.cohort import Client, Cohort, align
 from fedlora_cli.clients.compatibility import Undecided
 from fedlora_cli.clients.names import distinct_folders, name_of, named
 from fedlora_cli.clients.reading import (
-    Clients,
     LeftOut,
+    LoadedCohort,
     check_files,
     read_adapters,
     sample_counts,
@@ -37,7 +37,7 @@ def select_clients(
     adapter: str | None = None,
     max_count_ratio: float | None = None,
     min_clients: int = 1,
-) -> Clients:
+) -> LoadedCohort:
     """The clients in `paths`, as `read_clients` finds them, but for those that headers show to be
     at fault: they are `left_out`.
 
@@ -87,7 +87,7 @@ def select_clients(
         left_out,
         min_clients,
     )
-    return Clients(
+    return LoadedCohort(
         cohort=cohort,
         told={formats.inside(folder, adapter): count for folder, count in counts.items()},
         samples_from=vouching(samples, counts),
@@ -97,11 +97,11 @@ def select_clients(
 
 
 def leave_out(
-    found: Clients,
+    found: LoadedCohort,
     faults: Sequence[InputError],
     base_model: str | None = None,
     min_clients: int = 1,
-) -> Clients:
+) -> LoadedCohort:
     """The clients without those at fault. Raises InputError as `select_clients` does."""
     if not faults:
         return found

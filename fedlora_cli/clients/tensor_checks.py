@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module, read_modules
-from fedlora_cli.clients.compatibility import Usual
+from fedlora_cli.clients.compatibility import Majority
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults
 from fedlora_cli.execution import engine
 from fedlora_cli.linalg.factors import Factors
@@ -68,15 +68,15 @@ def check_base_weights(looks: Iterable[Look], on_fault: FaultHandler) -> None:
         if look.digest is not None:
             said.setdefault(look.item.name, []).append(look)
     for name, own in said.items():
-        usual, agreeing = _usual_base(own)
+        majority, agreeing = _usual_base(own)
         decides = 2 * sum(look.digest in agreeing for look in own) > len(own)
-        most = Usual(usual.digest, usual.item.adapter, decides)
+        most = Majority(majority.digest, majority.item.adapter, decides)
         for look in own:
             if look.digest not in agreeing:
                 found = f"its base weights {name} differ from the other clients'"
                 cure = "start all clients from one base model"
                 cure += "; name what they trained in modules_to_save"
-                on_fault(most.misfit(look.item.adapter.weights_file, found, cure))
+                on_fault(most.fault(look.item.adapter.weights_file, found, cure))
 
 
 def _usual_base(looks: Sequence[Look]) -> tuple[Look, set[str | None]]:
@@ -94,14 +94,14 @@ def _usual_base(looks: Sequence[Look]) -> tuple[Look, set[str | None]]:
     return candidates[most], agreeing[most]
 
 
-def _agreeing(usual: Look, looks: Sequence[Look]) -> set[str | None]:
+def _agreeing(majority: Look, looks: Sequence[Look]) -> set[str | None]:
     """The digests of base weights that may be the same numbers. Each is read once."""
-    same: dict[str | None, bool] = {usual.digest: True}
+    same: dict[str | None, bool] = {majority.digest: True}
     tensor = None
     for look in looks:
         if look.digest in same:
             continue
-        tensor = _read(usual) if tensor is None else tensor
+        tensor = _read(majority) if tensor is None else tensor
         same[look.digest] = same_up_to_rounding(_read(look), tensor)
     return {digest for digest, agrees in same.items() if agrees}
 

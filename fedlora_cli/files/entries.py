@@ -34,7 +34,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorInfo:
     """One tensor of a file that has not been read yet. `dtype` is torch's name for it."""
 
     path: Location
@@ -53,13 +53,13 @@ class Entry:
     def end(self) -> int:
         return self.start + self.length
 
-    def part(self, first: int, count: int) -> Entry:
+    def part(self, first: int, count: int) -> TensorInfo:
         """Rows first to first + count of the first dimension: one range of the file.
 
         It is read under the same checks as the whole. Raises ValueError beyond the tensor.
 
         >>> from pathlib import Path
-        >>> whole = Entry(Path("x"), "A", "float32", (4, 8), 100, 128, State(228, 0, 0))
+        >>> whole = TensorInfo(Path("x"), "A", "float32", (4, 8), 100, 128, State(228, 0, 0))
         >>> rows = whole.part(1, 2)
         >>> rows.key, rows.shape, rows.start, rows.length
         ('A[1:3]', (2, 8), 132, 64)
@@ -81,13 +81,15 @@ class Entry:
         return tensor
 
 
-def read_entries(entries: Sequence[Entry], on_fault: FaultHandler = raise_fault) -> list[Tensor]:
+def read_entries(
+    entries: Sequence[TensorInfo], on_fault: FaultHandler = raise_fault
+) -> list[Tensor]:
     """These tensors. What lies side by side in a file is read as one range, and nothing twice.
 
     Tensors of one range share its memory. Values that are not finite go to `on_fault`. Raises
     InputError.
     """
-    found: dict[Entry, Tensor] = {}
+    found: dict[TensorInfo, Tensor] = {}
     in_order = sorted(set(entries), key=lambda one: (str(one.path), one.start, one.end))
     for path, own in groupby(in_order, key=lambda one: one.path):
         of_file = list(own)
@@ -103,9 +105,9 @@ def read_entries(entries: Sequence[Entry], on_fault: FaultHandler = raise_fault)
     return [found[one] for one in entries]
 
 
-def _ranges(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+def _ranges(entries: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
     """Entries of one file in the order of their bytes, those together that have no gap between."""
-    together: list[Entry] = []
+    together: list[TensorInfo] = []
     end = 0  # of all in it: kept, as a file may have a hundred thousand tensors
     for one in entries:
         if together and (one.start > end or max(one.end, end) - together[0].start > _MAX_RANGE):
@@ -117,7 +119,7 @@ def _ranges(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield together
 
 
-def _tensor(entry: Entry, buffer: bytearray, offset: int) -> Tensor:
+def _tensor(entry: TensorInfo, buffer: bytearray, offset: int) -> Tensor:
     import torch
 
     dtype: torch.dtype = getattr(torch, entry.dtype)
@@ -125,7 +127,7 @@ def _tensor(entry: Entry, buffer: bytearray, offset: int) -> Tensor:
     return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).reshape(entry.shape)
 
 
-def _check_finite(entry: Entry, tensor: Tensor, on_fault: FaultHandler) -> None:
+def _check_finite(entry: TensorInfo, tensor: Tensor, on_fault: FaultHandler) -> None:
     """Whether all values are finite.
 
     Their sum is not where one of them is not, and takes a twentieth of the time to look at each
@@ -144,7 +146,7 @@ def _check_finite(entry: Entry, tensor: Tensor, on_fault: FaultHandler) -> None:
     on_fault(InputError(entry.path, found, cure))
 
 
-def _check_memory(entry: Entry, length: int) -> None:
+def _check_memory(entry: TensorInfo, length: int) -> None:
     if length > _memory():
         found = f"{entry.key} has {length} bytes, more than there is memory"
         raise InputError(entry.path, found, "check what this file is")

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault
 from fedlora_cli.files.documents import parse_object
-from fedlora_cli.files.entries import DTYPES, Entry
+from fedlora_cli.files.entries import DTYPES, TensorInfo
 from fedlora_cli.files.untrusted import MAX_FILE_BYTES, State, opened
 from fedlora_cli.remote import Location
 
@@ -43,7 +43,7 @@ _METADATA = "__metadata__"
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,512}")
 
 
-def read_header(path: Location, on_fault: FaultHandler = raise_fault) -> dict[str, Entry]:
+def read_header(path: Location, on_fault: FaultHandler = raise_fault) -> dict[str, TensorInfo]:
     """The tensors that a safetensors file declares, in the order of their names. Reads no tensor.
 
     Raises InputError for anything but a complete, regular file whose header describes it exactly.
@@ -54,7 +54,7 @@ def read_header(path: Location, on_fault: FaultHandler = raise_fault) -> dict[st
 
 def read_contents(
     path: Location, on_fault: FaultHandler = raise_fault
-) -> tuple[dict[str, Entry], dict[str, str]]:
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """What `read_header` and `read_metadata` return, of one reading of the header."""
     header = _header(path)
     entries = {key: header.fields[key] for key in sorted(header.fields) if key != _METADATA}
@@ -77,7 +77,7 @@ def read_metadata(path: Location) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Header:
-    """`data` is where the tensor bytes begin, `state` as in `Entry`."""
+    """`data` is where the tensor bytes begin, `state` as in `TensorInfo`."""
 
     fields: dict[str, Any]
     data: int
@@ -168,7 +168,7 @@ def _too_many(path: Location) -> InputError:
     return InputError(path, f"more than {MAX_TENSORS} tensors", "check what this file is")
 
 
-def _entry(path: Location, key: str, value: Any, data: int, state: State) -> Entry:
+def _entry(path: Location, key: str, value: Any, data: int, state: State) -> TensorInfo:
     """One header entry, checked field by field; `data` is where the tensor bytes begin."""
     if not _NAME.fullmatch(key):
         raise InputError(path, f"a tensor named {key[:80]!r}", "save it again with plain names")
@@ -192,7 +192,7 @@ def _entry(path: Location, key: str, value: Any, data: int, state: State) -> Ent
             f"{key} of shape {shape} and dtype {dtype} claims bytes {begin} to {end}",
             "save it again; the header lies about the file",
         )
-    return Entry(path, key, DTYPES[dtype][0], tuple(shape), data + begin, end - begin, state)
+    return TensorInfo(path, key, DTYPES[dtype][0], tuple(shape), data + begin, end - begin, state)
 
 
 def _is_naturals(value: Any, most: int) -> bool:
@@ -201,7 +201,7 @@ def _is_naturals(value: Any, most: int) -> bool:
 
 
 def _check_tiling(
-    path: Location, entries: list[Entry], data: int, size: int, *, holes: bool
+    path: Location, entries: list[TensorInfo], data: int, size: int, *, holes: bool
 ) -> None:
     """The tensors must fill the file exactly: no hole, no overlap, nothing missing or left over.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedlora_cli.adapters.adapter import Adapter, Facts, NewAdapter, Put
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, NewAdapter, TensorWriter
 from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.formats import diffusers, kohya, mlx, peft, single
 from fedlora_cli.formats.beside import left_out
@@ -39,7 +39,7 @@ class Format:
 
     name: str
     summary: str
-    writing: Callable[[NewAdapter, Path, Mapping[str, Any]], AbstractContextManager[Put]]
+    writing: Callable[[NewAdapter, Path, Mapping[str, Any]], AbstractContextManager[TensorWriter]]
     check_new: Callable[[NewAdapter, Mapping[str, Any]], None]
     files: tuple[str, ...]
     weights: str
@@ -132,7 +132,7 @@ def read(path: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
 def _read_file(file: LoraFile, on_fault: FaultHandler) -> Adapter:
     if mlx.has_factors(file.entries):
         on_fault(InputError(file.weights, mlx.FOUND, mlx.CURE))
-        return Adapter(file.path, file.weights, {}, {}, Facts())
+        return Adapter(file.path, file.weights, {}, {}, AdapterMetadata())
     return _owner(file).read(file, on_fault)
 
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.adapters.adapter import Adapter, Module, NewAdapter, Put
+from fedlora_cli.adapters.adapter import Adapter, Module, NewAdapter, TensorWriter
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.formats import single
 from fedlora_cli.formats.single import LoraFile, Names, NewFile
@@ -86,7 +86,7 @@ def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
 
 def writing(
     adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]
-) -> AbstractContextManager[Put]:
+) -> AbstractContextManager[TensorWriter]:
     """The weights file in an existing folder; the block puts all that `adapter` describes.
 
     Raises OSError, and OutputError as `check_new` does.

@@ -15,11 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fedlora_cli.adapters.adapter import Facts, Layout, Module, NewAdapter, Put, widest
+from fedlora_cli.adapters.adapter import (
+    AdapterMetadata,
+    FactorLayout,
+    Module,
+    NewAdapter,
+    TensorWriter,
+    widest,
+)
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.files import safetensors
 from fedlora_cli.files.documents import exists
-from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.untrusted import opened
 from fedlora_cli.files.writing import Declared, check_header, declare
 from fedlora_cli.files.writing import writing as write_tensors
@@ -62,7 +69,7 @@ class LoraFile:
 
     path: Location
     weights: Location
-    entries: Mapping[str, Entry] = field(default_factory=dict)
+    entries: Mapping[str, TensorInfo] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     refused: list[InputError] = field(default_factory=list)
 
@@ -109,9 +116,9 @@ def read_header(path: Location, weights: Location, on_fault: FaultHandler) -> Lo
 
 def parts_of(
     file: LoraFile, names: Names, on_fault: FaultHandler
-) -> tuple[dict[str, dict[Side, Entry]], list[str]]:
+) -> tuple[dict[str, dict[Side, TensorInfo]], list[str]]:
     """The tensors of every module by their side, and the keys that are of none."""
-    parts: dict[str, dict[Side, Entry]] = {}
+    parts: dict[str, dict[Side, TensorInfo]] = {}
     foreign: list[str] = []
     for key, entry in file.entries.items():
         ending = next((ending for ending in names.endings if key.endswith(ending)), None)
@@ -146,8 +153,8 @@ def report_kinds(
 
 
 def pair_of(
-    file: LoraFile, name: str, parts: Mapping[Side, Entry], names: Names
-) -> tuple[Entry, Entry]:
+    file: LoraFile, name: str, parts: Mapping[Side, TensorInfo], names: Names
+) -> tuple[TensorInfo, TensorInfo]:
     """B and A of a module, which fit each other. Raises InputError."""
     if not name:
         raise InputError(file.weights, "factors of a module without a name", "save it again")
@@ -172,11 +179,11 @@ def pair_of(
     return B, A
 
 
-def module_of(name: str, B: Entry, A: Entry, alpha: float, scale: float) -> Module:
+def module_of(name: str, B: TensorInfo, A: TensorInfo, alpha: float, scale: float) -> Module:
     """An adapted module: a linear layer, or a convolution where A has a kernel."""
-    layout = Layout("linear", name)
+    layout = FactorLayout("linear", name)
     if len(A.shape) > 2:
-        layout = Layout("convolution", name, sides=A.shape[1:])
+        layout = FactorLayout("convolution", name, sides=A.shape[1:])
     return Module(
         shape=(B.shape[0], math.prod(A.shape[1:])),
         rank=A.shape[0],
@@ -195,7 +202,7 @@ def _factors_of(scale: float, tensors: Sequence[Tensor]) -> Factors:
 
 
 def read_alphas(
-    file: LoraFile, parts: Mapping[str, Mapping[Side, Entry]], on_fault: FaultHandler
+    file: LoraFile, parts: Mapping[str, Mapping[Side, TensorInfo]], on_fault: FaultHandler
 ) -> dict[str, float]:
     """The alphas by module. Their bytes are decoded here: to refuse a file must not take torch."""
     entries = {name: own["alpha"] for name, own in parts.items() if "alpha" in own}
@@ -218,7 +225,7 @@ def read_alphas(
     return alphas
 
 
-def facts_of(file: LoraFile, on_fault: FaultHandler) -> Facts:
+def facts_of(file: LoraFile, on_fault: FaultHandler) -> AdapterMetadata:
     """The base model, and its architecture as the revision, from the metadata that kohya's scripts
     began with and others took over.
     """
@@ -230,10 +237,10 @@ def facts_of(file: LoraFile, on_fault: FaultHandler) -> Facts:
             on_fault(InputError(file.weights, f"{key} has {len(value)} characters", cure))
             value = None
         said[key] = None if value in ("", "None") else value  # kohya writes str() of everything
-    return Facts(said["ss_sd_model_name"], said["ss_base_model_version"])
+    return AdapterMetadata(said["ss_sd_model_name"], said["ss_base_model_version"])
 
 
-def facts_as_metadata(facts: Facts) -> dict[str, str]:
+def facts_as_metadata(facts: AdapterMetadata) -> dict[str, str]:
     """What `facts_of` reads again."""
     told = {"ss_sd_model_name": facts.base_model, "ss_base_model_version": facts.revision}
     return {key: value for key, value in told.items() if value is not None}
@@ -261,7 +268,7 @@ class NewFile:
         check_header(self.declared, self.metadata)
 
     @contextmanager
-    def writing(self, file: Path) -> Iterator[Put]:
+    def writing(self, file: Path) -> Iterator[TensorWriter]:
         """The file; the block puts all that the adapter describes. Raises OSError, and OutputError
         as `check` does.
         """
@@ -276,7 +283,7 @@ class NewFile:
             yield put
 
 
-def as_stored(layout: Layout, factors: Factors) -> tuple[Tensor, Tensor]:
+def as_stored(layout: FactorLayout, factors: Factors) -> tuple[Tensor, Tensor]:
     """B and A with the sides that a convolution gives them."""
     B, A = factors.B, factors.A
     return (

@@ -62,8 +62,8 @@ class Grams:
     """The terms of sum_k s_k B_k diag(w_k) A_k, prepared once for any weights w.
 
     `L` and `R` (S, S) in float64 are the Gram matrices of B's columns and A's rows divided by
-    their lengths, `b` and `a` (S,): cosines, so that no piece is too small to be seen. `concatenated`
-    are the factors themselves in float32. `rounding` is that of one entry.
+    their lengths, `b` and `a` (S,): cosines, so that no piece is too small to be seen.
+    `concatenated` are the factors themselves in float32. `rounding` is that of one entry.
     """
 
     terms: tuple[Factors, ...]

@@ -261,7 +261,7 @@ def pad(factors: Factors, rank: int, seed: int) -> Factors:
     """The same update at a higher rank: zero columns in B, random rows in A.
 
     Zero in both factors would be a direction whose gradient is zero for ever. The rows are
-    uniform in ±1/sqrt(in), as PEFT initialises A, and depend on the seed alone.
+    uniform in ±1/sqrt(in), as PEFT initializes A, and depend on the seed alone.
     """
     missing = rank - factors.rank
     bound = factors.shape[1] ** -0.5

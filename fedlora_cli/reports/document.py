@@ -13,7 +13,7 @@ from fedlora_cli.methods.method import Method
 from fedlora_cli.reports.aggregate import ON_DEMAND, AggregateReport
 from fedlora_cli.reports.compare import CompareReport
 from fedlora_cli.reports.diagnose import DiagnoseReport
-from fedlora_cli.reports.handout import DistributeReport, InitReport
+from fedlora_cli.reports.distribution import DistributeReport, InitReport
 from fedlora_cli.reports.inspect import InspectReport
 from fedlora_cli.reports.predict import PredictReport
 from fedlora_cli.reports.simulate import SimulateReport

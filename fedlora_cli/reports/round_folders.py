@@ -10,7 +10,7 @@ from fedlora_cli import formats
 from fedlora_cli.clients.discovery import Elsewhere, find_folders
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import exists
-from fedlora_cli.remote import Location, Remote, asked
+from fedlora_cli.remote import Location, Remote, prefetched
 from fedlora_cli.reports.provenance import read_provenance
 from fedlora_cli.text import natural
 
@@ -27,7 +27,7 @@ def find_adapters(paths: Sequence[Location]) -> tuple[list[Location], tuple[str,
     remarks: list[str] = []
     for path in paths:
         children = _children(path)
-        held = asked(lambda child: formats.is_adapter(child / GLOBAL), children)
+        held = prefetched(lambda child: formats.is_adapter(child / GLOBAL), children)
         rounds = {child: answer() for child, answer in zip(children, held, strict=True)}
         if any(rounds.values()) and not formats.is_adapter(path):
             folders += [one / GLOBAL for one in sorted(rounds, key=_order) if rounds[one]]

@@ -11,7 +11,7 @@ import torch
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.formats.peft import WEIGHTS
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 from fedlora_cli.rounds.recipients import Recipient
 from fedlora_cli.text import first_line, shortened
 
@@ -32,7 +32,7 @@ def check_in_peft(model: Any, base: str, recipients: Sequence[Recipient], place:
 def _check(model: Any, base: str, folder: Path) -> None:
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    with hushed(), torch.device("meta"):
+    with muted(), torch.device("meta"):
         try:
             config = LoraConfig.from_pretrained(str(folder))
             wrapped = get_peft_model(model, config)

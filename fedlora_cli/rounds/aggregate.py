@@ -12,7 +12,7 @@ from fedlora_cli import formats
 from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.module import ranks_for_energy
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.aggregation.plan import Parts, Plan
 from fedlora_cli.aggregation.target import check_server
 from fedlora_cli.clients.reading import Paths
@@ -29,20 +29,20 @@ from fedlora_cli.reports.model_card import model_card
 from fedlora_cli.reports.provenance import write_report
 from fedlora_cli.rounds.output import check_readable, write_adapter, written_bytes
 from fedlora_cli.rounds.preparation import Preparation, prepare
-from fedlora_cli.rounds.screening import screened
+from fedlora_cli.rounds.screening import drop_invalid_clients
 from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.verify import verify
 from fedlora_cli.rounds.work import work_of
 from fedlora_cli.text import first_line
 
 #: The choices of the command when no option is given.
-DEFAULTS = Options()
+DEFAULTS = AggregateOptions()
 
 
 def aggregate(
     clients: Paths,
     output: Location | str,
-    options: Options = DEFAULTS,
+    options: AggregateOptions = DEFAULTS,
     stage: engine.Stage = engine.quiet,
 ) -> AggregateReport:
     """Aggregate the adapters in `clients` into a PEFT adapter in the folder `output`.
@@ -51,10 +51,10 @@ def aggregate(
     there whole afterwards or not at all. Raises UsageError, InputError, OutputError and
     VerificationError; nothing is written then.
     """
-    return carry_out(prepare(clients, output, options), stage)
+    return execute(prepare(clients, output, options), stage)
 
 
-def carry_out(task: Preparation, stage: engine.Stage = engine.quiet) -> AggregateReport:
+def execute(task: Preparation, stage: engine.Stage = engine.quiet) -> AggregateReport:
     """What was prepared, computed and written. Raises as `aggregate` does."""
     options, output = task.options, task.output
     jobs = options.jobs or engine.available_cores()
@@ -71,9 +71,9 @@ def carry_out(task: Preparation, stage: engine.Stage = engine.quiet) -> Aggregat
         with new_folder(output, force=options.force, foreign=_foreign) as folder:
             # What it started has ended before the folder gets its name.
             with engine.executor(options.cluster, jobs) as workers:
-                task, digests = screened(task, jobs, stage)
+                task, digests = drop_invalid_clients(task, jobs, stage)
                 plan = replace(task.plan, options=replace(options, device=device))
-                plan = _settled(plan, workers, stage)
+                plan = _with_rank_and_bounds(plan, workers, stage)
                 check_server(plan, plan.rank)
                 if task.plan.rank is None:  # only now is it known what is written
                     check_space(output, written_bytes(plan))
@@ -87,7 +87,7 @@ def carry_out(task: Preparation, stage: engine.Stage = engine.quiet) -> Aggregat
                 checked = verify(plan, folder, jobs, stage("verifying"))
                 report = replace(report, verification=checked)
             report = replace(report, files=sha256_of_all(folder))
-            document = to_json(aggregate_document(_seen_from(output, report)))
+            document = to_json(aggregate_document(_with_relative_paths(output, report)))
             write_report(folder, document)
         return _explained(plan, jobs, report) if options.explain else report
 
@@ -101,7 +101,7 @@ def _explained(plan: Plan, jobs: int, report: AggregateReport) -> AggregateRepor
 _foreign = other_than(formats.FILES)
 
 
-def _settled(plan: Plan, workers: Workers, stage: engine.Stage) -> Plan:
+def _with_rank_and_bounds(plan: Plan, workers: Workers, stage: engine.Stage) -> Plan:
     """The plan with all that must be known of the updates before the first module is aggregated.
 
     Raises InputError.
@@ -123,7 +123,7 @@ def _with_rank(plan: Plan, workers: Workers, progress: engine.Progress) -> Plan:
     return replace(plan, rank=max([1, *(rank for ranks in found for rank in ranks)]))
 
 
-def _seen_from(output: Location, report: AggregateReport) -> AggregateReport:
+def _with_relative_paths(output: Location, report: AggregateReport) -> AggregateReport:
     """The report with paths relative to the output folder: its bytes depend neither on where the
     two stand together nor on how the paths were spelled.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import formats
-from fedlora_cli.adapters.adapter import Adapter, Facts, read_modules
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, read_modules
 from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.clients.cohort import Client, Cohort, align, with_earlier
 from fedlora_cli.clients.names import name_folders
@@ -23,9 +23,15 @@ from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.lowrank import Svd
 from fedlora_cli.remote import Location
-from fedlora_cli.reports.handout import DistributeReport, HandedModule
+from fedlora_cli.reports.distribution import DistributeReport, HandedModule
 from fedlora_cli.reports.provenance import check_manifest
-from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
+from fedlora_cli.rounds.distribution import (
+    check_room,
+    claimed_folder,
+    distribution_row,
+    hand_out,
+    nothing,
+)
 from fedlora_cli.rounds.options import DistributeOptions
 from fedlora_cli.rounds.recipients import Recipient, Share, like
 from fedlora_cli.text import shortened
@@ -97,7 +103,7 @@ def distribute(
         base_model=options.base or adapter.facts.base_model,
         rank=adapter.rank,
         clients=tuple(
-            handout_row(one, output, size, spectra)
+            distribution_row(one, output, size, spectra)
             for one, size in zip(recipients, sizes, strict=True)
         ),
         modules=tuple(
@@ -194,7 +200,7 @@ def _like_clients(
     return recipients, (*notes, *(f"{shortened(who)}: {what}" for what, who in differing.items()))
 
 
-def _facts(adapter: Adapter, options: DistributeOptions) -> Facts:
+def _facts(adapter: Adapter, options: DistributeOptions) -> AdapterMetadata:
     """What an adapter says of itself, but for a base model that was declared."""
     if options.base is None:
         return adapter.facts

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import read_object
-from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.linalg.casting import seed_of
 from fedlora_cli.rounds.skeleton import Skeleton
@@ -73,7 +73,9 @@ def _tied(model: Any) -> dict[str, str]:
     return {f"{names[id(output)]}.weight": f"{names[id(model.get_input_embeddings())]}.weight"}
 
 
-def _entry(stored: Mapping[str, Entry], names: Collection[str], meta: Tensor) -> Entry | None:
+def _entry(
+    stored: Mapping[str, TensorInfo], names: Collection[str], meta: Tensor
+) -> TensorInfo | None:
     found = next((stored[name] for name in names if name in stored), None)
     return found if found is not None and found.shape == tuple(meta.shape) else None
 
@@ -92,7 +94,7 @@ def _drawn(model: Any, owner: str, seed: int) -> dict[str, Tensor]:
     return {f"{owner}.{name}": tensor for name, tensor in head.state_dict().items()}
 
 
-def _stored(base: str, revision: str | None, wanted: Collection[str]) -> Mapping[str, Entry]:
+def _stored(base: str, revision: str | None, wanted: Collection[str]) -> Mapping[str, TensorInfo]:
     """Where the base model's own weights hold these tensors. Raises InputError."""
     if not wanted:
         return {}
@@ -100,7 +102,7 @@ def _stored(base: str, revision: str | None, wanted: Collection[str]) -> Mapping
     if weights is not None:
         return _wanted(weights, wanted)
     if index is not None:
-        found: dict[str, Entry] = {}
+        found: dict[str, TensorInfo] = {}
         for shard in _shards(index, wanted):
             path = _file(base, revision, shard)
             if path is None:
@@ -129,7 +131,7 @@ def _shards(index: Path, wanted: Collection[str]) -> list[str]:
     return sorted(shards)
 
 
-def _wanted(path: Path, wanted: Collection[str]) -> dict[str, Entry]:
+def _wanted(path: Path, wanted: Collection[str]) -> dict[str, TensorInfo]:
     """The entries of these tensors; what is wrong with the others is none of our business."""
 
     def told(fault: InputError) -> None:

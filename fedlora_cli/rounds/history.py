@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.remote import Location, Remote, below
@@ -14,7 +14,9 @@ from fedlora_cli.reports.round_folders import GLOBAL, round_name, rounds_in, ser
 from fedlora_cli.text import natural, rank_range
 
 
-def with_history(options: Options, output: Location) -> tuple[Options, tuple[str, ...]]:
+def with_history(
+    options: AggregateOptions, output: Location
+) -> tuple[AggregateOptions, tuple[str, ...]]:
     """The options with `rounds` resolved to the earlier global adapters, and a remark.
 
     In the first round there is none, and nothing to gain momentum from. In the second one the step

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedlora_cli.adapters.adapter import Layout
+from fedlora_cli.adapters.adapter import FactorLayout
 from fedlora_cli.errors import UsageError
 from fedlora_cli.formats.peft.names import ENDINGS, PREFIX, target_of
 from fedlora_cli.formats.peft.names import owner_of as saved_owner
@@ -34,7 +34,7 @@ class Adapted:
     """
 
     shape: tuple[int, int]
-    layout: Layout
+    layout: FactorLayout
     rank: int
     alpha: float
 
@@ -56,11 +56,11 @@ def adapted_modules(model: Any) -> dict[str, Adapted]:
     return result
 
 
-def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, Layout]]]:
+def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, FactorLayout]]]:
     """The shape of one layer's update, and the modules that it adapts. Raises UsageError."""
     if NAME in layer.lora_embedding_A:
         A, B = layer.lora_embedding_A[NAME], layer.lora_embedding_B[NAME]
-        return (B.shape[0], A.shape[1]), [(name, Layout("embedding", name))]
+        return (B.shape[0], A.shape[1]), [(name, FactorLayout("embedding", name))]
     A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
     shape = (B.shape[0], math.prod(A.shape[1:]))
     # PEFT's class for parameters, wherever they stand: `weight` of a router is one, too.
@@ -70,7 +70,7 @@ def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, Layou
             raise UsageError("--target-modules", found, "upgrade PEFT to 0.19 or later")
         experts = layer.num_experts
         layouts = (
-            Layout("experts", name, (), number, experts, layer.parameter_name)
+            FactorLayout("experts", name, (), number, experts, layer.parameter_name)
             for number in range(experts)
         )
         return shape, [(f"{name}[{one.expert}]", one) for one in layouts]
@@ -78,8 +78,8 @@ def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, Layou
         found = f"{name} is a convolution with groups"
         raise UsageError("--target-modules", found, OTHERS)
     if A.dim() > 2:
-        return shape, [(name, Layout("convolution", name, tuple(A.shape[1:])))]
-    return shape, [(name, Layout("linear", name))]
+        return shape, [(name, FactorLayout("convolution", name, tuple(A.shape[1:])))]
+    return shape, [(name, FactorLayout("linear", name))]
 
 
 def check_tensors(
@@ -116,10 +116,10 @@ def _factor_shapes(modules: Mapping[str, Adapted]) -> Iterator[tuple[str, tuple[
         yield f"{layout.pair}{ending_A}", (rows, *(layout.sides or one.shape[1:]))
 
 
-def parameter_name(layout: Layout) -> str:
+def parameter_name(layout: FactorLayout) -> str:
     """The full name of the parameter that a pair of experts adapts.
 
-    >>> parameter_name(Layout("experts", "mlp.experts.base_layer", parameter="gate_up_proj"))
+    >>> parameter_name(FactorLayout("experts", "mlp.experts.base_layer", parameter="gate_up_proj"))
     'mlp.experts.gate_up_proj'
     """
     return f"{target_of(layout.pair)}.{layout.parameter}"

@@ -11,11 +11,11 @@ from functools import cached_property
 
 from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.aggregation.plan import Plan, check_ranks, make_plan
 from fedlora_cli.aggregation.target import check_server, server_doubts
 from fedlora_cli.clients.cohort import Cohort
-from fedlora_cli.clients.reading import Clients, Paths, paths_of, read_clients
+from fedlora_cli.clients.reading import LoadedCohort, Paths, paths_of, read_clients
 from fedlora_cli.clients.sample_counts import told_samples
 from fedlora_cli.clients.skipping import check_number, leave_out, select_clients
 from fedlora_cli.errors import InputError
@@ -32,8 +32,8 @@ class Preparation:
     goes; and remarks about the rounds.
     """
 
-    clients: Clients
-    options: Options
+    clients: LoadedCohort
+    options: AggregateOptions
     previous: Adapter | None
     before_previous: Adapter | None
     output: Location
@@ -66,7 +66,7 @@ class Preparation:
         return replace(self, clients=left)
 
 
-def prepare(clients: Paths, output: Location | str, options: Options) -> Preparation:
+def prepare(clients: Paths, output: Location | str, options: AggregateOptions) -> Preparation:
     """The aggregation of these clients, as `aggregate` takes them, into this folder.
 
     Raises UsageError, InputError and OutputError.
@@ -91,7 +91,7 @@ def prepare(clients: Paths, output: Location | str, options: Options) -> Prepara
     return task
 
 
-def _find(paths: Sequence[Location], options: Options) -> Clients:
+def _find(paths: Sequence[Location], options: AggregateOptions) -> LoadedCohort:
     """All clients, or those that headers show no fault of. Raises InputError."""
     ratio, least = options.max_count_ratio, options.min_clients
     asked = (paths, options.samples, options.base)
@@ -107,7 +107,7 @@ def _find(paths: Sequence[Location], options: Options) -> Clients:
     return leave_out(found, faults, options.base, least)
 
 
-def _check_dora(cohort: Cohort, options: Options) -> None:
+def _check_dora(cohort: Cohort, options: AggregateOptions) -> None:
     """DoRA's magnitudes multiply the base weights as well (arXiv:2402.09353): nothing exact can be
     done without them.
     """
@@ -130,7 +130,7 @@ def _tells_samples(folder: Location) -> bool:
 
 
 def _check_output(
-    output: Location, options: Options, clients: Sequence[Location], plan: Plan
+    output: Location, options: AggregateOptions, clients: Sequence[Location], plan: Plan
 ) -> None:
     """The output may not stand inside anything that is read, nor hold it.
 

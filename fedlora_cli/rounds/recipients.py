@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedlora_cli.adapters.adapter import Adapter, Facts, FullTensor, Layout
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, FactorLayout, FullTensor
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Share:
     rank: int
     alpha: float
     shape: tuple[int, int]
-    layout: Layout
+    layout: FactorLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Recipient:
     shares: Mapping[str, Share]
     dtype: str
     tensors: Mapping[str, FullTensor]
-    facts: Facts
+    facts: AdapterMetadata
     format: str = "peft"
 
     @property

@@ -12,7 +12,7 @@ from fedlora_cli.remote import Location
 from fedlora_cli.rounds.preparation import Preparation
 
 
-def screened(
+def drop_invalid_clients(
     task: Preparation, jobs: int, stage: engine.Stage
 ) -> tuple[Preparation, dict[str, str]]:
     """The task with the clients that remain, and the SHA-256 of each one's weights file, by name.

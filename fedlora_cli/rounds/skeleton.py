@@ -61,7 +61,7 @@ def make_skeleton(
         # Ranks and alphas of the layers are then multiples of those of the config.
         r=1,
         lora_alpha=1,
-        # Nothing is initialised on a device without memory.
+        # Nothing is initialized on a device without memory.
         init_lora_weights=False,
         task_type=task if task in TASK_TYPES else None,
         target_modules=targets if targets is None or isinstance(targets, str) else list(targets),

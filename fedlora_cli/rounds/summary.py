@@ -9,7 +9,7 @@ import numpy as np
 from fedlora_cli.aggregation.influence import partitions
 from fedlora_cli.aggregation.module import Outcome
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.clients.reading import Clients
+from fedlora_cli.clients.reading import LoadedCohort
 from fedlora_cli.linalg.spectrum import energy, energy_ratio, pooled_energy
 from fedlora_cli.methods.weights import FloatArray
 from fedlora_cli.reports.aggregate import AggregateReport, ClientRow, ModuleRow, PartitionRow
@@ -23,7 +23,7 @@ def summarize(
     results: Sequence[Outcome],
     rank: int | None,
     digests: Mapping[str, str],
-    found: Clients,
+    found: LoadedCohort,
     remarks: Sequence[str],
     output: str,
 ) -> AggregateReport:

@@ -13,8 +13,7 @@ from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import read_modules
 from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import Read
-from fedlora_cli.aggregation.reading import read_modules as modules_of
+from fedlora_cli.aggregation.reading import ModuleTerms, read_terms
 from fedlora_cli.aggregation.sums import WeightedSum, weighted_sum
 from fedlora_cli.errors import InputError, VerificationError
 from fedlora_cli.execution import engine
@@ -52,7 +51,7 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
 
     def group_errors(names: tuple[str, ...]) -> dict[str, float]:
         found = read_modules(written, names)
-        reads = modules_of(plan, names)
+        reads = read_terms(plan, names)
         return {name: _module_error(plan, reads.pop(0), found.pop(name)) for name in names}
 
     errors: dict[str, float] = {}
@@ -69,7 +68,7 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
     return Verification(max_error=errors[worst], tolerance=tolerance, worst=worst)
 
 
-def _module_error(plan: Plan, read: Read, found: Factors) -> float:
+def _module_error(plan: Plan, read: ModuleTerms, found: Factors) -> float:
     target = weighted_sum(plan, read, plan.rule(plan.holdings(read.name, read.norms)))
     device = target.terms[0].B.device
     return _error(plan, target, replace(found, B=found.B.to(device), A=found.A.to(device)))

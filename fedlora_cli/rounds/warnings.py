@@ -9,7 +9,7 @@ from statistics import median_low
 import numpy as np
 
 from fedlora_cli.aggregation.influence import lone_holders
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.methods.weights import FloatArray
 from fedlora_cli.reports.aggregate import ClientRow
@@ -37,7 +37,7 @@ def lone(plan: Plan, weights: Mapping[str, FloatArray], bounds: Sequence[int]) -
     return tuple(warnings)
 
 
-def outstanding(clients: Sequence[ClientRow], options: Options) -> tuple[str, ...]:
+def outstanding(clients: Sequence[ClientRow], options: AggregateOptions) -> tuple[str, ...]:
     """A warning for every update that is far larger than the others', unless it is clipped, for
     every client that has no vote, and for every update that is zero.
     """

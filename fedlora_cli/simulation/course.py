@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.clients.sample_counts import MOST_SAMPLES
@@ -198,7 +198,7 @@ def _aggregate(federation: Federation, run: Run, clients: Path, result: Path) ->
 
     Raises Diverged where the clients' updates go beyond any number.
     """
-    options = Options(
+    options = AggregateOptions(
         method=run.arm.method,
         quorum=run.arm.quorum,
         momentum=run.arm.momentum,

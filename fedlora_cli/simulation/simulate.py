@@ -16,10 +16,10 @@ from fedlora_cli.execution import engine
 from fedlora_cli.files.alone import alone_in
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 from fedlora_cli.reports.document import simulate_document, to_json
 from fedlora_cli.reports.simulate import ArmRow, SimulateReport
-from fedlora_cli.rounds.initialise import initialise
+from fedlora_cli.rounds.initialize import initialize
 from fedlora_cli.rounds.options import InitOptions
 from fedlora_cli.simulation.course import course, is_done
 from fedlora_cli.simulation.loading import loaded
@@ -60,7 +60,7 @@ def simulate(
 def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> SimulateReport:
     began = time.perf_counter()
     setting = _settle(root, options)
-    with hushed(), threads(options.threads):
+    with muted(), threads(options.threads):
         task, _ = loaded(options.setting.source, root, options.device)
         for seed in options.seeds:
             deal(task.train.labels, options.setting.ranks, options.setting.split, seed)
@@ -158,7 +158,7 @@ def _start(root: Path, seed: int, task: Task, options: SimulateOptions) -> float
             seed=seed,
             jobs=1,
         )
-        initialise(task.model, folder, options=chosen)
+        initialize(task.model, folder, options=chosen)
     path = seed_folder(root, seed) / _START
     if not path.exists():
         _, base = loaded(setting.source, root, options.device)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 from fedlora_cli.simulation.course import Federation, perform
 from fedlora_cli.simulation.loading import loaded
 from fedlora_cli.simulation.options import SimulateOptions
@@ -76,7 +76,7 @@ def _perform(
     root: Path, options: SimulateOptions, run: Run, tell: Callable[[], None] = _check_parent
 ) -> None:
     _check_parent()
-    with hushed(), threads(options.threads), _memory(root):
+    with muted(), threads(options.threads), _memory(root):
         task, base = loaded(options.setting.source, root, options.device)
         parts = deal(task.train.labels, options.setting.ranks, options.setting.split, run.seed)
         perform(Federation(root, options, task, base, parts), run, tell)

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from fedlora_cli import InputError, formats
-from fedlora_cli.adapters.adapter import Adapter, Facts
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata
 from fedlora_cli.clients.cohort import Client, _gaps
 from fedlora_cli.files import entries as entries_file
-from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.untrusted import State
 from fedlora_cli.formats.peft import experts as experts_file
 from fedlora_cli.formats.peft.config import Config
@@ -226,12 +226,16 @@ def test_neighbors_in_a_file_are_found_in_one_pass(
 ) -> None:
     """However many of them are read as one range."""
     state = State(10 * count, 0, 0)
-    parts = [Entry(Path("x"), f"t{i}", "uint8", (10,), 10 * i, 10, state) for i in range(count)]
-    whole = Entry(Path("x"), "all", "uint8", (10 * count,), 0, 10 * count, state)
-    far = Entry(Path("x"), "far", "uint8", (1,), 20 * count, 1, state)
+    parts = [
+        TensorInfo(Path("x"), f"t{i}", "uint8", (10,), 10 * i, 10, state) for i in range(count)
+    ]
+    whole = TensorInfo(Path("x"), "all", "uint8", (10 * count,), 0, 10 * count, state)
+    far = TensorInfo(Path("x"), "far", "uint8", (1,), 20 * count, 1, state)
     looks: Counter[str] = Counter()
-    end = Entry.end.fget  # type: ignore[attr-defined]
-    monkeypatch.setattr(Entry, "end", property(lambda self: (looks.update(["end"]), end(self))[1]))
+    end = TensorInfo.end.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        TensorInfo, "end", property(lambda self: (looks.update(["end"]), end(self))[1])
+    )
 
     assert [*entries_file._ranges([whole, *parts, far])] == [[whole, *parts], [far]]
     assert [*entries_file._ranges(parts[::2])] == [[one] for one in parts[::2]]
@@ -248,7 +252,7 @@ def test_what_a_client_lacks_is_told_by_its_first_names_and_their_number(tmp_pat
             return super().__contains__(name)
 
     def client(name: str, modules: Sequence[str]) -> Client:
-        adapter = Adapter(tmp_path, tmp_path, Modules.fromkeys(modules), {}, Facts())
+        adapter = Adapter(tmp_path, tmp_path, Modules.fromkeys(modules), {}, AdapterMetadata())
         return Client(name, adapter, 1.0)
 
     others = [client(f"c{k}", ["q", "v"]) for k in range(3)]

@@ -25,7 +25,7 @@ from support.adapters import (
     written_update,
 )
 
-from fedlora_cli import AggregateReport, Options, UsageError, aggregate
+from fedlora_cli import AggregateOptions, AggregateReport, UsageError, aggregate
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.robust.distances import compare, relative
@@ -80,7 +80,7 @@ def earlier(made: list[Made], tmp_path_factory: pytest.TempPathFactory) -> tuple
     """The last two global adapters, the first of them of other clients and of rank 5."""
     root = tmp_path_factory.mktemp("earlier")
     aggregate([one.folder for one in made[:2]], root / "first")
-    aggregate([one.folder for one in made[2:6]], root / "second", Options(rank=7))
+    aggregate([one.folder for one in made[2:6]], root / "second", AggregateOptions(rank=7))
     return root / "second", root / "first"
 
 
@@ -124,7 +124,7 @@ def factors(one: Made, module: str) -> Factors:
     return Factors(torch.from_numpy(B), torch.from_numpy(A), scale)
 
 
-def expected_trust(made: Sequence[Made], options: Options) -> Array:
+def expected_trust(made: Sequence[Made], options: AggregateOptions) -> Array:
     """The rule on the sum of all distances; rules and distances have tests of their own."""
     samples = np.array([one.samples for one in made])
     if options.robust is None:
@@ -160,14 +160,14 @@ class Bounds:
     trust: Array
 
 
-def expected_bounds(made: Sequence[Made], options: Options) -> Bounds:
+def expected_bounds(made: Sequence[Made], options: AggregateOptions) -> Bounds:
     return Bounds(expected_clip(made, options.clip_norm), expected_trust(made, options))
 
 
 def expected_update(
     made: Sequence[Made],
     module: str,
-    options: Options,
+    options: AggregateOptions,
     bounds: Bounds,
     previous: Array,
     previous_rank: int,
@@ -222,7 +222,10 @@ def expected_tensors(
 
 
 def check(
-    made: Sequence[Made], output: Path, options: Options, earlier: tuple[Path, Path] | None = None
+    made: Sequence[Made],
+    output: Path,
+    options: AggregateOptions,
+    earlier: tuple[Path, Path] | None = None,
 ) -> AggregateReport:
     """Aggregate, verify, and compare everything written and told with the oracle."""
     given = replace(
@@ -263,19 +266,19 @@ def check(
 # --- the options alone, and together --------------------------------------------------------------
 
 
-AUTO = Options(clip_norm="auto")
-KRUM = Options(robust="multi-krum", attackers=2)
-MEDIAN = Options(robust="geometric-median")
-ALL = Options(
+AUTO = AggregateOptions(clip_norm="auto")
+KRUM = AggregateOptions(robust="multi-krum", attackers=2)
+MEDIAN = AggregateOptions(robust="geometric-median")
+ALL = AggregateOptions(
     quorum=0.5, max_weight=0.3, clip_norm="auto", robust="geometric-median", missing="zero"
 )
 
 CHOICES = {
-    "nothing": Options(),
-    "max-weight": Options(max_weight=0.2),
-    "max-weight tiny": Options(max_weight=0.05),
+    "nothing": AggregateOptions(),
+    "max-weight": AggregateOptions(max_weight=0.2),
+    "max-weight tiny": AggregateOptions(max_weight=0.05),
     "clip": AUTO,
-    "clip at 30": Options(clip_norm=30.0),
+    "clip at 30": AggregateOptions(clip_norm=30.0),
     "multi-krum": KRUM,
     "median": MEDIAN,
     "all": ALL,
@@ -314,7 +317,7 @@ def test_clipped_updates_and_capped_weights_in_methods_that_average_factors(
     """Both factors of a client carry the root of its clip."""
     clip = expected_clip(made, "auto")
     samples = np.array([one.samples for one in made])
-    options = Options(method="fedavg", clip_norm="auto", max_weight=0.2, verify=True)
+    options = AggregateOptions(method="fedavg", clip_norm="auto", max_weight=0.2, verify=True)
     aggregate([one.folder for one in made], tmp_path / "out", options)
 
     holders = [
@@ -333,7 +336,7 @@ def test_clipped_updates_and_capped_weights_in_methods_that_average_factors(
 
 
 def test_hetlora_weighs_by_the_clipped_norms(made: list[Made], tmp_path: Path) -> None:
-    options = Options(method="hetlora", clip_norm="auto", verify=True)
+    options = AggregateOptions(method="hetlora", clip_norm="auto", verify=True)
     report = aggregate([one.folder for one in made], tmp_path / "out", options)
 
     clip = expected_clip(made, "auto")
@@ -349,7 +352,10 @@ def test_hetlora_weighs_by_the_clipped_norms(made: list[Made], tmp_path: Path) -
 def test_without_a_look_at_updates_there_is_nothing_to_tell(
     made: list[Made], tmp_path: Path
 ) -> None:
-    for options in (Options(max_weight=0.2), Options(clip_norm="auto", dry_run=True)):
+    for options in (
+        AggregateOptions(max_weight=0.2),
+        AggregateOptions(clip_norm="auto", dry_run=True),
+    ):
         report = aggregate([one.folder for one in made], tmp_path / "out", options)
         assert {(row.clip, row.trust) for row in report.clients} == {(None, None)}
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
@@ -357,7 +363,7 @@ def test_without_a_look_at_updates_there_is_nothing_to_tell(
 
 def test_the_norms_are_told_without_any_of_it(made: list[Made], tmp_path: Path) -> None:
     """Of the factors, whose singular values are known; one that is beyond all others is said."""
-    report = aggregate([one.folder for one in made], tmp_path / "out", Options())
+    report = aggregate([one.folder for one in made], tmp_path / "out", AggregateOptions())
 
     factors_only = [
         np.sqrt(sum(np.square(one.update(m)).sum() for m in one.factors)) for one in made
@@ -374,7 +380,7 @@ def test_the_norms_are_told_without_any_of_it(made: list[Made], tmp_path: Path) 
 def test_no_weight_in_the_report_is_above_the_limit(
     made: list[Made], tmp_path: Path, limit: float
 ) -> None:
-    options = Options(max_weight=limit, robust="geometric-median")
+    options = AggregateOptions(max_weight=limit, robust="geometric-median")
     report = aggregate([one.folder for one in made], tmp_path / "out", options)
 
     top = max(row.max_weight or 0.0 for row in report.clients)
@@ -411,7 +417,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("robust", [KRUM, MEDIAN], ids=["krum", "median"])
 def test_the_same_bytes_for_any_order_and_number_of_jobs(
-    made: list[Made], tmp_path: Path, robust: Options
+    made: list[Made], tmp_path: Path, robust: AggregateOptions
 ) -> None:
     folders = [one.folder for one in made]
     options = replace(robust, clip_norm="auto", max_weight=0.3, quorum=0.5)
@@ -461,21 +467,27 @@ def test_numbers_and_pairs_that_make_no_sense_are_refused(
     choices: Mapping[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        Options(**choices)
+        AggregateOptions(**choices)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(robust="multi-krum", attackers=3), "3 of 8 clients; .* give at most 2"),
-        (Options(method="fedavg", robust="geometric-median"), "fedavg averages factors.*raflora"),
-        (Options(method="hetlora", robust="multi-krum", attackers=1), "hetlora averages factors"),
-        (Options(method="rbla", robust="geometric-median"), "rbla averages factors"),
-        (Options(method="ffa", robust="geometric-median"), "ffa averages factors"),
+        (AggregateOptions(robust="multi-krum", attackers=3), "3 of 8 clients; .* give at most 2"),
+        (
+            AggregateOptions(method="fedavg", robust="geometric-median"),
+            "fedavg averages factors.*raflora",
+        ),
+        (
+            AggregateOptions(method="hetlora", robust="multi-krum", attackers=1),
+            "hetlora averages factors",
+        ),
+        (AggregateOptions(method="rbla", robust="geometric-median"), "rbla averages factors"),
+        (AggregateOptions(method="ffa", robust="geometric-median"), "ffa averages factors"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_anything_is_read(
-    made: list[Made], tmp_path: Path, options: Options, message: str
+    made: list[Made], tmp_path: Path, options: AggregateOptions, message: str
 ) -> None:
     for dry in (False, True):
         with pytest.raises(UsageError, match=message):
@@ -538,7 +550,7 @@ def test_a_head_that_only_untrusted_clients_have_is_not_written(tmp_path: Path) 
         tensors = load_file(folder / WEIGHTS)
         scaled = {key: tensor * (1000 + k) for key, tensor in tensors.items()}
         save_file(scaled, folder / WEIGHTS)
-    options = Options(robust="multi-krum", attackers=2, verify=True)
+    options = AggregateOptions(robust="multi-krum", attackers=2, verify=True)
 
     report = aggregate(tmp_path / "round", tmp_path / "out", options)
 
@@ -554,7 +566,7 @@ def test_a_head_that_only_untrusted_clients_have_is_not_written(tmp_path: Path) 
 def test_a_dry_run_does_not_tell_what_a_robust_rule_would_change(tmp_path: Path) -> None:
     for k in range(5):
         make(tmp_path / "round", Spec(f"client-{k}", rank=4, seed=k))
-    options = Options(robust="geometric-median", dry_run=True)
+    options = AggregateOptions(robust="geometric-median", dry_run=True)
 
     report = aggregate(tmp_path / "round", tmp_path / "out", options)
 

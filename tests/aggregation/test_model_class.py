@@ -23,10 +23,10 @@ from fedlora_cli import (
     InputError,
     aggregate,
     distribute,
-    initialise,
+    initialize,
     read,
 )
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 
 LLAMA = {
     "base_model_class": "LlamaForCausalLM",
@@ -45,7 +45,7 @@ def base(tmp_path: Path) -> Base:
 
 def by_itself(folder: Path) -> PeftModel:
     """The adapter as PEFT loads it without being told a class."""
-    with hushed(), warnings.catch_warnings():
+    with muted(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return AutoPeftModel.from_pretrained(str(folder))
 
@@ -67,7 +67,7 @@ def test_all_that_is_written_loads_by_itself_as_clients_without_a_task_do(
     task: str | None,
 ) -> None:
     home = base(build)
-    with hushed():
+    with muted():
         model = type(build()).from_pretrained(home)
     for name, rank in (("ann", 2), ("bob", 3)):
         client = wrap(model, LoraConfig(r=rank, target_modules=targets))
@@ -76,8 +76,8 @@ def test_all_that_is_written_loads_by_itself_as_clients_without_a_task_do(
         client.unload()
 
     chosen = InitOptions(ranks=(2,), target_modules=tuple(targets), task=task)
-    initialise(home, tmp_path / "start", options=chosen)
-    initialise(home, tmp_path / "like", [tmp_path / "clients"], InitOptions(task=task))
+    initialize(home, tmp_path / "start", options=chosen)
+    initialize(home, tmp_path / "like", [tmp_path / "clients"], InitOptions(task=task))
     aggregate([tmp_path / "clients"], tmp_path / "global")
     distribute(tmp_path / "global", tmp_path / "back", [tmp_path / "clients"])
     distribute(tmp_path / "global", tmp_path / "ranks", options=DistributeOptions(ranks=(2,)))
@@ -94,7 +94,7 @@ def test_all_that_is_written_loads_by_itself_as_clients_without_a_task_do(
 
 def test_a_task_tells_the_class_and_nothing_else_is_written(tmp_path: Path, base: Base) -> None:
     options = InitOptions(ranks=(2,), target_modules=("q_proj",), task="CAUSAL_LM")
-    initialise(base(llama), tmp_path / "start", options=options)
+    initialize(base(llama), tmp_path / "start", options=options)
     set_fields(tmp_path / "start/rank-2", auto_mapping=LLAMA)
     report = aggregate([tmp_path / "start/rank-2"], tmp_path / "global")
 
@@ -176,10 +176,10 @@ def test_anything_but_a_model_class_of_transformers_is_told_and_not_passed_on(
 def test_a_class_alone_is_no_model_to_be_like(tmp_path: Path, base: Base) -> None:
     """The start names the class that was made of the base model, whatever the client names."""
     home = base(llama)
-    initialise(home, tmp_path / "start", options=InitOptions((2,), target_modules=("q_proj",)))
+    initialize(home, tmp_path / "start", options=InitOptions((2,), target_modules=("q_proj",)))
     set_fields(tmp_path / "start/rank-2", auto_mapping=BERT)
 
-    initialise(home, tmp_path / "like", [tmp_path / "start"])
+    initialize(home, tmp_path / "like", [tmp_path / "start"])
 
     assert config(tmp_path / "like/rank-2")["auto_mapping"] == LLAMA
     assert read(tmp_path / "like/rank-2").facts.model_class == ".".join(
@@ -187,4 +187,4 @@ def test_a_class_alone_is_no_model_to_be_like(tmp_path: Path, base: Base) -> Non
     )
     set_config(home, architectures=["BertForSequenceClassification"])
     with pytest.raises(InputError, match="BertForSequenceClassification cannot be made of its"):
-        initialise(home, tmp_path / "other", [tmp_path / "start"])
+        initialize(home, tmp_path / "other", [tmp_path / "start"])

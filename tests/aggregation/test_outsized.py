@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from support.adapters import CONFIG, PREFIX, WEIGHTS, relative_error, written_update
 from support.routes import ROUTES, take
 
-from fedlora_cli import AggregateReport, InputError, Options, aggregate
+from fedlora_cli import AggregateOptions, AggregateReport, InputError, aggregate
 
 Q, V = "layers.0.q_proj", "layers.0.v_proj"
 SHAPES = {Q: (24, 30), V: (17, 30)}
@@ -24,9 +24,9 @@ OWN = "layers.1.fc"
 RANKS = (2, 4, 4, 6, 6)
 RANK = max(RANKS)
 
-_TOGETHER = Options(quorum=0.5, missing="zero", clip_norm="auto")
-KRUM = Options(robust="multi-krum", attackers=1)
-MEDIAN = Options(robust="geometric-median")
+_TOGETHER = AggregateOptions(quorum=0.5, missing="zero", clip_norm="auto")
+KRUM = AggregateOptions(robust="multi-krum", attackers=1)
+MEDIAN = AggregateOptions(robust="geometric-median")
 TRUST = {
     "krum": KRUM,
     "median": MEDIAN,
@@ -34,17 +34,20 @@ TRUST = {
     "recipe": replace(_TOGETHER, robust="geometric-median"),
 }
 DEFENCES = {
-    "none": Options(),
-    "quorum": Options(quorum=0.5),
-    "max weight": Options(max_weight=0.3),
-    "clip": Options(clip_norm="auto"),
+    "none": AggregateOptions(),
+    "quorum": AggregateOptions(quorum=0.5),
+    "max weight": AggregateOptions(max_weight=0.3),
+    "clip": AggregateOptions(clip_norm="auto"),
     **TRUST,
 }
 METHODS = {
-    method: Options(method=method)
+    method: AggregateOptions(method=method)
     for method in ("residual", "flexlora", "flora", "fedavg", "hetlora", "rbla")
 }
-ORDERED = {"svd": Options(basis="svd"), "svd recipe": replace(TRUST["recipe"], basis="svd")}
+ORDERED = {
+    "svd": AggregateOptions(basis="svd"),
+    "svd recipe": replace(TRUST["recipe"], basis="svd"),
+}
 
 Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -90,7 +93,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def outcome(folders: list[Path], output: Path, options: Options) -> AggregateReport:
+def outcome(folders: list[Path], output: Path, options: AggregateOptions) -> AggregateReport:
     return aggregate(folders, output, replace(options, jobs=1, verify=True))
 
 
@@ -148,10 +151,10 @@ def test_a_client_whose_pieces_cancel_is_named_and_left_out(
     module = V if attack == "one module" else Q
 
     with pytest.raises(InputError, match=rf"zed: the pieces of the update of {module} cancel"):
-        outcome(folders, tmp_path / "out", Options())
-    left = Options(on_bad_client="skip", min_clients=5)
+        outcome(folders, tmp_path / "out", AggregateOptions())
+    left = AggregateOptions(on_bad_client="skip", min_clients=5)
     report = outcome(folders, tmp_path / "left", left)
-    outcome([honest], tmp_path / "alone", Options())
+    outcome([honest], tmp_path / "alone", AggregateOptions())
 
     assert [one.name for one in report.left_out] == ["zed"]
     assert f"the pieces of the update of {module} cancel" in report.left_out[0].reason
@@ -176,7 +179,7 @@ def test_an_erasing_client_is_refused_on_every_route(
     take(route, monkeypatch)
     for dtype in ("float32", "bfloat16"):
         with pytest.raises(InputError, match=r"zed: the pieces of the update of .* cancel"):
-            outcome([honest, tmp_path / "zed"], tmp_path / "out", Options(dtype=dtype))
+            outcome([honest, tmp_path / "zed"], tmp_path / "out", AggregateOptions(dtype=dtype))
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -193,7 +196,7 @@ def test_what_cancels_in_part_leaves_the_others_as_they_are(
         root = s[:RANK].sqrt()
         plain[module] = (U[:, :RANK] * root, root[:, None] * Vh[:RANK])
     upload(tmp_path / "plain" / "zed", plain)
-    options = Options(method="flexlora", rank=17)
+    options = AggregateOptions(method="flexlora", rank=17)
     outcome([honest, tmp_path / "plain" / "zed"], tmp_path / "expected", options)
     take(route, monkeypatch)
 
@@ -225,13 +228,13 @@ def test_two_clients_that_cancel_each_other_do_not_erase_the_round(
 ) -> None:
     """Each of them is what it seems; only their sum is nothing."""
     noise = {m: (torch.randn(B.shape), A) for m, (B, A) in signal(93, RANK).items()}
-    outcome([honest], tmp_path / "alone", Options(method="flexlora", rank=17))
+    outcome([honest], tmp_path / "alone", AggregateOptions(method="flexlora", rank=17))
     for size in (1e3, 1e13):
         for name, sign in (("yan", 1), ("zed", -1)):
             pairs = {m: (sign * size * B, A) for m, (B, A) in noise.items()}
             upload(tmp_path / f"{size}" / name, pairs)
         folders, out = [honest, tmp_path / f"{size}"], tmp_path / f"out {size}"
-        options = Options(method="flexlora", rank=17)
+        options = AggregateOptions(method="flexlora", rank=17)
         if size == 1e13:
             with pytest.raises(InputError, match=r"yan: its update of .* others cancel it"):
                 outcome(folders, out, options)
@@ -297,7 +300,7 @@ def test_trust_times_norm_is_bounded_for_every_size(
     name: str, attack: str, honest: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
-    alone = outcome([honest], tmp_path / "alone", Options())
+    alone = outcome([honest], tmp_path / "alone", AggregateOptions())
     typical = float(np.median([row.norm or 0.0 for row in alone.clients]))
     trusting = replace(TRUST[name], robust=None, attackers=None)
     outcome([honest], tmp_path / "expected", trusting)
@@ -323,7 +326,7 @@ def test_trust_times_norm_is_bounded_for_every_size(
 @pytest.mark.parametrize("attack", SIZED)
 def test_a_clip_holds_for_every_size(attack: str, honest: Path, tmp_path: Path) -> None:
     torch.manual_seed(2)
-    options = Options(clip_norm="auto", max_weight=0.3)
+    options = AggregateOptions(clip_norm="auto", max_weight=0.3)
     outcome([honest], tmp_path / "expected", options)
     for size in SIZES + LARGER:
         folder = tmp_path / f"{size}" / "zed"
@@ -342,7 +345,9 @@ def test_without_a_bound_the_size_is_a_warning(honest: Path, tmp_path: Path) -> 
     torch.manual_seed(3)
     for name, pairs in (("scaled", scaled(1e4)), ("split", split(1e5))):
         upload(tmp_path / name / "zed", pairs)
-        report = outcome([honest, tmp_path / name / "zed"], tmp_path / f"out {name}", Options())
+        report = outcome(
+            [honest, tmp_path / name / "zed"], tmp_path / f"out {name}", AggregateOptions()
+        )
         assert any("update of zed is" in one and "--clip-norm" in one for one in report.warnings)
 
 
@@ -350,6 +355,6 @@ def test_norms_beyond_their_squares_are_refused(honest: Path, tmp_path: Path) ->
     for number, size in enumerate((1e155, 1e200, 1e300)):
         folder = tmp_path / f"{number}" / "zed"
         upload(folder, both_factors(size), dtype="float64")
-        for options in (Options(), *TRUST.values()):
+        for options in (AggregateOptions(), *TRUST.values()):
             with pytest.raises(InputError, match=r"zed: the update of .* is larger than any"):
                 outcome([honest, folder], tmp_path / "out", options)

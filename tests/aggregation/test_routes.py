@@ -17,7 +17,7 @@ from support.rounds import SHAPES, expected_update, make_round
 from support.routes import ROUTES, take
 from typer.testing import CliRunner
 
-from fedlora_cli import Options, aggregate
+from fedlora_cli import AggregateOptions, aggregate
 from fedlora_cli.aggregation import decompose
 from fedlora_cli.cli import app
 from fedlora_cli.kernels.leading import Unresolved
@@ -33,15 +33,15 @@ def spectra(report: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     "options",
     [
-        Options(),
-        Options(rank=3, missing="zero", max_weight=0.5),
-        Options(method="flexlora", rank=4, basis="svd"),
-        Options(method="residual", clip_norm="auto"),
+        AggregateOptions(),
+        AggregateOptions(rank=3, missing="zero", max_weight=0.5),
+        AggregateOptions(method="flexlora", rank=4, basis="svd"),
+        AggregateOptions(method="residual", clip_norm="auto"),
     ],
     ids=["default", "cut", "flexlora", "residual"],
 )
 def test_every_route_writes_the_same_update_and_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, options: Options
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, options: AggregateOptions
 ) -> None:
     make_round(tmp_path)
     exact = aggregate([tmp_path / "round"], tmp_path / "exact", replace(options, verify=True))
@@ -71,8 +71,10 @@ def test_earlier_rounds_and_momentum_are_terms_on_every_route(
     """A module that one client alone has left to the previous adapter, and terms that cancel."""
     make_round(tmp_path)
     aggregate([tmp_path / "round"], tmp_path / "one")
-    aggregate([tmp_path / "round"], tmp_path / "two", Options(previous=tmp_path / "one", rank=6))
-    options = Options(
+    aggregate(
+        [tmp_path / "round"], tmp_path / "two", AggregateOptions(previous=tmp_path / "one", rank=6)
+    )
+    options = AggregateOptions(
         method="residual",
         previous=tmp_path / "two",
         before_previous=tmp_path / "one",
@@ -154,7 +156,7 @@ def test_a_large_module_is_summed_client_by_client(
         return plain(watched(), *given, **more)
 
     monkeypatch.setattr(dense, "accumulate", accumulate)
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(rank=2, verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(rank=2, verify=True))
 
     assert seen == [2, 4, 6, 8, 10]
 
@@ -167,7 +169,7 @@ def test_a_device_is_found_and_changes_nothing(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     make_round(tmp_path)
     aggregate([tmp_path / "round"], tmp_path / "plain")
-    aggregate([tmp_path / "round"], tmp_path / "there", Options(device=device))
+    aggregate([tmp_path / "round"], tmp_path / "there", AggregateOptions(device=device))
 
     for path in (tmp_path / "plain").iterdir():
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
@@ -175,9 +177,9 @@ def test_a_device_is_found_and_changes_nothing(
 
 def test_the_rank_for_an_energy_is_found_first_and_then_written(tmp_path: Path) -> None:
     make_round(tmp_path)
-    found = aggregate([tmp_path / "round"], tmp_path / "found", Options(energy=0.9))
+    found = aggregate([tmp_path / "round"], tmp_path / "found", AggregateOptions(energy=0.9))
     assert found.rank is not None
-    aggregate([tmp_path / "round"], tmp_path / "given", Options(rank=found.rank))
+    aggregate([tmp_path / "round"], tmp_path / "given", AggregateOptions(rank=found.rank))
 
     weights = [
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("found", "given")
@@ -218,7 +220,7 @@ def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Pa
             make(tmp_path / name, Spec(f"c{k}", rank=rank, shapes=shapes, seed=k))
 
     def memory(name: str, jobs: int) -> int:
-        plan = prepare([tmp_path / name], tmp_path / "out", Options(rank=8)).plan
+        plan = prepare([tmp_path / name], tmp_path / "out", AggregateOptions(rank=8)).plan
         return work_of(plan, jobs).memory
 
     cohort("few", 16, [64, 64])
@@ -243,12 +245,12 @@ def test_the_memory_that_is_told_has_the_comparison_of_all_clients(
         make(tmp_path / "round", Spec(f"c{k:03}", rank=ranks[k % len(ranks)], shapes={"q": (9, 8)}))
 
     def told(jobs: int, robust: str | None) -> int:
-        options = Options(rank=4, robust=robust)
+        options = AggregateOptions(rank=4, robust=robust)
         plan = prepare([tmp_path / "round"], tmp_path / "out", options).plan
         return work_of(plan, jobs).memory
 
     plan = prepare(
-        [tmp_path / "round"], tmp_path / "out", Options(rank=4, robust="geometric-median")
+        [tmp_path / "round"], tmp_path / "out", AggregateOptions(rank=4, robust="geometric-median")
     ).plan
     tracemalloc.start()
     bounded(plan, 1, lambda done, total: None)

@@ -14,8 +14,8 @@ import torch
 from support.adapters import Spec, make
 from typer.testing import CliRunner
 
-from fedlora_cli import InputError, Options, UsageError, aggregate
-from fedlora_cli.adapters.adapter import Facts, FullTensor, Kind, Layout, Role
+from fedlora_cli import AggregateOptions, InputError, UsageError, aggregate
+from fedlora_cli.adapters.adapter import AdapterMetadata, FactorLayout, FullTensor, Kind, Role
 from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.options import Target
 from fedlora_cli.cli import app
@@ -34,9 +34,9 @@ class Case:
 
     refused: dict[str, str]
     rank: int | None = 16
-    layouts: tuple[Layout, ...] = (Layout("linear", Q), Layout("linear", V))
+    layouts: tuple[FactorLayout, ...] = (FactorLayout("linear", Q), FactorLayout("linear", V))
     tensors: dict[str, Role] = field(default_factory=dict)
-    facts: Facts = field(default_factory=Facts)
+    facts: AdapterMetadata = field(default_factory=AdapterMetadata)
     format: str = "peft"
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
     saved: tuple[str, ...] = ()
@@ -44,15 +44,17 @@ class Case:
     shape: tuple[int, ...] = (4, 4)
 
 
-def linear(*names: str) -> tuple[Layout, ...]:
+def linear(*names: str) -> tuple[FactorLayout, ...]:
     """Factors of these modules, each in every one of two layers, or elsewhere if it is dotted."""
     layers = ("model.layers.0.", "model.layers.1.")
     full = (f"{layer}{name}" for name in names for layer in layers if "/" not in name)
-    return tuple(Layout("linear", name) for name in (*full, *(n[1:] for n in names if "/" in n)))
+    return tuple(
+        FactorLayout("linear", name) for name in (*full, *(n[1:] for n in names if "/" in n))
+    )
 
 
-def layout(kind: Kind, name: str) -> tuple[Layout, ...]:
-    return Layout("linear", Q), Layout("linear", V), Layout(kind, name)
+def layout(kind: Kind, name: str) -> tuple[FactorLayout, ...]:
+    return FactorLayout("linear", Q), FactorLayout("linear", V), FactorLayout(kind, name)
 
 
 def served(what: str, *targets: str) -> dict[str, str]:
@@ -218,22 +220,22 @@ CASES = {
         saved=("input_layernorm", "norm"),
     ),
     "biases by the config alone": Case(
-        served("bias lora_only in the config", "vllm"), facts=Facts(bias="lora_only")
+        served("bias lora_only in the config", "vllm"), facts=AdapterMetadata(bias="lora_only")
     ),
     "DoRA": Case(
         served("DoRA", *SERVERS),
         tensors={f"{Q}.lora_magnitude_vector": "magnitude"},
-        facts=Facts(dora=True),
+        facts=AdapterMetadata(dora=True),
     ),
     "biases": Case(
         served("trained biases", *SERVERS),
         tensors={f"{Q}.base_layer.bias": "bias"},
-        facts=Facts(bias="lora_only"),
+        facts=AdapterMetadata(bias="lora_only"),
     ),
     "biases on lora_B": Case(
         served("biases on lora_B", *SERVERS),
         tensors={f"{Q}.lora_B.bias": "lora_bias"},
-        facts=Facts(lora_bias=True),
+        facts=AdapterMetadata(lora_bias=True),
     ),
     "tokens": Case(
         served("trained tokens", *SERVERS),
@@ -244,7 +246,10 @@ CASES = {
     ),
     "both pairs of experts": Case(
         served("factors of fused experts", "sglang", "llama.cpp"),
-        layouts=(Layout("experts", EXPERTS), Layout("experts", f"{EXPERTS}.base_layer")),
+        layouts=(
+            FactorLayout("experts", EXPERTS),
+            FactorLayout("experts", f"{EXPERTS}.base_layer"),
+        ),
     ),
     "one pair of experts": Case(
         {"vllm": "experts with only one of"}
@@ -252,12 +257,15 @@ CASES = {
         layouts=layout("experts", EXPERTS),
     ),
     "activated LoRA": Case(
-        served("activated LoRA", "vllm", "sglang"), facts=Facts(invocation_tokens=(1, 2))
+        served("activated LoRA", "vllm", "sglang"), facts=AdapterMetadata(invocation_tokens=(1, 2))
     ),
     "replicated layers": Case(
-        served("replicated layers", *SERVERS), facts=Facts(layer_replication=((0, 2), (1, 3)))
+        served("replicated layers", *SERVERS),
+        facts=AdapterMetadata(layer_replication=((0, 2), (1, 3))),
     ),
-    "Conv1D": Case({"llama.cpp": "factors of GPT-2's Conv1D"}, facts=Facts(fan_in_fan_out=True)),
+    "Conv1D": Case(
+        {"llama.cpp": "factors of GPT-2's Conv1D"}, facts=AdapterMetadata(fan_in_fan_out=True)
+    ),
     "kohya": Case(served("adapters in the format kohya", *TARGETS), format="kohya"),
 }
 
@@ -315,16 +323,16 @@ def test_a_rank_is_the_fault_of_the_option_that_decides_it(clients: Path, tmp_pa
     with pytest.raises(
         InputError, match=r"^--target: vllm cannot load rank 590 .*; give --rank 512 or less"
     ):
-        aggregate(clients, out, Options(target="vllm", dry_run=True))
+        aggregate(clients, out, AggregateOptions(target="vllm", dry_run=True))
     with pytest.raises(
         UsageError, match=r"^--rank: vllm cannot load rank 550 .*; give --rank 512 or less"
     ):
-        aggregate(clients, out, Options(target="vllm", rank=550))
+        aggregate(clients, out, AggregateOptions(target="vllm", rank=550))
     with pytest.raises(UsageError, match=r"^--energy: vllm cannot load rank 5\d\d "):
-        aggregate(clients, out, Options(target="vllm", method="flexlora", energy=1.0))
+        aggregate(clients, out, AggregateOptions(target="vllm", method="flexlora", energy=1.0))
     assert [path.name for path in tmp_path.iterdir()] == ["round"]
     with pytest.raises(UsageError, match="--target: tgi is not known; choose one of peft, vllm"):
-        aggregate(clients, out, Options(target="tgi"))  # type: ignore[arg-type]
+        aggregate(clients, out, AggregateOptions(target="tgi"))  # type: ignore[arg-type]
 
 
 def test_all_that_stands_in_the_way_is_one_line(tmp_path: Path) -> None:
@@ -336,7 +344,7 @@ def test_all_that_stands_in_the_way_is_one_line(tmp_path: Path) -> None:
         "give --rank 512 or less, train without modules_to_save"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        aggregate(folder, out, Options(target="vllm", rank=590))
+        aggregate(folder, out, AggregateOptions(target="vllm", rank=590))
     assert not out.exists()
 
 
@@ -424,7 +432,7 @@ def test_a_head_is_refused_loaded_or_doubted_as_the_base_says(tmp_path: Path, mo
     tied = a_base(tmp_path / "tied", model_type="llama", tie_word_embeddings=True)
     untied = a_base(tmp_path / "untied", model_type="llama")
     out = tmp_path / "out"
-    options = Options(target="llama.cpp")
+    options = AggregateOptions(target="llama.cpp")
 
     message = rf"^--target: llama.cpp cannot load factors of {module} on a base model that ties"
     with pytest.raises(InputError, match=message):
@@ -440,7 +448,7 @@ def test_a_head_is_refused_loaded_or_doubted_as_the_base_says(tmp_path: Path, mo
         f"llama.cpp loads factors of {module} only if the base model does not tie its embeddings; "
         "no config.json of the base model on this machine says so"
     ]
-    elsewhere = aggregate(folder, tmp_path / "vllm", Options(target="vllm"))
+    elsewhere = aggregate(folder, tmp_path / "vllm", AggregateOptions(target="vllm"))
     assert not any("llama.cpp" in one for one in elsewhere.warnings)
 
 
@@ -452,11 +460,11 @@ def test_a_head_of_a_classifier_passes_for_vllm_by_the_names_in_the_config(tmp_p
     shapes = {Q: (6, 8), V: (4, 8)}
     for name in ("ann", "bob"):
         make(tmp_path / "round", Spec(name, rank=2, shapes=shapes, **made))
-    aggregate(tmp_path / "round", tmp_path / "out", Options(target="vllm"))
+    aggregate(tmp_path / "round", tmp_path / "out", AggregateOptions(target="vllm"))
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["score"]
     with pytest.raises(InputError, match="sglang cannot load modules that are saved in full"):
-        aggregate(tmp_path / "round", tmp_path / "none", Options(target="sglang"))
+        aggregate(tmp_path / "round", tmp_path / "none", AggregateOptions(target="sglang"))
 
 
 def test_sglang_is_told_of_a_layer_that_it_cannot_pack(tmp_path: Path) -> None:
@@ -466,7 +474,7 @@ def test_sglang_is_told_of_a_layer_that_it_cannot_pack(tmp_path: Path) -> None:
         make(tmp_path / "round", Spec(name, rank=2, shapes=shapes))
     message = f"sglang cannot load {other} without v_proj; add v_proj to target_modules"
     with pytest.raises(InputError, match=f"^--target: {re.escape(message)}$"):
-        aggregate(tmp_path / "round", tmp_path / "out", Options(target="sglang"))
+        aggregate(tmp_path / "round", tmp_path / "out", AggregateOptions(target="sglang"))
 
 
 def test_the_config_of_the_base_is_read_for_llama_cpp_alone(
@@ -478,6 +486,6 @@ def test_the_config_of_the_base_is_read_for_llama_cpp_alone(
     monkeypatch.setattr(target, "ties_embeddings", asked.append)
 
     for server in ("peft", "vllm"):
-        aggregate([clients], tmp_path / server, Options(target=server, rank=64))
+        aggregate([clients], tmp_path / server, AggregateOptions(target=server, rank=64))
 
     assert asked == []

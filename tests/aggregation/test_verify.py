@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from support.adapters import Spec, make
 from support.rounds import SHAPES, make_round
 
-from fedlora_cli import METHODS, Options, VerificationError, aggregate
+from fedlora_cli import METHODS, AggregateOptions, VerificationError, aggregate
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def test_verification_sees_a_wrong_direction_though_truncation_loses_more(
     from fedlora_cli.formats import FORMATS
 
     make_round(tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "good", Options(rank=2, verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "good", AggregateOptions(rank=2, verify=True))
     key = "base_model.model.layers.1.fc.lora_B.weight"
     B = load_file(tmp_path / "good/adapter_model.safetensors")[key]
     noise = torch.randn(B.shape, generator=torch.Generator().manual_seed(5))
@@ -44,7 +44,7 @@ def test_verification_sees_a_wrong_direction_though_truncation_loses_more(
     defect = partial(write_wrong, module="layers.1.fc", B=wrong)
     monkeypatch.setitem(FORMATS, "peft", replace(FORMATS["peft"], writing=defect))
     with pytest.raises(VerificationError, match=r"layers\.1\.fc is off by"):
-        aggregate([tmp_path / "round"], tmp_path / "bad", Options(rank=2, verify=True))
+        aggregate([tmp_path / "round"], tmp_path / "bad", AggregateOptions(rank=2, verify=True))
     assert not (tmp_path / "bad").exists()
 
 
@@ -59,7 +59,9 @@ def test_clients_that_cancel_each_other_verify(tmp_path: Path, method: str, shar
     opposite = {k: t * (-1 + share if "lora_B" in k else 1) for k, t in tensors.items()}
     save_file(opposite, other.folder / "adapter_model.safetensors")
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method, verify=True))
+    report = aggregate(
+        [tmp_path / "round"], tmp_path / "out", AggregateOptions(method=method, verify=True)
+    )
 
     assert report.verification is not None
     if share == 0.0 and METHODS[method].compress == "svd":

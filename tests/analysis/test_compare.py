@@ -12,7 +12,7 @@ from support import oracle
 from support.adapters import PREFIX, Made, Spec, make, truncated
 from support.rounds import SHAPES, make_round
 
-from fedlora_cli import METHODS, InputError, Options, aggregate
+from fedlora_cli import METHODS, AggregateOptions, InputError, aggregate
 from fedlora_cli.analysis.comparison.compare import compare
 from fedlora_cli.reports.compare import CompareReport
 
@@ -75,7 +75,7 @@ def test_with_a_previous_adapter_and_a_quorum(tmp_path: Path) -> None:
     made = make_round(tmp_path)
     previous = make(tmp_path, Spec("previous", rank=7, shapes=SHAPES, seed=9))
 
-    report = compare([tmp_path / "round"], Options(previous=previous.folder, quorum=1.0))
+    report = compare([tmp_path / "round"], AggregateOptions(previous=previous.folder, quorum=1.0))
 
     before = {name: previous.update(name) for name in SHAPES}
     given = {name: dense(made, name, 7, before) for name in ("raflora", "residual")}
@@ -88,12 +88,14 @@ def test_with_a_previous_adapter_and_a_quorum(tmp_path: Path) -> None:
 def test_it_agrees_with_what_aggregate_writes(tmp_path: Path) -> None:
     make_round(tmp_path)
 
-    report = compare([tmp_path / "round"], Options(rank=3))
+    report = compare([tmp_path / "round"], AggregateOptions(rank=3))
 
     for row in report.methods:
         if row.refused is None:
             out = tmp_path / row.name
-            written = aggregate([tmp_path / "round"], out, Options(method=row.name, rank=3))
+            written = aggregate(
+                [tmp_path / "round"], out, AggregateOptions(method=row.name, rank=3)
+            )
             assert row.energy_ratio == pytest.approx(written.energy_ratio, abs=1e-12)
             assert row.kept_energy == pytest.approx(written.kept_energy, abs=1e-12)
     refused = {row.name for row in report.methods if row.refused}
@@ -139,7 +141,7 @@ def test_nothing_is_written_and_every_tensor_is_read_once(
     before = sorted(tmp_path.rglob("*"))
     reads.clear()
 
-    compare([tmp_path / "round"], Options(previous=tmp_path / "previous"))
+    compare([tmp_path / "round"], AggregateOptions(previous=tmp_path / "previous"))
 
     assert sorted(tmp_path.rglob("*")) == before
     assert len(reads) == len(set(reads)) == 5 * len(SHAPES) * 2
@@ -149,7 +151,7 @@ def test_a_module_that_only_the_previous_adapter_has(tmp_path: Path) -> None:
     make(tmp_path / "round", Spec("a", 2, shapes={"m": (9, 7)}))
     before = make(tmp_path, Spec("before", 2, shapes={"m": (9, 7), "n": (5, 6)}))
 
-    report = compare([tmp_path / "round"], Options(previous=before.folder))
+    report = compare([tmp_path / "round"], AggregateOptions(previous=before.folder))
 
     rows = {row.name: row for row in report.methods}
     alone = np.linalg.norm(before.update("n"))

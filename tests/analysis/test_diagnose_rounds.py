@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import PREFIX, Spec, make
 
-from fedlora_cli import InputError, Options, UsageError, aggregate
+from fedlora_cli import AggregateOptions, InputError, UsageError, aggregate
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 
@@ -29,7 +29,7 @@ def untrained_rounds(root: Path, ranks: dict[int, int], method: str, rounds: int
     for t in range(1, rounds + 1):
         folder = root / f"round-{t}" / "global"
         folder.parent.mkdir()
-        aggregate([clients], folder, Options(method=method, allow_copies=True))
+        aggregate([clients], folder, AggregateOptions(method=method, allow_copies=True))
         folders.append(folder)
         tensors = load_file(folder / "adapter_model.safetensors")
         clients = root / f"clients-{t + 1}"
@@ -107,7 +107,7 @@ def test_clients_that_concentrate_by_themselves_are_no_collapse(tmp_path: Path) 
             concentrated(clients, name, rank, tail=0.5**t, samples=samples)
         for method, folders in rounds.items():
             folders.append(tmp_path / f"{method}-{t}")
-            options = Options(method=method, dtype="float64", allow_copies=True)
+            options = AggregateOptions(method=method, dtype="float64", allow_copies=True)
             aggregate([clients], folders[-1], options)
 
     kept = diagnose(rounds["raflora"])
@@ -140,7 +140,7 @@ def test_a_round_in_which_nobody_holds_the_higher_ranks(tmp_path: Path) -> None:
     for method in ("raflora", "flexlora"):
         (first,) = untrained_rounds(tmp_path / method, {2: 1, 6: 1}, method, 1)
         low, second = tmp_path / method / "clients-2/2-0", tmp_path / f"{method}-2"
-        aggregate([low], second, Options(method=method, previous=first))
+        aggregate([low], second, AggregateOptions(method=method, previous=first))
         reports[method] = diagnose([first, second])
 
     assert reports["raflora"].verdict == "healthy"
@@ -221,7 +221,7 @@ def test_clients_of_one_rank_cannot_collapse(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make(tmp_path / "round", Spec(name, 4))
     for t in (1, 2):
-        aggregate(tmp_path / "round", tmp_path / f"global-{t}", Options(method="flexlora"))
+        aggregate(tmp_path / "round", tmp_path / f"global-{t}", AggregateOptions(method="flexlora"))
 
     report = diagnose([tmp_path / "global-1", tmp_path / "global-2"])
 
@@ -234,14 +234,14 @@ def test_a_residual_federation_that_recovers_is_never_called_collapsed(tmp_path:
     make(tmp_path / "first", Spec("low", 2, samples=97))
     make(tmp_path / "first", Spec("high", 6, samples=3))
     folders = [tmp_path / "global-1"]
-    aggregate(tmp_path / "first", folders[0], Options(method="residual"))
+    aggregate(tmp_path / "first", folders[0], AggregateOptions(method="residual"))
     for t in range(2, 5):
         # The high-rank client brings more and more; what it brings is kept.
         clients = tmp_path / f"clients-{t}"
         make(clients, Spec("high", 6, samples=100 * 4**t))
         make(clients, Spec("low", 2, samples=97))
         folders.append(tmp_path / f"global-{t}")
-        options = Options(method="residual", previous=folders[-2], max_count_ratio=1000)
+        options = AggregateOptions(method="residual", previous=folders[-2], max_count_ratio=1000)
         aggregate(clients, folders[-1], options)
 
     assert {diagnose(folders[:t]).verdict for t in range(1, 5)} <= {"healthy", "at risk"}
@@ -259,7 +259,9 @@ def test_two_federations_in_one_series_are_noticed() -> None:
 def test_momentum_is_not_predicted_by_weights(tmp_path: Path) -> None:
     folders = untrained_rounds(tmp_path / "run", {2: 1, 4: 1}, "flexlora", 2)
     third = tmp_path / "third"
-    options = Options("flexlora", previous=folders[1], before_previous=folders[0], momentum=0.5)
+    options = AggregateOptions(
+        "flexlora", previous=folders[1], before_previous=folders[0], momentum=0.5
+    )
     aggregate(tmp_path / "run/clients-3", third, options)
 
     report = diagnose([*folders, third])
@@ -338,7 +340,7 @@ def test_a_cut_output_is_a_loss_and_the_cut_is_named(tmp_path: Path) -> None:
         for rank in (2, 8):
             make(tmp_path / f"clients-{t}", Spec(f"c{rank}", rank, seed=t))
         folders.append(tmp_path / f"global-{t}")
-        aggregate(tmp_path / f"clients-{t}", folders[-1], Options(rank=2))
+        aggregate(tmp_path / f"clients-{t}", folders[-1], AggregateOptions(rank=2))
 
     report = diagnose(folders)
 
@@ -357,7 +359,9 @@ def test_beyond_what_any_client_held_nothing_can_be_lost(tmp_path: Path) -> None
                 first = load_file(tmp_path / "clients-3/a/adapter_model.safetensors")
                 first = {k: v * (0.999 if "lora_B" in k else 1) for k, v in first.items()}
                 save_file(first, made.folder / "adapter_model.safetensors")
-        aggregate(tmp_path / f"clients-{t}", tmp_path / f"global-{t}", Options(method="flora"))
+        aggregate(
+            tmp_path / f"clients-{t}", tmp_path / f"global-{t}", AggregateOptions(method="flora")
+        )
 
     report = diagnose([tmp_path / f"global-{t}" for t in (1, 2, 3)])
 
@@ -369,7 +373,7 @@ def test_ranks_that_differ_by_module_are_not_predicted(tmp_path: Path) -> None:
     shapes = {"q": (9, 8), "v": (7, 8)}
     for name, q, v in (("a", 6, 2), ("b", 2, 6)):
         make(tmp_path / "clients", Spec(name, 2, shapes=shapes, ranks={"q": q, "v": v}))
-    aggregate(tmp_path / "clients", tmp_path / "global", Options(method="flexlora"))
+    aggregate(tmp_path / "clients", tmp_path / "global", AggregateOptions(method="flexlora"))
 
     report = diagnose([tmp_path / "global"], DiagnoseOptions(subject="rounds"))
 

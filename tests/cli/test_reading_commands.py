@@ -12,7 +12,7 @@ import pytest
 from support.adapters import Spec, make
 from typer.testing import CliRunner, Result
 
-from fedlora_cli import Options, aggregate
+from fedlora_cli import AggregateOptions, aggregate
 from fedlora_cli.cli import app
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -62,7 +62,7 @@ def wide(tmp_path: Path) -> Path:
         make(tmp_path / "round", Spec(name, rank=1 + k % 7, samples=samples, shapes={deep: (9, 8)}))
     for t in range(1, 31):
         place = tmp_path / f"a-rather-long-name-of-a-round-{t}"
-        aggregate([tmp_path / "round"], place, Options(max_count_ratio=1e12))
+        aggregate([tmp_path / "round"], place, AggregateOptions(max_count_ratio=1e12))
     return tmp_path
 
 

@@ -17,13 +17,13 @@ from support.corpus import CORPUS
 from support.damage import CONFIG, WEIGHTS, set_config
 from typer.testing import CliRunner
 
-from fedlora_cli import InputError, Options, aggregate
+from fedlora_cli import AggregateOptions, InputError, aggregate
 from fedlora_cli.cli import app
 from fedlora_cli.errors import UsageError
 from fedlora_cli.remote import Remote
 from fedlora_cli.rounds.preparation import prepare
 
-SKIP = Options(on_bad_client="skip")
+SKIP = AggregateOptions(on_bad_client="skip")
 GOOD = ("ann", "bob", "good")
 
 
@@ -109,7 +109,9 @@ def test_bytes_do_not_depend_on_how_paths_are_spelled(
     monkeypatch.chdir(home)
     results = {}
     for spelling, places in SPELLINGS.items():
-        report = aggregate(*places(home), Options(on_bad_client="skip", allow_copies=False))
+        report = aggregate(
+            *places(home), AggregateOptions(on_bad_client="skip", allow_copies=False)
+        )
         assert {one.name: one.reason for one in report.left_out} == REASONS
         results[spelling] = written(home / "out")
         shutil.rmtree(home / "out")
@@ -124,10 +126,10 @@ def test_a_client_is_named_alike_from_inside_its_folder(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_config(home / "round" / "ann", of_mine=1)
-    aggregate(home / "round" / "ann", home / "out", Options())
+    aggregate(home / "round" / "ann", home / "out", AggregateOptions())
     first = written(home / "out")
     monkeypatch.chdir(home / "round" / "ann")
-    aggregate(".", home / "out", Options(force=True))
+    aggregate(".", home / "out", AggregateOptions(force=True))
     assert written(home / "out") == first
     assert any("ann" in one for one in json.loads(first["fedlora.json"])["warnings"])
 
@@ -167,10 +169,10 @@ def test_the_person_is_told_where_a_link_leads(home: Path) -> None:
 
 
 def test_an_earlier_adapter_is_named_without_its_place(home: Path) -> None:
-    aggregate(home / "round", home / "before", Options())
+    aggregate(home / "round", home / "before", AggregateOptions())
     (home / "before" / "train_results.json").write_text('{"train_samples": 9}')
     (home / "before" / "fedlora.json").unlink()
-    report = aggregate(home / "round", home / "out", Options(previous=home / "before"))
+    report = aggregate(home / "round", home / "out", AggregateOptions(previous=home / "before"))
     assert [one for one in report.warnings if "is given as a global adapter" in one] == [
         "before is given as a global adapter, but tells a sample count like a client"
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.rounds.aggregate import aggregate
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_a_command_ends_as_its_work_does(command: str, streams: str, tmp_path: P
     ],
 )
 def test_a_finding_and_a_fault_keep_their_exit_codes(streams: str, tmp_path: Path) -> None:
-    aggregate([ROUND], tmp_path / "global", Options(method="flexlora"))
+    aggregate([ROUND], tmp_path / "global", AggregateOptions(method="flexlora"))
     for arguments, code in (
         ("diagnose global --fail-above 0", 1),
         ("predict --ranks 4,x", 2),

@@ -16,13 +16,13 @@ from support.damage import CONFIG, WEIGHTS, Damage, set_config, set_tensors, wit
 from typer.testing import CliRunner, Result
 
 import fedlora_cli as fedlora
-from fedlora_cli import InputError, Options, UsageError, aggregate, read_clients
+from fedlora_cli import AggregateOptions, InputError, UsageError, aggregate, read_clients
 from fedlora_cli.cli import app
-from fedlora_cli.rounds.aggregate import carry_out
+from fedlora_cli.rounds.aggregate import execute
 from fedlora_cli.rounds.preparation import prepare
 
 GOOD = ("ann", "bob", "good")
-SKIP = Options(on_bad_client="skip")
+SKIP = AggregateOptions(on_bad_client="skip")
 Q = "layers.0.q_proj"
 
 
@@ -54,7 +54,9 @@ def clients(whole: Path, tmp_path: Path) -> Path:
 
 def left_out(clients: Path, **options: Any) -> dict[str, str]:
     """Who is left out by what headers show, and why; the others take part."""
-    task = prepare(clients, clients.parent / "out", Options(on_bad_client="skip", **options))
+    task = prepare(
+        clients, clients.parent / "out", AggregateOptions(on_bad_client="skip", **options)
+    )
     assert len(task.plan.cohort.names) >= len(GOOD)
     return {one.name: one.reason for one in task.clients.left_out}
 
@@ -77,7 +79,7 @@ FAULTS = [
 def test_skip_leaves_out_whoever_is_refused_otherwise(clients: Path, fault: str) -> None:
     CORPUS[fault][0](clients / "bad")
     with pytest.raises(InputError) as refusal:
-        prepare(clients, clients.parent / "out", Options())
+        prepare(clients, clients.parent / "out", AggregateOptions())
 
     reasons = left_out(clients)
 
@@ -95,7 +97,7 @@ def test_values_are_looked_at_before_anything_is_aggregated(clients: Path, fault
 
     report = aggregate(clients, out, SKIP)
     shutil.rmtree(clients / "bad")
-    without = aggregate(clients, clients.parent / "without", Options())
+    without = aggregate(clients, clients.parent / "without", AggregateOptions())
 
     assert [one.name for one in report.left_out] == ["bad"]
     assert_one_result(out, clients.parent / "without")
@@ -129,7 +131,7 @@ def test_a_folder_that_is_named_twice_takes_part_once(clients: Path, tmp_path: P
     again = tmp_path / "round/../round/ann"
     for given in ([clients, clients / "ann"], [again, clients], [clients / "ann"] * 2):
         with pytest.raises(InputError, match="the same folder as"):
-            prepare(given, tmp_path / "out", Options())
+            prepare(given, tmp_path / "out", AggregateOptions())
         task = prepare(given, tmp_path / "out", SKIP)
         assert "ann" in task.plan.cohort.names
         assert task.clients.left_out == ()
@@ -143,7 +145,7 @@ def test_a_client_that_changes_after_its_header_was_read_is_left_out(clients: Pa
     with (clients / "bad" / WEIGHTS).open("r+b") as file:
         file.truncate(400)
 
-    report = carry_out(task)
+    report = execute(task)
 
     assert [(one.name, one.reason) for one in report.left_out] == [
         ("bad", f"{WEIGHTS}: changed while being read")
@@ -404,7 +406,7 @@ def test_a_count_far_beyond_the_median_is_refused(
         make(tmp_path / "round", Spec(f"c{k}", rank=2, samples=count))
     faults: list[InputError] = []
 
-    read_clients([tmp_path / "round"], report=faults.append, max_count_ratio=limit)
+    read_clients([tmp_path / "round"], on_fault=faults.append, max_count_ratio=limit)
 
     assert [fault.path for fault in faults] == [tmp_path / "round" / name for name in refused]
 
@@ -483,7 +485,7 @@ def test_copies_are_refused_left_out_or_counted_as_it_is_asked(
         aggregate(clients, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     skipped = aggregate(clients, tmp_path / "skipped", SKIP)
-    counted = aggregate(clients, tmp_path / "counted", Options(allow_copies=True))
+    counted = aggregate(clients, tmp_path / "counted", AggregateOptions(allow_copies=True))
 
     assert [one.name for one in skipped.left_out] == ["bad"]
     assert len(counted.clients) == 4
@@ -503,14 +505,16 @@ def test_a_copy_with_another_count_displaces_nobody(
     shutil.rmtree(clients / "bad")
     shutil.copytree(clients / "ann", clients / name)
     (clients / name / "fedlora.json").write_text(json.dumps({"samples": samples}))
-    options = Options(on_bad_client="skip", max_count_ratio=1000)
+    options = AggregateOptions(on_bad_client="skip", max_count_ratio=1000)
 
     with pytest.raises(InputError, match=r"same weights as .* give both one count in --samples"):
         aggregate(clients, clients.parent / "out", options)
 
     file = clients.parent / "counts.json"
     file.write_text(json.dumps(dict.fromkeys((*GOOD, name), 10)))
-    report = aggregate(clients, clients.parent / "out", Options(on_bad_client="skip", samples=file))
+    report = aggregate(
+        clients, clients.parent / "out", AggregateOptions(on_bad_client="skip", samples=file)
+    )
     assert [one.name for one in report.left_out] == [max(name, "ann")]
 
 
@@ -539,7 +543,7 @@ def nested(tmp_path: Path) -> Path:
 def test_an_adapter_in_a_folder_of_each_client_is_named(nested: Path, tmp_path: Path) -> None:
     (nested / "bob/checkpoint-10/fedlora.json").write_text('{"samples": 70}')
 
-    options = Options(adapter="checkpoint-10")
+    options = AggregateOptions(adapter="checkpoint-10")
     report = aggregate(nested, tmp_path / "out", options)
     apart = tmp_path / "apart"
     for row, name in zip(report.clients, GOOD, strict=True):
@@ -561,7 +565,7 @@ def test_the_last_checkpoint_of_each_client_is_taken(nested: Path, tmp_path: Pat
     (nested / "good/checkpoint-10").rename(nested / "good/checkpoint-100")
 
     read = read_clients([nested], adapter="checkpoint-*")
-    aggregate(nested, tmp_path / "out", Options(adapter="checkpoint-*"))
+    aggregate(nested, tmp_path / "out", AggregateOptions(adapter="checkpoint-*"))
     ends = {"ann": "checkpoint-9", "bob": "checkpoint-10", "good": "checkpoint-100"}
     for name, end in ends.items():
         shutil.copytree(nested / name / end, tmp_path / "apart" / name)
@@ -636,7 +640,7 @@ def test_who_has_another_adapter_than_the_one_named_is_at_fault(nested: Path) ->
 
     with pytest.raises(InputError, match="good: no adapter named checkpoint-10 in it, but in fold"):
         read_clients([nested], adapter="checkpoint-10")
-    skip = Options(adapter="checkpoint-10", on_bad_client="skip")
+    skip = AggregateOptions(adapter="checkpoint-10", on_bad_client="skip")
     task = prepare(nested, nested.parent / "out", skip)
     assert [one.name for one in task.clients.left_out] == ["good"]
 
@@ -666,7 +670,7 @@ def test_an_adapter_may_not_be_a_link_that_leads_out_of_the_folder(
 )
 def test_choices_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="out of range"):
-        Options(**options)
+        AggregateOptions(**options)
 
 
 def test_rounds_have_no_adapter_in_a_folder_of_their_own() -> None:

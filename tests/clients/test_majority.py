@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.adapters import PREFIX, WEIGHTS, Spec, make
 
-from fedlora_cli import AggregateReport, Options, aggregate, read_clients
+from fedlora_cli import AggregateOptions, AggregateReport, aggregate, read_clients
 from fedlora_cli.adapters.adapter import usual_dtype
 from fedlora_cli.aggregation.plan import make_plan
 from fedlora_cli.aggregation.routes import route_of
@@ -54,7 +54,9 @@ def written(folder: Path) -> set[str]:
 
 
 def outcome(root: Path, **options: Any) -> AggregateReport:
-    return aggregate([root / "round"], root / "out", Options(jobs=1, verify=True, **options))
+    return aggregate(
+        [root / "round"], root / "out", AggregateOptions(jobs=1, verify=True, **options)
+    )
 
 
 @pytest.mark.parametrize("name", COHORTS)
@@ -109,7 +111,7 @@ def test_a_single_float64_client_does_not_change_the_route(tmp_path: Path) -> No
     for k in range(4):
         make(tmp_path / "round", Spec(f"c{k}", 60, seed=k, shapes=shapes))
 
-    plan = make_plan(read_clients([tmp_path / "round"]).cohort, Options())
+    plan = make_plan(read_clients([tmp_path / "round"]).cohort, AggregateOptions())
 
     assert route_of(plan, "m").route == choose((700, 640), 300, 60, "float32").route
     assert choose((700, 640), 300, 60, "float32").route != "qr"

@@ -13,7 +13,7 @@ from support.peft_layers import applied, load, train
 from torch import Tensor, nn
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from fedlora_cli import InputError, Options, aggregate, distribute
+from fedlora_cli import AggregateOptions, InputError, aggregate, distribute
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 EXPERTS = 4
@@ -109,7 +109,7 @@ def test_older_experts_are_turned_where_shapes_tell(tmp_path: Path, width: int, 
     as_before(tmp_path / "round/a", version)
     as_before(tmp_path / "round/b", version)
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
 
     assert_mean(base, tmp_path / "out", own)
     assert config(tmp_path / "out")["peft_version"] == "0.19.0"
@@ -119,7 +119,7 @@ def test_each_client_gets_its_own_layout_back(tmp_path: Path) -> None:
     base = qwen()
     own = trained(base, tmp_path / "round", "ab")
     as_before(tmp_path / "round/a")
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora"))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora"))
 
     distribute(tmp_path / "out", tmp_path / "next", tmp_path / "round")
 
@@ -143,7 +143,7 @@ def test_a_model_of_the_few_is_the_same_in_both_layouts(tmp_path: Path) -> None:
     own = trained(base, tmp_path / "round", "ab")
     as_before(tmp_path / "round/a", exchange=False)
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
 
     assert_mean(base, tmp_path / "out", own)
 
@@ -161,7 +161,7 @@ def test_an_older_global_adapter_goes_on_with_newer_clients(tmp_path: Path) -> N
 
     found = []
     for previous in (newer, tmp_path / "older"):
-        options = Options(method="residual", previous=previous, verify=True)
+        options = AggregateOptions(method="residual", previous=previous, verify=True)
         aggregate([tmp_path / "second"], tmp_path / f"{previous.name}-next", options)
         found.append(applied(load(base, tmp_path / f"{previous.name}-next")))
 
@@ -202,7 +202,7 @@ def test_square_experts_of_two_versions_are_refused_by_that_reason(tmp_path: Pat
     with pytest.raises(InputError, match=r"PEFT before 0\.19 stored its experts, and their shapes"):
         aggregate([root], tmp_path / "out")
 
-    report = aggregate([root], tmp_path / "out", Options(on_bad_client="skip"))
+    report = aggregate([root], tmp_path / "out", AggregateOptions(on_bad_client="skip"))
     assert [one.name for one in report.left_out] == ["b"]
 
 
@@ -236,7 +236,7 @@ def test_one_newer_client_with_exchanged_sides_is_at_fault_itself(tmp_path: Path
     as_before(tmp_path / "round/a")
     as_before(tmp_path / "round/d", "0.21.0")  # it claims the newer layout, and has the older one
 
-    options = Options(method="flora", on_bad_client="skip")
+    options = AggregateOptions(method="flora", on_bad_client="skip")
     report = aggregate([tmp_path / "round"], tmp_path / "out", options)
 
     assert [one.name for one in report.left_out] == ["d"]

@@ -9,7 +9,7 @@ import torch
 from support.adapters import Spec, make
 from support.peft_layers import llama, train
 
-from fedlora_cli import InputError, Options, aggregate, inspect
+from fedlora_cli import AggregateOptions, InputError, aggregate, inspect
 from fedlora_cli.clients.compatibility import Undecided
 from fedlora_cli.clients.renames import renames
 
@@ -49,7 +49,7 @@ def test_the_fewer_under_another_name_are_at_fault(
     with refused as error:
         aggregate(tmp_path / "round", tmp_path / "out")
     report = inspect(tmp_path / "round")
-    left = aggregate(tmp_path / "round", tmp_path / "rest", Options(on_bad_client="skip"))
+    left = aggregate(tmp_path / "round", tmp_path / "rest", AggregateOptions(on_bad_client="skip"))
 
     assert error.value.path == odd / "adapter_model.safetensors"
     assert error.value.found.startswith(tuple(f"{fewest}.{end} is the same" for end in ends))
@@ -67,7 +67,7 @@ def test_of_two_it_is_not_known_who_is_at_fault(tmp_path: Path) -> None:
     with pytest.raises(Undecided, match="is the same module as"):
         aggregate(tmp_path / "round", tmp_path / "out")
     with pytest.raises(InputError, match=r"is the same module as .* nobody is left out"):
-        aggregate(tmp_path / "round", tmp_path / "out", Options(on_bad_client="skip"))
+        aggregate(tmp_path / "round", tmp_path / "out", AggregateOptions(on_bad_client="skip"))
 
 
 def test_a_wrapper_within_the_layers_is_seen_as_well(tmp_path: Path) -> None:
@@ -86,7 +86,9 @@ def test_the_previous_adapter_is_one_of_them(tmp_path: Path) -> None:
     aggregate(tmp_path / "older", tmp_path / "global")
 
     with pytest.raises(InputError, match="is the same module as"):
-        aggregate(tmp_path / "round", tmp_path / "out", Options(previous=tmp_path / "global"))
+        aggregate(
+            tmp_path / "round", tmp_path / "out", AggregateOptions(previous=tmp_path / "global")
+        )
 
 
 def test_heads_under_two_names_are_found(tmp_path: Path) -> None:

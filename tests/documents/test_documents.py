@@ -23,7 +23,7 @@ from fedlora_cli.reports import document
 from fedlora_cli.reports.aggregate import AggregateReport
 from fedlora_cli.reports.compare import CompareReport
 from fedlora_cli.reports.diagnose import DiagnoseReport
-from fedlora_cli.reports.handout import DistributeReport, InitReport
+from fedlora_cli.reports.distribution import DistributeReport, InitReport
 from fedlora_cli.reports.inspect import InspectReport
 from fedlora_cli.reports.predict import PredictReport
 from fedlora_cli.reports.schema import schema

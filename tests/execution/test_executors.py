@@ -26,9 +26,9 @@ from support.rounds import ROUND, make_round
 from typer.testing import CliRunner
 
 from fedlora_cli import (
+    AggregateOptions,
     ClusterError,
     InputError,
-    Options,
     OutputError,
     UsageError,
     VerificationError,
@@ -104,7 +104,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Of a round whose modules LAPACK would split over threads, with a bound on every weight."""
     root = tmp_path_factory.mktemp("plan")
     folders = [one.folder for one in make_round(root, SPECS)]
-    options = Options(max_weight=0.6, dtype="float64", rank=24, quorum=0.3)
+    options = AggregateOptions(max_weight=0.6, dtype="float64", rank=24, quorum=0.3)
     return make_plan(read_clients(folders).cohort, options)
 
 
@@ -244,7 +244,7 @@ def test_a_plan_can_be_sent_and_gives_the_same_weights(
 ) -> None:
     cohort = read_clients([one.folder for one in make_round(tmp_path, ROUND)]).cohort
     quorum = {"quorum": 0.4} if METHODS[method].with_quorum else {}
-    plan = make_plan(cohort, Options(method=method, **quorum, **bounds))  # type: ignore[arg-type]
+    plan = make_plan(cohort, AggregateOptions(method=method, **quorum, **bounds))  # type: ignore[arg-type]
 
     for part, names in Parts(plan, [plan.modules[:1], plan.modules[1:]]):
         sent = pickle.loads(packed(part))
@@ -264,7 +264,7 @@ def test_what_is_sent_is_as_large_as_its_modules_not_as_the_plan(tmp_path: Path)
         shapes = {f"layers.{i}.fc": (4, 4) for i in range(modules)}
         root = tmp_path / str(modules)
         folders = [make(root, Spec(f"c{k}", 2, shapes=shapes)).folder for k in range(3)]
-        plan = make_plan(read_clients(folders).cohort, Options())
+        plan = make_plan(read_clients(folders).cohort, AggregateOptions())
         return len(packed(plan.of(plan.modules[:1])))
 
     one, many = sent(1), sent(64)
@@ -317,7 +317,7 @@ def test_a_worker_with_other_versions_is_refused() -> None:
 )
 def test_what_is_no_cluster_is_wrong_usage(cluster: str) -> None:
     with pytest.raises(UsageError, match=r"--cluster: '.*' is no cluster; give tcp://HOST:PORT"):
-        Options(cluster=cluster)
+        AggregateOptions(cluster=cluster)
 
 
 def test_dask_that_is_not_installed_is_asked_for(
@@ -327,7 +327,7 @@ def test_dask_that_is_not_installed_is_asked_for(
     monkeypatch.setitem(sys.modules, "distributed", None)
 
     with pytest.raises(UsageError, match=r"needs Dask; pip install 'fedlora\[cluster\]'"):
-        aggregate(tmp_path / "round", tmp_path / "out", Options(cluster="local:2"))
+        aggregate(tmp_path / "round", tmp_path / "out", AggregateOptions(cluster="local:2"))
     assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,7 @@ import pytest
 from support.outputs import beside, never, whole
 from support.rounds import make_round
 
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.errors import FedloraError, OutputError
 from fedlora_cli.files import disk, folder
 from fedlora_cli.files.output import check_file, write_file
@@ -31,7 +31,7 @@ NO_SYNC = [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS]
 def here(tmp_path: Path) -> Path:
     """A round, and the global adapter `old` that was made of it."""
     make_round(tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flexlora"))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flexlora"))
     return tmp_path
 
 
@@ -59,8 +59,12 @@ def mounted(request, here: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-@pytest.mark.parametrize("options", [Options(), Options(force=True), Options(dry_run=True)])
-def test_a_mounted_folder_is_refused_before_the_work(mounted: Path, options: Options) -> None:
+@pytest.mark.parametrize(
+    "options", [AggregateOptions(), AggregateOptions(force=True), AggregateOptions(dry_run=True)]
+)
+def test_a_mounted_folder_is_refused_before_the_work(
+    mounted: Path, options: AggregateOptions
+) -> None:
     before = sorted(mounted.iterdir())
 
     wanted = f"a mounted folder, which cannot be replaced; give a folder inside it.*{mounted.name}"
@@ -74,7 +78,7 @@ def test_a_mounted_folder_is_refused_before_the_work(mounted: Path, options: Opt
 
 def test_the_way_out_of_a_mounted_folder_works(mounted: Path) -> None:
     aggregate([mounted.with_name("round")], mounted / "global")
-    aggregate([mounted.with_name("round")], mounted / "global", Options(force=True))
+    aggregate([mounted.with_name("round")], mounted / "global", AggregateOptions(force=True))
 
     whole(mounted / "global")
 
@@ -125,7 +129,7 @@ def test_what_cannot_be_flushed_is_written_all_the_same(
 ) -> None:
     monkeypatch.setattr(os, "fsync", refusing(number, kind))
 
-    aggregate([here / "round"], here / "out", Options(force=True))
+    aggregate([here / "round"], here / "out", AggregateOptions(force=True))
     distribute(here / "out", here / "handed", (), DistributeOptions(ranks=(1, 2)))
     write_file(here / "plot.png", b"a picture")
     monkeypatch.undo()
@@ -148,7 +152,7 @@ def test_where_only_the_name_is_not_on_the_disk_that_is_said(
 
     monkeypatch.setattr(folder, "_sync", sync)
     with pytest.raises(OutputError, match="it is there and whole") as caught:
-        aggregate([here / "round"], here / "out", Options(force=True))
+        aggregate([here / "round"], here / "out", AggregateOptions(force=True))
     monkeypatch.undo()
     assert os.strerror(number).lower() in str(caught.value)
     assert caught.value.exit_code == 4
@@ -186,7 +190,7 @@ def test_a_rename_that_will_be_refused_is_known_before_the_work(
         monkeypatch.setattr(Path, name, move)
 
     with pytest.raises(OutputError, match=os.strerror(number).lower()) as caught:
-        aggregate([here / "round"], here / "out", Options(force=True), never)
+        aggregate([here / "round"], here / "out", AggregateOptions(force=True), never)
     assert ("give a folder inside it" in str(caught.value)) == (only is not None)
     monkeypatch.undo()
     assert whole(here / "out") == before
@@ -205,7 +209,7 @@ def test_a_file_system_that_replaces_what_is_not_empty_loses_nothing(
         return really(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    aggregate([here / "round"], here / "out", Options(force=True))
+    aggregate([here / "round"], here / "out", AggregateOptions(force=True))
     assert whole(here / "out") != before
     assert beside(here / "out") == set()
 
@@ -228,5 +232,5 @@ def test_a_dry_run_knows_where_nothing_can_be_written(
     )
 
     with pytest.raises(FedloraError, match=message) as caught:
-        aggregate([here / "round"], here / name, Options(dry_run=dry), never)
+        aggregate([here / "round"], here / name, AggregateOptions(dry_run=dry), never)
     assert caught.value.exit_code == 4

@@ -22,7 +22,16 @@ from support.adapters import WEIGHTS, Spec, make
 from support.stores import Store
 from typer.testing import CliRunner
 
-from fedlora_cli import Adapter, Factors, InputError, Options, UsageError, aggregate, location, read
+from fedlora_cli import (
+    Adapter,
+    AggregateOptions,
+    Factors,
+    InputError,
+    UsageError,
+    aggregate,
+    location,
+    read,
+)
 from fedlora_cli.cli.app import app
 from fedlora_cli.clients.duplicates import digests_of
 from fedlora_cli.errors import raise_fault
@@ -673,12 +682,12 @@ def test_what_arrived_is_compared_with_what_was_sent(store: Store) -> None:
 
 def test_one_fresh_look_for_every_call(store: Store, tmp_path: Path) -> None:
     """In Python, one process serves many rounds: what one call saw, the next one asks anew."""
-    aggregate(ROUND, tmp_path / "one", Options(jobs=1))
+    aggregate(ROUND, tmp_path / "one", AggregateOptions(jobs=1))
     for key in [one for one in store.objects if "/cat/" in one]:
         del store.objects[key]
-    report = aggregate([ROUND], "s3://bucket/two", Options(jobs=1))
+    report = aggregate([ROUND], "s3://bucket/two", AggregateOptions(jobs=1))
     assert [row.name for row in report.clients] == ["ann", "bob"]
-    asked = Options(jobs=1, previous=location("s3://bucket/two"))
+    asked = AggregateOptions(jobs=1, previous=location("s3://bucket/two"))
     assert aggregate([ROUND], tmp_path / "three", asked).options == {"--previous": "two"}
 
 

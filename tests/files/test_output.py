@@ -24,19 +24,19 @@ from support.outputs import beside, never, whole
 from support.rounds import make_round
 
 from fedlora_cli import (
+    AggregateOptions,
     DistributeOptions,
     InitOptions,
     InputError,
-    Options,
     OutputError,
     aggregate,
     distribute,
-    initialise,
+    initialize,
 )
 from fedlora_cli.execution import engine
 from fedlora_cli.files import alone, folder
 from fedlora_cli.rounds import aggregate as workflow
-from fedlora_cli.rounds import handout
+from fedlora_cli.rounds import distribution
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
@@ -51,7 +51,7 @@ def test_same_bytes_for_any_order_of_clients_and_any_number_of_jobs(tmp_path: Pa
         itertools.product([folders, folders[::-1], folders[2:] + folders[:2]], [1, 2, 5])
     ):
         out = tmp_path / f"out{number}"
-        aggregate(order, out, Options(jobs=jobs))
+        aggregate(order, out, AggregateOptions(jobs=jobs))
         written.add(tuple((path.name, path.read_bytes()) for path in sorted(out.iterdir())))
 
     assert len(written) == 1
@@ -75,7 +75,9 @@ def test_same_bytes_for_any_number_of_jobs_on_modules_that_lapack_would_split(
     written = set()
     for number, jobs in enumerate([1, 2, 3, 2]):
         out = tmp_path / f"out{number}"
-        aggregate([tmp_path / "round"], out, Options(jobs=jobs, method=method, dtype="float64"))
+        aggregate(
+            [tmp_path / "round"], out, AggregateOptions(jobs=jobs, method=method, dtype="float64")
+        )
         written.add(tuple(path.read_bytes() for path in sorted(out.iterdir())))
 
     assert len(written) == 1
@@ -84,19 +86,19 @@ def test_same_bytes_for_any_number_of_jobs_on_modules_that_lapack_would_split(
 def test_an_existing_target_needs_force_and_only_adapters_are_replaced(tmp_path: Path) -> None:
     make_round(tmp_path)
     out = tmp_path / "out"
-    aggregate([tmp_path / "round"], out, Options(method="flexlora"))
+    aggregate([tmp_path / "round"], out, AggregateOptions(method="flexlora"))
     before = (out / "adapter_model.safetensors").read_bytes()
 
     with pytest.raises(OutputError, match=r"it exists already; .* --force"):
         aggregate([tmp_path / "round"], out)
     assert (out / "adapter_model.safetensors").read_bytes() == before
 
-    aggregate([tmp_path / "round"], out, Options(force=True))
+    aggregate([tmp_path / "round"], out, AggregateOptions(force=True))
     assert (out / "adapter_model.safetensors").read_bytes() != before
 
     (out / "thesis.tex").touch()
     with pytest.raises(OutputError, match=r"it holds thesis\.tex"):
-        aggregate([tmp_path / "round"], out, Options(force=True))
+        aggregate([tmp_path / "round"], out, AggregateOptions(force=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "round"]
 
 
@@ -108,7 +110,7 @@ def test_an_output_inside_an_input_is_refused(tmp_path: Path, where: str) -> Non
     stands = "around" if where in (".", "/") else "inside"
 
     with pytest.raises(InputError, match=f"{stands} the input"):
-        aggregate([tmp_path / "round"], tmp_path / where, Options(force=True))
+        aggregate([tmp_path / "round"], tmp_path / where, AggregateOptions(force=True))
 
 
 def test_a_global_adapter_can_be_renewed_in_place(tmp_path: Path) -> None:
@@ -119,11 +121,11 @@ def test_a_global_adapter_can_be_renewed_in_place(tmp_path: Path) -> None:
     before = (out / "adapter_model.safetensors").read_bytes()
 
     with pytest.raises(OutputError, match="--force"):
-        aggregate([tmp_path / "round"], out, Options(previous=out, quorum=0.9))
+        aggregate([tmp_path / "round"], out, AggregateOptions(previous=out, quorum=0.9))
     client = tmp_path / "round/ann"
     with pytest.raises(InputError, match="inside the input"):
-        aggregate([client], client, Options(previous=client, force=True))
-    aggregate([tmp_path / "round"], out, Options(previous=out, quorum=0.9, force=True))
+        aggregate([client], client, AggregateOptions(previous=client, force=True))
+    aggregate([tmp_path / "round"], out, AggregateOptions(previous=out, quorum=0.9, force=True))
     assert (out / "adapter_model.safetensors").read_bytes() != before
 
 
@@ -168,7 +170,7 @@ def test_top_level_names_are_targets_that_match_nothing_else(tmp_path: Path) -> 
     shapes = {"fc": (4, 5)}
     own = {"target_modules": "fc"}
     make_round(tmp_path, [Spec(name, rank=2, shapes=shapes, config=own) for name in "ab"])
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(verify=True))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -181,12 +183,12 @@ def test_top_level_names_are_targets_that_match_nothing_else(tmp_path: Path) -> 
 def old(tmp_path: Path) -> Path:
     """An adapter that is there already, beside the round that it is of."""
     make_round(tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flexlora"))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flexlora"))
     return tmp_path / "out"
 
 
 def renew(out: Path, stage: engine.Stage = engine.quiet) -> None:
-    aggregate([out.with_name("round")], out, Options(force=True), stage)
+    aggregate([out.with_name("round")], out, AggregateOptions(force=True), stage)
 
 
 def test_the_report_comes_last_and_knows_the_other_files(tmp_path: Path, monkeypatch) -> None:
@@ -195,7 +197,7 @@ def test_the_report_comes_last_and_knows_the_other_files(tmp_path: Path, monkeyp
     really = folder._sync
     monkeypatch.setattr(folder, "_sync", lambda path: (synced.append(path.name), really(path)))
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+    report = aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(verify=True))
 
     whole(tmp_path / "out")
     assert report.files == json.loads((tmp_path / "out/fedlora.json").read_text())["files"]
@@ -213,7 +215,7 @@ def test_a_second_writer_is_refused_before_it_begins(old: Path) -> None:
     with alone.alone_at(old):
         for spelled in (old, old / "../round/../out"):
             with pytest.raises(OutputError, match="another process is at work in it; wait for it"):
-                aggregate([old.with_name("round")], spelled, Options(force=True), never)
+                aggregate([old.with_name("round")], spelled, AggregateOptions(force=True), never)
         assert beside(old) == {".out.lock"}
     assert whole(old) == before
     assert beside(old) == set()
@@ -226,7 +228,7 @@ def test_adapters_handed_out_have_one_writer_as_well(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="another process"):
             distribute(client, start, (), DistributeOptions(ranks=(2,)), never)
         with pytest.raises(OutputError, match="another process"):
-            initialise(SAMPLES / "base", start, (), InitOptions(ranks=(2,)), never)
+            initialize(SAMPLES / "base", start, (), InitOptions(ranks=(2,)), never)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -468,17 +470,21 @@ def test_the_space_that_is_asked_for_is_what_the_weights_take(tmp_path: Path, mo
         [Spec(name, rank, tensors=head, config=SAVED) for name, rank in (("ann", 2), ("bob", 5))],
     )
     asked: list[int] = []
-    for module in (workflow, handout):
+    for module in (workflow, distribution):
         monkeypatch.setattr(module, "check_space", lambda target, needed: asked.append(needed))
 
-    for options in (Options(), Options(rank=3, dtype="bfloat16"), Options(energy=0.9)):
+    for options in (
+        AggregateOptions(),
+        AggregateOptions(rank=3, dtype="bfloat16"),
+        AggregateOptions(energy=0.9),
+    ):
         aggregate([tmp_path / "round"], tmp_path / "out", replace(options, force=True))
         assert asked.pop() == tensor_bytes(tmp_path / "out")
         if options.energy is not None:  # before its rank is known, whether there is any room
             assert asked.pop() == 0
     distribute(tmp_path / "out", tmp_path / "start", (), DistributeOptions(ranks=(2, 4)))
     start = InitOptions(ranks=(2, 4), target_modules=("fc1", "q_proj"))
-    initialise(SAMPLES / "base", tmp_path / "init", (), start)
+    initialize(SAMPLES / "base", tmp_path / "init", (), start)
 
     assert asked == [
         sum(map(tensor_bytes, (tmp_path / "start").iterdir())),
@@ -623,5 +629,5 @@ def test_what_is_no_place_for_an_output_is_refused_before_the_work(
     monkeypatch.chdir(empty / "in")
 
     with pytest.raises(OutputError, match=message):
-        aggregate([old.with_name("round")], name, Options(force=True), never)
+        aggregate([old.with_name("round")], name, AggregateOptions(force=True), never)
     assert sorted(old.parent.rglob("*")) == before

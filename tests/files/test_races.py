@@ -16,7 +16,7 @@ import torch
 from support.adapters import PREFIX, Spec, make
 from support.damage import CONFIG, WEIGHTS
 
-from fedlora_cli import InputError, Options, aggregate, read
+from fedlora_cli import AggregateOptions, InputError, aggregate, read
 from fedlora_cli.clients.duplicates import digests_of
 from fedlora_cli.errors import raise_fault
 from fedlora_cli.execution import engine
@@ -113,15 +113,15 @@ def test_an_upload_that_is_replaced_before_its_digest_is_taken_ends_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make(tmp_path / "round", Spec("a", rank=2)).folder
-    really = rounds_aggregate.screened
+    really = rounds_aggregate.drop_invalid_clients
 
-    def screened(*arguments: object) -> object:
+    def drop_invalid_clients(*arguments: object) -> object:
         replaced(folder / WEIGHTS)
         return really(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rounds_aggregate, "screened", screened)
+    monkeypatch.setattr(rounds_aggregate, "screened", drop_invalid_clients)
     with pytest.raises(InputError, match="changed while being read; wait until it is uploaded"):
-        aggregate(folder, tmp_path / "out", Options())
+        aggregate(folder, tmp_path / "out", AggregateOptions())
     assert not (tmp_path / "out").exists()
 
 

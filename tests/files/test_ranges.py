@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.adapters import Spec, make
 
-from fedlora_cli import InputError, Options, aggregate, read
+from fedlora_cli import AggregateOptions, InputError, aggregate, read
 from fedlora_cli.adapters import batches as groups
 from fedlora_cli.adapters.adapter import read_modules
 from fedlora_cli.adapters.batches import grouped
@@ -99,7 +99,7 @@ def test_one_range_of_every_client_brings_a_group(tmp_path: Path, ranges) -> Non
     number = len(grouped(adapters, adapters[0].modules))
     ranges.clear()
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(rank=2, jobs=1))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(rank=2, jobs=1))
 
     for one in adapters:
         own = [found for found in ranges if found[0] == str(one.weights_file)][-number:]

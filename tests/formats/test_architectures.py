@@ -21,7 +21,7 @@ from support.architectures import ARCHITECTURES, Architecture
 from support.peft_layers import train
 from torch import Tensor, nn
 
-from fedlora_cli import InitOptions, Options, aggregate, distribute, initialise
+from fedlora_cli import AggregateOptions, InitOptions, aggregate, distribute, initialize
 
 pytestmark = pytest.mark.long
 
@@ -145,7 +145,7 @@ def test_peft_applies_the_mean(tmp_path: Path, name: str, form: str) -> None:
             pytest.skip(f"PEFT refuses it: {error}")
     _, usual = loaded(base, tmp_path / "round/a")
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
     distribute(tmp_path / "out", tmp_path / "next", tmp_path / "round")
 
     found, said = loaded(base, tmp_path / "out")
@@ -176,7 +176,7 @@ def test_a_start_is_what_peft_makes_of_the_model(tmp_path: Path, name: str, targ
                 raise
             pytest.skip(f"PEFT refuses it: {error}")
 
-    initialise(
+    initialize(
         tmp_path / "base",
         tmp_path / "start",
         options=InitOptions(ranks=(2,), target_modules=chosen),

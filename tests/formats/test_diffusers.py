@@ -35,10 +35,10 @@ from support.stores import Store
 
 from fedlora_cli import (
     METHODS,
+    AggregateOptions,
     DiagnoseOptions,
     DistributeOptions,
     InputError,
-    Options,
     aggregate,
     compare,
     diagnose,
@@ -96,7 +96,7 @@ def test_every_component_keeps_its_names(tmp_path: Path, prefix: str, alphas: Al
     shapes = {prefix: {"blocks.0.to_k": (12, 9), "conv_in": (6, 4, 3, 3), "patch": (6, 2, 1, 2, 2)}}
     for client in ROUND:
         save(tmp_path / f"in/{client.name}.safetensors", tensors_of(client, alphas, shapes))
-    aggregate(tmp_path / "in", tmp_path / "out", Options(verify=True))
+    aggregate(tmp_path / "in", tmp_path / "out", AggregateOptions(verify=True))
 
     tensors = load_file(tmp_path / "out" / NAME)
     endings = ["lora_A.weight", "lora_B.weight", *(["alpha"] if alphas == "tensors" else [])]
@@ -112,7 +112,9 @@ def test_a_component_that_was_saved_alone_has_bare_names(tmp_path: Path) -> None
     for client in ROUND:
         path = tmp_path / "in" / client.name / NAME
         save(path, tensors_of(client, "metadata", shapes), metadata_of(client, shapes))
-    report = aggregate(tmp_path / "in", tmp_path / "out", Options(method="flexlora", verify=True))
+    report = aggregate(
+        tmp_path / "in", tmp_path / "out", AggregateOptions(method="flexlora", verify=True)
+    )
 
     found = applied(tmp_path / "out" / NAME)
     assert set(found) == set(SHAPES["unet"])
@@ -127,7 +129,9 @@ def test_the_written_file_holds_what_the_method_asks_for(
     tmp_path: Path, method: str, alphas: Alphas
 ) -> None:
     folder = make_round(tmp_path / "in", alphas, frozen=method == "ffa")
-    report = aggregate(folder, tmp_path / "out", Options(method=method, verify=True, jobs=1))
+    report = aggregate(
+        folder, tmp_path / "out", AggregateOptions(method=method, verify=True, jobs=1)
+    )
 
     found = applied(tmp_path / "out" / NAME)
     assert set(found) == set(MODULES)
@@ -182,7 +186,7 @@ def test_every_client_is_handed_its_own_rank_and_scale(tmp_path: Path, alphas: A
     # What was handed out is a round of clients again.
     for client in ROUND:
         shutil.copy(folder / client.name / "fedlora.json", tmp_path / "start" / client.name)
-    aggregate(tmp_path / "start", tmp_path / "next", Options(previous=tmp_path / "out"))
+    aggregate(tmp_path / "start", tmp_path / "next", AggregateOptions(previous=tmp_path / "out"))
 
 
 def test_an_alpha_that_the_files_cannot_hold_is_refused(tmp_path: Path) -> None:
@@ -235,7 +239,7 @@ def test_factors_have_three_spellings(tmp_path: Path, endings: Any, alphas: Alph
     fields = metadata_of(client) if alphas == "metadata" else None
     path = save(tmp_path / "in/bob" / NAME, tensors_of(client, alphas, endings=endings), fields)
     expected = applied(save(tmp_path / "x" / NAME, tensors_of(client, alphas), fields))
-    aggregate(path, tmp_path / "out", Options(dtype="float64"))
+    aggregate(path, tmp_path / "out", AggregateOptions(dtype="float64"))
 
     found = applied(tmp_path / "out" / NAME)
     assert set(found) == set(MODULES)
@@ -253,7 +257,7 @@ def test_the_content_tells_the_format_not_the_name(tmp_path: Path, place: str) -
         path = save(tmp_path / name / place, tensors)
         for named in {path, tmp_path / name / place.split("/")[0]}:
             assert read(named).format == name
-            aggregate(named, tmp_path / f"{name}-out", Options(force=True))
+            aggregate(named, tmp_path / f"{name}-out", AggregateOptions(force=True))
             written = sorted(one.name for one in (tmp_path / f"{name}-out").iterdir())
             assert (NAME in written) == (name == "diffusers")
 
@@ -326,7 +330,7 @@ def test_clients_agree_on_one_way(tmp_path: Path, tensors, fields, message) -> N
         aggregate(folder, tmp_path / "out")
     assert str(folder / "eve") in caught.value.where
     assert not (tmp_path / "out").exists()
-    report = aggregate(folder, tmp_path / "out", Options(on_bad_client="skip"))
+    report = aggregate(folder, tmp_path / "out", AggregateOptions(on_bad_client="skip"))
     assert [one.name for one in report.left_out] == ["eve"]
 
 
@@ -529,7 +533,7 @@ def test_same_bytes_for_any_order_of_clients_and_jobs(tmp_path: Path) -> None:
     written = set()
     for number, (order, jobs) in enumerate(((folders, 1), (folders[::-1], 2))):
         out = tmp_path / f"out{number}"
-        aggregate(order, out, Options(jobs=jobs))
+        aggregate(order, out, AggregateOptions(jobs=jobs))
         written.add(tuple(path.read_bytes() for path in sorted(out.iterdir())))
     assert len(written) == 1
 

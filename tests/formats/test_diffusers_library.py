@@ -18,7 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from support.adapters import truncated
 
-from fedlora_cli import InputError, Options, aggregate, distribute, read
+from fedlora_cli import AggregateOptions, InputError, aggregate, distribute, read
 
 diffusers = pytest.importorskip("diffusers", exc_type=ImportError)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -153,7 +153,7 @@ def test_it_applies_the_mean_of_what_it_applies_for_the_clients(
     clients = [loaded(case, folder) for folder in folders]
     # The full mean: the sum of the ranks is enough for all of it.
     report = aggregate(
-        tmp_path / "in", tmp_path / "out", Options(method="flexlora", rank=12, verify=True)
+        tmp_path / "in", tmp_path / "out", AggregateOptions(method="flexlora", rank=12, verify=True)
     )
 
     found = loaded(case, tmp_path / "out")

@@ -22,10 +22,10 @@ from support.adapters import Spec, make, relative_error, truncated
 
 from fedlora_cli import (
     METHODS,
+    AggregateOptions,
     DiagnoseOptions,
     DistributeOptions,
     InputError,
-    Options,
     aggregate,
     compare,
     diagnose,
@@ -170,7 +170,9 @@ def test_the_written_file_holds_what_the_method_asks_for(tmp_path: Path, method:
     clients = tuple(replace(one, frozen=method == "ffa") for one in ROUND)
     folder, counts = make_round(tmp_path, clients)
     report = aggregate(
-        folder, tmp_path / "out", Options(method=method, samples=counts, verify=True, jobs=1)
+        folder,
+        tmp_path / "out",
+        AggregateOptions(method=method, samples=counts, verify=True, jobs=1),
     )
 
     file = tmp_path / "out/lora.safetensors"
@@ -187,7 +189,7 @@ def test_the_written_file_holds_what_the_method_asks_for(tmp_path: Path, method:
 
 def test_the_written_folder_is_kohyas_and_says_so(tmp_path: Path) -> None:
     folder, counts = make_round(tmp_path)
-    aggregate(folder, tmp_path / "out", Options(samples=counts, dtype="float16"))
+    aggregate(folder, tmp_path / "out", AggregateOptions(samples=counts, dtype="float16"))
 
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["README.md", "fedlora.json", "lora.safetensors"]
@@ -219,7 +221,7 @@ def test_a_scale_that_float32_cannot_hold_is_kept(tmp_path: Path) -> None:
         Client("b", 4, 2.8, 1, alpha_dtype=torch.float64),
     )
     folder, _ = make_round(tmp_path, clients)
-    report = aggregate(folder, tmp_path / "out", Options(dtype="float64", verify=True))
+    report = aggregate(folder, tmp_path / "out", AggregateOptions(dtype="float64", verify=True))
 
     assert report.scale == 0.7
     assert read(tmp_path / "out").modules[TEXT].scale == 0.7
@@ -231,9 +233,9 @@ def test_same_bytes_for_any_order_of_clients_and_jobs(tmp_path: Path) -> None:
     written = set()
     for number, (order, jobs) in enumerate(itertools.product([files, files[::-1]], [1, 2])):
         out = tmp_path / f"out{number}"
-        aggregate(order, out, Options(samples=counts, jobs=jobs))
+        aggregate(order, out, AggregateOptions(samples=counts, jobs=jobs))
         written.add(tuple(path.read_bytes() for path in sorted(out.iterdir())))
-    aggregate(folder, tmp_path / "whole", Options(samples=counts))
+    aggregate(folder, tmp_path / "whole", AggregateOptions(samples=counts))
     written.add(tuple(path.read_bytes() for path in sorted((tmp_path / "whole").iterdir())))
 
     assert len(written) == 1
@@ -245,9 +247,11 @@ def test_rounds_build_on_each_other(tmp_path: Path) -> None:
     low = (ROUND[0], ROUND[3])
     files = [folder / f"{client.name}.safetensors" for client in low]
     (tmp_path / "low.json").write_text(json.dumps({c.name: c.samples for c in low}))
-    aggregate(files, tmp_path / "first", Options(samples=tmp_path / "low.json"))
-    aggregate(folder, tmp_path / "second", Options(samples=counts))
-    options = Options(samples=tmp_path / "low.json", previous=tmp_path / "second", verify=True)
+    aggregate(files, tmp_path / "first", AggregateOptions(samples=tmp_path / "low.json"))
+    aggregate(folder, tmp_path / "second", AggregateOptions(samples=counts))
+    options = AggregateOptions(
+        samples=tmp_path / "low.json", previous=tmp_path / "second", verify=True
+    )
     aggregate(files, tmp_path / "third", options)
 
     for module in SHAPES:
@@ -256,7 +260,7 @@ def test_rounds_build_on_each_other(tmp_path: Path) -> None:
         found = merged(tmp_path / "third/lora.safetensors", module)
         assert relative_error(found, truncated(expected, 5)) < 1e-6
 
-    flexlora = Options(
+    flexlora = AggregateOptions(
         method="flexlora",
         samples=counts,
         previous=tmp_path / "second",
@@ -274,7 +278,7 @@ def test_rounds_build_on_each_other(tmp_path: Path) -> None:
 
 def test_every_client_is_handed_its_own_rank_and_alpha(tmp_path: Path) -> None:
     folder, counts = make_round(tmp_path)
-    aggregate(folder, tmp_path / "out", Options(samples=counts))
+    aggregate(folder, tmp_path / "out", AggregateOptions(samples=counts))
     distribute(tmp_path / "out", tmp_path / "start", folder)
 
     whole = tmp_path / "out/lora.safetensors"
@@ -293,13 +297,13 @@ def test_every_client_is_handed_its_own_rank_and_alpha(tmp_path: Path) -> None:
     distribute(tmp_path / "out", tmp_path / "ranks", options=DistributeOptions(ranks=(2,)))
     assert read(tmp_path / "ranks/rank-2").format == "kohya"
     # What was handed out is a round of clients again, in folders of their own.
-    report = aggregate(tmp_path / "start", tmp_path / "again", Options(samples=counts))
+    report = aggregate(tmp_path / "start", tmp_path / "again", AggregateOptions(samples=counts))
     assert [row.name for row in report.clients] == [client.name for client in ROUND]
 
 
 def test_the_reading_commands_take_files(tmp_path: Path) -> None:
     folder, counts = make_round(tmp_path)
-    aggregate(folder, tmp_path / "out", Options(samples=counts))
+    aggregate(folder, tmp_path / "out", AggregateOptions(samples=counts))
 
     diagnosis = diagnose(folder, DiagnoseOptions(samples=counts))
     assert [row.name for row in diagnosis.adapters] == [client.name for client in ROUND]
@@ -317,7 +321,7 @@ def test_the_reading_commands_take_files(tmp_path: Path) -> None:
 
 def test_clients_that_are_files_have_counts_in_one_file_only(tmp_path: Path) -> None:
     folder, _ = make_round(tmp_path)
-    report = aggregate(folder, tmp_path / "out", Options(dry_run=True))
+    report = aggregate(folder, tmp_path / "out", AggregateOptions(dry_run=True))
     assert [row.name for row in report.clients] == ["ann", "bob", "cy", "dee"]
     assert any("no sample counts found" in warning for warning in report.warnings)
 
@@ -359,7 +363,7 @@ def test_a_snapshot_of_the_hub_is_a_folder_of_files(tmp_path: Path) -> None:
     for blob in blobs.iterdir():
         (snapshot / blob.name).symlink_to(f"../../blobs/{blob.name}")
 
-    report = aggregate(snapshot, tmp_path / "out", Options(dry_run=True))
+    report = aggregate(snapshot, tmp_path / "out", AggregateOptions(dry_run=True))
     assert [row.name for row in report.clients] == ["ann", "bob", "cy", "dee"]
 
 

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedlora_cli import formats
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.inspection.inspect import inspect
 from fedlora_cli.analysis.inspection.origin import origin
@@ -137,7 +137,7 @@ def test_what_no_reader_would_take_is_an_error_before_the_work(
     monkeypatch.setattr(module, name, most(here))
 
     with pytest.raises(OutputError, match=said) as caught:
-        aggregate(here / "round", here / "new", Options(**options), never)
+        aggregate(here / "round", here / "new", AggregateOptions(**options), never)
     assert caught.value.exit_code == 4
     assert not (here / "new").exists()
 
@@ -165,7 +165,7 @@ def test_the_report_is_never_longer_than_was_foreseen(
         write_client(tmp_path / f"round/client-é-{number}", range(modules), number + 1)
     foreseen: list[tuple[int, int]] = []
     monkeypatch.setattr(output, "check_report", lambda *sizes: foreseen.append(sizes))
-    aggregate(tmp_path / "round", tmp_path / "out", Options(clip_norm="auto"))
+    aggregate(tmp_path / "round", tmp_path / "out", AggregateOptions(clip_norm="auto"))
 
     content = (tmp_path / "out/fedlora.json").read_bytes()
     [(size, values)] = foreseen
@@ -250,7 +250,7 @@ def test_neighbors_are_found_in_linear_time(monkeypatch) -> None:
     """Twice the tensors, twice the looks at where they end."""
     looks = 0
 
-    class Looked(entries.Entry):
+    class Looked(entries.TensorInfo):
         @property
         def end(self) -> int:
             nonlocal looks
@@ -270,9 +270,9 @@ def test_neighbors_are_found_in_linear_time(monkeypatch) -> None:
 
 
 def test_ranges_end_at_gaps_and_hold_what_overlaps() -> None:
-    def made(*places: tuple[int, int]) -> list[entries.Entry]:
+    def made(*places: tuple[int, int]) -> list[entries.TensorInfo]:
         return [
-            entries.Entry(
+            entries.TensorInfo(
                 Path("x"), f"{start}", "uint8", (end - start,), start, end - start, State(0)
             )
             for start, end in places
@@ -301,7 +301,7 @@ def test_the_modules_of_a_mixture_go_through_every_command(tmp_path: Path) -> No
         for number in (1, 2)
     ]
     found = tmp_path / "global"
-    aggregate(tmp_path / "round", found, Options(method="flexlora", rank=2))
+    aggregate(tmp_path / "round", found, AggregateOptions(method="flexlora", rank=2))
     said = read_provenance(found)
     assert said is not None
     assert len(said.clients) == 2
@@ -309,7 +309,7 @@ def test_the_modules_of_a_mixture_go_through_every_command(tmp_path: Path) -> No
     assert inspect([found]).faults == ()
     assert diagnose([found]).adapters
     distribute(found, tmp_path / "handed", clients)
-    again = Options(method="residual", previous=found, verify=True)
+    again = AggregateOptions(method="residual", previous=found, verify=True)
     assert aggregate(tmp_path / "round", tmp_path / "next", again).verification is not None
 
     weights = load_file(found / "adapter_model.safetensors")

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from peft.tuners.lora import LoraModel
 from support.adapters import Spec, config, make
 
-from fedlora_cli import Options, aggregate
+from fedlora_cli import AggregateOptions, aggregate
 from fedlora_cli.adapters.adapter import Selection
 from fedlora_cli.errors import InputError, VerificationError
 from fedlora_cli.formats.peft.loading import check_loading
@@ -276,5 +276,5 @@ def test_verify_reads_the_written_config_as_peft_does(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(workflow, "verify", damaged)
     with pytest.raises(VerificationError, match=r"PEFT would not load layers\.0\.v_proj"):
-        aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+        aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(verify=True))
     assert not (tmp_path / "out").exists()

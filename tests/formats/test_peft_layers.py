@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from support.peft_layers import applied, llama, load, mixtral, train
 from torch import Tensor, nn
 
-from fedlora_cli import DistributeOptions, InputError, Options, aggregate, distribute
+from fedlora_cli import AggregateOptions, DistributeOptions, InputError, aggregate, distribute
 
 
 class Convolutions(nn.Module):
@@ -97,7 +97,7 @@ def test_peft_applies_the_mean_of_what_it_applied_for_the_clients(
     base = case.build()
     models, samples = cohort(case, base, tmp_path)
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
 
     found = applied(load(base, tmp_path / "out"))
     own = [applied(model) for model in models]
@@ -203,7 +203,7 @@ def test_dora_is_approximated_when_asked_for(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="give --dora approximate"):
         aggregate([tmp_path / "round"], tmp_path / "out")
-    options = Options(method="flora", dora="approximate", verify=True)
+    options = AggregateOptions(method="flora", dora="approximate", verify=True)
     report = aggregate([tmp_path / "round"], tmp_path / "out", options)
 
     assert any("averaged apart" in warning for warning in report.warnings)

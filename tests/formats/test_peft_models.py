@@ -22,7 +22,7 @@ from support.models import (
     wrap,
 )
 
-from fedlora_cli import METHODS, InputError, Options, aggregate
+from fedlora_cli import METHODS, AggregateOptions, InputError, aggregate
 
 
 @pytest.mark.parametrize("method", ["raflora", "flexlora", "flora", "fedavg", "rbla"])
@@ -33,7 +33,9 @@ def test_peft_applies_exactly_the_aggregated_update(tmp_path: Path, name: str, m
     base = case.build()
     clients = train(case, base, tmp_path)
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method, verify=True))
+    report = aggregate(
+        [tmp_path / "round"], tmp_path / "out", AggregateOptions(method=method, verify=True)
+    )
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -61,7 +63,7 @@ def test_training_goes_on_from_the_global_adapter_in_every_direction(tmp_path: P
     case = CASES["vit"]
     base = case.build()
     train(case, base, tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(rank=20))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(rank=20))
 
     model = PeftModel.from_pretrained(base, str(tmp_path / "out"), is_trainable=True)
     model(torch.randn(4, 3, 8, 8), labels=torch.arange(4)).loss.backward()

@@ -15,9 +15,9 @@ from support.peft_layers import applied, llama, load, mixtral, train
 from torch import nn
 
 from fedlora_cli import (
+    AggregateOptions,
     DistributeOptions,
     InputError,
-    Options,
     UsageError,
     aggregate,
     compare,
@@ -38,7 +38,7 @@ def test_a_bias_on_lora_B_is_handed_out_at_the_scaling_of_whom_it_is_for(
     base = llama()
     train(base, tmp_path / "round/one", 0, r=2, lora_alpha=2, lora_bias=True, **Q)
     train(base, tmp_path / "round/two", 1, r=4, lora_alpha=16, lora_bias=True, **Q)
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora"))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora"))
 
     distribute(tmp_path / "out", tmp_path / "next", () if to.ranks else tmp_path / "round", to)
 
@@ -58,7 +58,7 @@ def test_a_bias_on_lora_B_that_only_the_previous_adapter_has_stays_what_it_was(
     aggregate([tmp_path / "before"], tmp_path / "first")
     train(base, tmp_path / "round/one", 1, r=3, lora_alpha=3, lora_bias=True, **Q)
 
-    options = Options(previous=tmp_path / "first", verify=True)
+    options = AggregateOptions(previous=tmp_path / "first", verify=True)
     aggregate([tmp_path / "round"], tmp_path / "second", options)
 
     before, after = (applied(load(base, tmp_path / name)) for name in ("first", "second"))
@@ -110,7 +110,7 @@ def test_base_weights_of_one_client_do_not_replace_the_base_model(tmp_path: Path
     for k in range(4):
         make(tmp_path / "round", Spec(f"client-{k}", rank=2, tensors=own if k == 0 else {}))
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+    report = aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(verify=True))
 
     assert report.tensors == ()
     assert f"{PREFIX}model.embed_tokens.weight" not in load_file(tmp_path / "out" / WEIGHTS)
@@ -126,7 +126,7 @@ def test_base_weights_of_the_previous_adapter_stay_where_one_client_sends_others
     for k in range(4):
         make(tmp_path / "round", Spec(f"client-{k}", rank=2, tensors=evil if k == 0 else {}))
 
-    options = Options(previous=tmp_path / "last", verify=True)
+    options = AggregateOptions(previous=tmp_path / "last", verify=True)
     report = aggregate([tmp_path / "round"], tmp_path / "out", options)
 
     assert any("base weights that few clients send" in warning for warning in report.warnings)
@@ -204,7 +204,7 @@ def test_every_tensor_of_experts_is_read_once(
         look([tmp_path / "one"])
         assert sum("lora_B" in key for _, key in reads) == 4
     reads.clear()
-    aggregate([tmp_path / "one"], tmp_path / "out", Options(clip_norm="auto"))
+    aggregate([tmp_path / "one"], tmp_path / "out", AggregateOptions(clip_norm="auto"))
     assert sum("lora_B" in key for _, key in reads) == 2 * 4  # for the norms, and for the sum
 
 
@@ -223,4 +223,4 @@ def test_every_tensor_of_experts_is_read_once(
 )
 def test_words_that_are_no_choice_are_refused(choice: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="is out of range; it must be one of"):
-        Options(**choice)
+        AggregateOptions(**choice)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from support.adapters import Spec, make
 from support.damage import set_config
 
-from fedlora_cli import InputError, Options, aggregate, distribute, formats, inspect
+from fedlora_cli import AggregateOptions, InputError, aggregate, distribute, formats, inspect
 from fedlora_cli.errors import raise_fault
-from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.linalg.rounding import precision, same_up_to_rounding
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 }
 GPT: dict[str, Any] = {"vocab_size": 64, "n_layer": 1, "n_head": 2}
 #: Exact: the output has the ranks of all clients together.
-EXACT = Options(method="flexlora", rank=6, verify=True)
+EXACT = AggregateOptions(method="flexlora", rank=6, verify=True)
 
 #: The class of a model, its config, a module to adapt, and the names of its embeddings.
 MODELS: dict[str, tuple[str, dict[str, Any], str, set[str]]] = {
@@ -366,7 +366,11 @@ def test_factors_tied_in_some_clients_only_are_averaged_one_by_one(tmp_path: Pat
         for k, one in enumerate("ab")
     ]
 
-    aggregate(tmp_path / "c", tmp_path / "out", Options(method="flexlora", rank=6, missing="zero"))
+    aggregate(
+        tmp_path / "c",
+        tmp_path / "out",
+        AggregateOptions(method="flexlora", rank=6, missing="zero"),
+    )
 
     assert "ensure_weight_tying" not in json.loads((tmp_path / "out" / CONFIG).read_text())
     one, other = map(updates, trained)
@@ -394,7 +398,9 @@ def test_base_weights_of_another_dtype_are_the_same(
         make(tmp_path / "round", Spec(name, rank=2, tensors={"lm_head.weight": own.clone()}))
     for policy in ("refuse", "skip"):
         report = aggregate(
-            tmp_path / "round", tmp_path / policy, Options(on_bad_client=policy, verify=True)
+            tmp_path / "round",
+            tmp_path / policy,
+            AggregateOptions(on_bad_client=policy, verify=True),
         )
         assert report.left_out == ()
         assert torch.equal(others(tmp_path / policy)["lm_head.weight"], loaded)
@@ -406,7 +412,7 @@ def test_base_weights_of_another_dtype_are_the_same(
 
     with pytest.raises(InputError, match=r"b/adapter_model.*base weights lm_head.weight differ"):
         aggregate(tmp_path / "round", tmp_path / "no")
-    skip = Options(on_bad_client="skip")
+    skip = AggregateOptions(on_bad_client="skip")
     report = aggregate(tmp_path / "round", tmp_path / "without", skip)
     assert [one.name for one in report.left_out] == ["b"]
     assert len(inspect(tmp_path / "round", values=True).faults) == 1
@@ -425,7 +431,7 @@ def test_three_precisions_are_one_base(tmp_path: Path) -> None:
     for name, own in versions.items():
         make(tmp_path / "round", Spec(name, rank=2, tensors={"lm_head.weight": own}))
 
-    skip = Options(on_bad_client="skip", verify=True)
+    skip = AggregateOptions(on_bad_client="skip", verify=True)
     report = aggregate(tmp_path / "round", tmp_path / "out", skip)
 
     assert [one.name for one in report.left_out] == ["e"]
@@ -458,7 +464,7 @@ def test_a_field_that_is_not_known_is_told_and_agreed_on(value: Any, tmp_path: P
 
     found = f"may change what the tensors mean: use_newlora = {json.dumps(value)}"
     assert any(warning.endswith(found) for warning in report.warnings)
-    options = Options(previous=tmp_path / "out")
+    options = AggregateOptions(previous=tmp_path / "out")
     aggregate(tmp_path / "round", tmp_path / "next", options)
     distribute(tmp_path / "out", tmp_path / "handed", [tmp_path / "round/a"])
     shutil.copytree(tmp_path / "round", tmp_path / "mixed")
@@ -519,13 +525,13 @@ def test_what_is_tied_is_told_by_reading_each_tensor_once(
 ) -> None:
     """Twice as many tensors are twice the work, not four times."""
     calls: list[str] = []
-    original = Entry.read
+    original = TensorInfo.read
 
-    def read(self: Entry, report: Any = raise_fault) -> torch.Tensor:
+    def read(self: TensorInfo, report: Any = raise_fault) -> torch.Tensor:
         calls.append(self.key)
         return original(self, report)
 
-    monkeypatch.setattr(Entry, "read", read)
+    monkeypatch.setattr(TensorInfo, "read", read)
     reads = []
     for count in (20, 40):
         tensors = {f"heads.h{n}.weight": torch.full((5, 4), float(n)) for n in range(count)}

@@ -29,7 +29,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from fedlora_cli import InputError, Options, aggregate, distribute
+from fedlora_cli import AggregateOptions, InputError, aggregate, distribute
 from fedlora_cli.adapters.adapter import Selection
 from fedlora_cli.formats.peft.selection import (
     modules_to_save,
@@ -259,7 +259,7 @@ def test_old_names_of_modules_load_wherever_the_clients_adapters_do(tmp_path: Pa
         renamed(folder)
         assert set(applied(load(base, folder))) == set(own[name])
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
     distribute(tmp_path / "out", tmp_path / "next", tmp_path / "round")
 
     found = applied(load(base, tmp_path / "out"))
@@ -281,7 +281,7 @@ def test_layers_of_several_clients_are_all_loaded(tmp_path: Path) -> None:
         own |= applied(train(base, folder, k, r=2 * (k + 1), **fields))
         renamed(folder)
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
 
     found = applied(load(base, tmp_path / "out"))
     assert set(found) == set(own)
@@ -311,7 +311,7 @@ def test_trained_tokens_of_tied_embeddings_are_loaded(
         for k, name in enumerate("ab")
     ]
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
     distribute(tmp_path / "out", tmp_path / "next", tmp_path / "round")
 
     found = applied(load(base, tmp_path / "out"))
@@ -365,7 +365,7 @@ def test_what_peft_makes_of_the_targets_of_a_mixture(tmp_path: Path, build: str,
         folder = tmp_path / "round" / name
         own[name] = applied(train(base, folder, k, r=2 * (k + 1), lora_alpha=3, **arguments))
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
     distribute(tmp_path / "out", tmp_path / "next", tmp_path / "round")
 
     found = applied(load(base, tmp_path / "out"))
@@ -391,7 +391,7 @@ def test_parameters_may_be_spelled_in_several_ways(tmp_path: Path) -> None:
         for k, fields in enumerate(spellings)
     ]
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method="flora", verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method="flora", verify=True))
 
     found = applied(load(base, tmp_path / "out"))
     assert set(found) == set(own[2])
@@ -453,6 +453,6 @@ def test_expressions_among_modules_to_save_are_refused(tmp_path: Path, name: str
 
     with pytest.raises(InputError, match=r"b/adapter_config\.json: modules_to_save names '"):
         aggregate([tmp_path / "round"], tmp_path / "out")
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(on_bad_client="skip"))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(on_bad_client="skip"))
 
     assert config(tmp_path / "out")["modules_to_save"] is None

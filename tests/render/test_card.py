@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from support.adapters import Spec, make
 
-from fedlora_cli import Options, aggregate
+from fedlora_cli import AggregateOptions, aggregate
 from fedlora_cli.clients.reading import LeftOut
 from fedlora_cli.reports.aggregate import AggregateReport
 from fedlora_cli.reports.model_card import model_card
@@ -47,7 +47,7 @@ MORE = re.compile(
 def report(tmp_path_factory: pytest.TempPathFactory) -> AggregateReport:
     folder = tmp_path_factory.mktemp("card")
     make(folder / "round", Spec("a", rank=2, samples=1))
-    return aggregate(folder / "round", folder / "out", Options(dry_run=True))
+    return aggregate(folder / "round", folder / "out", AggregateOptions(dry_run=True))
 
 
 def card_of(report: AggregateReport, text: str) -> tuple[str, str]:

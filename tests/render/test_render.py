@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from support.adapters import Spec, make
 
-from fedlora_cli import AggregateReport, Options, aggregate
+from fedlora_cli import AggregateOptions, AggregateReport, aggregate
 from fedlora_cli.render import progress
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import Bar, Column, Table, View
@@ -26,7 +26,7 @@ from fedlora_cli.reports.model_card import model_card
 def report(tmp_path: Path) -> AggregateReport:
     for name, rank in (("ann", 2), ("bob", 4)):
         make(tmp_path / "round", Spec(name, rank=rank, samples=10))
-    return aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+    return aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(verify=True))
 
 
 def shown(report: AggregateReport, *, modules: bool = False, width: int = 80) -> str:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from support.adapters import Spec
 from support.rounds import SHAPES, expected_update, make_round
 
-from fedlora_cli import InputError, Options, aggregate
+from fedlora_cli import AggregateOptions, InputError, aggregate
 
 
 def test_the_report_says_what_was_found(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_provenance_travels_with_the_weights(tmp_path: Path) -> None:
     import hashlib
 
     made = make_round(tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(quorum=0.25))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(quorum=0.25))
 
     with safe_open(tmp_path / "out/adapter_model.safetensors", "pt") as file:
         metadata = file.metadata()
@@ -86,7 +86,7 @@ def test_a_dry_run_reads_headers_and_writes_nothing(tmp_path: Path) -> None:
         content[-4:] = np.float32("nan").tobytes()  # a value that no run would accept
         path.write_bytes(content)
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(dry_run=True))
+    report = aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(dry_run=True))
 
     assert not (tmp_path / "out").exists()
     assert (report.rank, report.shared_rank, report.energy_ratio) == (6, 2, None)
@@ -97,7 +97,7 @@ def test_a_dry_run_reads_headers_and_writes_nothing(tmp_path: Path) -> None:
 def test_missing_zero_says_where_it_changes_nothing(tmp_path: Path) -> None:
     make_round(tmp_path, [Spec("a", 2, samples=30), Spec("b", 3, samples=10)])
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(missing="zero"))
+    report = aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(missing="zero"))
 
     assert any("--missing zero changes nothing under raflora" in w for w in report.warnings)
 
@@ -120,7 +120,9 @@ def test_a_rank_index_that_one_client_owns_in_one_module_is_told(tmp_path: Path)
 def test_a_quorum_without_a_previous_adapter_says_what_is_lost(tmp_path: Path) -> None:
     make_round(tmp_path)
 
-    for number, options in enumerate((Options(quorum=0.9), Options(method="residual"))):
+    for number, options in enumerate(
+        (AggregateOptions(quorum=0.9), AggregateOptions(method="residual"))
+    ):
         report = aggregate([tmp_path / "round"], tmp_path / f"out{number}", options)
         assert any("without --previous, what the holders" in w for w in report.warnings)
     plain = aggregate([tmp_path / "round"], tmp_path / "plain")

@@ -19,10 +19,10 @@ import pytest
 from support.attacks import ATTACKS, HEAD, RANKS, F, Scene, head_1000, scene, write_all
 from support.readme_attacks import MORE, PLACE
 
-from fedlora_cli import Adapter, Cohort, InputError, Options, aggregate, read, read_clients
+from fedlora_cli import Adapter, AggregateOptions, Cohort, InputError, aggregate, read, read_clients
 from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.plan import Plan, make_plan
-from fedlora_cli.aggregation.reading import read_modules
+from fedlora_cli.aggregation.reading import read_terms
 from fedlora_cli.aggregation.sums import weighted_sum
 from fedlora_cli.clients.cohort import align
 from fedlora_cli.clients.tensor_checks import look_at
@@ -33,16 +33,16 @@ from fedlora_cli.rounds.tensors import average_tensor
 #: How many rounds are in the JSON; the tests repeat the first one.
 ROUNDS = 16
 
-_TOGETHER = Options(quorum=0.5, missing="zero", clip_norm="auto")
+_TOGETHER = AggregateOptions(quorum=0.5, missing="zero", clip_norm="auto")
 
 #: What `aggregate` has against it, by the words of the README.
 DEFENCES = {
-    "none": Options(),
-    "quorum 0.5": Options(quorum=0.5),
-    "max weight 0.1": Options(max_weight=0.1),
-    "clip": Options(clip_norm="auto"),
-    "Multi-Krum": Options(robust="multi-krum", attackers=F),
-    "geometric median": Options(robust="geometric-median"),
+    "none": AggregateOptions(),
+    "quorum 0.5": AggregateOptions(quorum=0.5),
+    "max weight 0.1": AggregateOptions(max_weight=0.1),
+    "clip": AggregateOptions(clip_norm="auto"),
+    "Multi-Krum": AggregateOptions(robust="multi-krum", attackers=F),
+    "geometric median": AggregateOptions(robust="geometric-median"),
     "together, Multi-Krum": replace(_TOGETHER, robust="multi-krum", attackers=F),
     "together, median": replace(_TOGETHER, robust="geometric-median"),
 }
@@ -62,7 +62,7 @@ class Round:
 def make_round(place: Path, seed: int) -> Round:
     found = scene(seed)
     write_all(found.earlier, place / "earlier", "honest")
-    aggregate([place / "earlier"], place / "previous", Options(jobs=1))
+    aggregate([place / "earlier"], place / "previous", AggregateOptions(jobs=1))
     write_all(found.honest, place / "honest", "honest")
     honest = read_clients([place / "honest"]).cohort
     return Round(place, found, honest, read(place / "previous"))
@@ -82,7 +82,7 @@ def attacked(one: Round, attack: str) -> Cohort:
     return align([client for client in cohort.clients if client.adapter.path not in bad])
 
 
-def planned(cohort: Cohort, options: Options, previous: Adapter) -> Plan:
+def planned(cohort: Cohort, options: AggregateOptions, previous: Adapter) -> Plan:
     plan = make_plan(cohort, options, previous)
     return bounded(plan, 1, engine.quiet("")) if is_bounded(plan) else plan
 
@@ -94,7 +94,7 @@ def update(plan: Plan) -> Values:
     """The global update before it is truncated, by module."""
     sums = {}
     for name in plan.modules:
-        [found] = read_modules(plan, [name])
+        [found] = read_terms(plan, [name])
         rule = plan.rule(plan.holdings(name, found.norms))
         target = weighted_sum(plan, found, rule)
         terms = zip(target.terms, target.weights, strict=True)
@@ -108,7 +108,7 @@ def head(plan: Plan) -> Values:
 
 
 @cache
-def alone(one: Round, options: Options, of: Callable[[Plan], Values]) -> Values:
+def alone(one: Round, options: AggregateOptions, of: Callable[[Plan], Values]) -> Values:
     """What the honest clients give."""
     return of(planned(one.honest, options, one.previous))
 
@@ -119,7 +119,7 @@ def away(found: Values, expected: Values) -> float:
     return float((apart / sum(float(np.square(one).sum()) for one in expected.values())) ** 0.5)
 
 
-def movement(one: Round, attack: str, options: Options) -> float:
+def movement(one: Round, attack: str, options: AggregateOptions) -> float:
     """How far the global adapter moves from that of the honest clients alone, all of them trusted:
     of the update, or of the head where that is attacked.
     """
@@ -129,12 +129,12 @@ def movement(one: Round, attack: str, options: Options) -> float:
     return away(found, alone(one, trusting, of))
 
 
-def cost(one: Round, options: Options) -> float:
+def cost(one: Round, options: AggregateOptions) -> float:
     """How far a defence moves the update of honest clients from that without any."""
-    return away(alone(one, options, update), alone(one, Options(), update))
+    return away(alone(one, options, update), alone(one, AggregateOptions(), update))
 
 
-def trust_by_rank(one: Round, options: Options) -> dict[str, float]:
+def trust_by_rank(one: Round, options: AggregateOptions) -> dict[str, float]:
     """The mean trust in honest clients among themselves."""
     trust = planned(one.honest, options, one.previous).trust
     assert trust is not None
@@ -248,15 +248,15 @@ def test_honest_clients_of_every_rank_are_trusted(measured: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "options",
     [
-        Options(method="flexlora"),
-        Options(basis="svd"),
+        AggregateOptions(method="flexlora"),
+        AggregateOptions(basis="svd"),
         replace(DEFENCES[MEDIAN], basis="svd"),
         replace(DEFENCES[KRUM], basis="svd"),
     ],
     ids=["flexlora", "svd", "svd-median", "svd-krum"],
 )
 def test_another_basis_is_no_attack_where_the_basis_does_not_matter(
-    options: Options, first: Round
+    options: AggregateOptions, first: Round
 ) -> None:
     honest = update(planned(attacked(first, MORE), options, first.previous))
     for attack in ("basis (10⁶ B, 10⁻⁶ A)", "basis (B Q, Qᵀ A)"):
@@ -266,7 +266,7 @@ def test_another_basis_is_no_attack_where_the_basis_does_not_matter(
 
 def test_another_basis_moves_raflora_as_stored(first: Round) -> None:
     honest, blown, scrambled = (
-        update(planned(attacked(first, attack), Options(), first.previous))
+        update(planned(attacked(first, attack), AggregateOptions(), first.previous))
         for attack in (MORE, "basis (10⁶ B, 10⁻⁶ A)", "basis (B Q, Qᵀ A)")
     )
 
@@ -279,11 +279,13 @@ def test_byte_identical_sybils_are_refused_and_others_count(first: Round, tmp_pa
     copies = write_all(uploads, tmp_path / "copies", "sybil")
     paths = [first.place / "honest", copies]
     with pytest.raises(InputError, match="sybil-0"):
-        aggregate(paths, tmp_path / "out", Options(jobs=1))
-    aggregate(paths, tmp_path / "copied", Options(jobs=1, allow_copies=True))
+        aggregate(paths, tmp_path / "out", AggregateOptions(jobs=1))
+    aggregate(paths, tmp_path / "copied", AggregateOptions(jobs=1, allow_copies=True))
 
     perturbed = write_all(ATTACKS["sign flip by 6 sybils"](first.scene), tmp_path / "six", "sybil")
-    report = aggregate([first.place / "honest", perturbed], tmp_path / "out", Options(jobs=1))
+    report = aggregate(
+        [first.place / "honest", perturbed], tmp_path / "out", AggregateOptions(jobs=1)
+    )
     assert len(report.clients) == len(RANKS) + 6
 
 
@@ -293,7 +295,7 @@ def test_inflated_counts_pass_up_to_the_ratio(first: Round, tmp_path: Path) -> N
     for name, uploads, ratio in (("ninety", inflated, 10.0), ("more", more, 100.0)):
         paths = [first.place / "honest", write_all(uploads, tmp_path / name, "upload")]
         with pytest.raises(InputError, match="upload-0"):
-            aggregate(paths, tmp_path / "out", Options(jobs=1, max_count_ratio=ratio))
+            aggregate(paths, tmp_path / "out", AggregateOptions(jobs=1, max_count_ratio=ratio))
 
 
 # --- the measurement ------------------------------------------------------------------------------

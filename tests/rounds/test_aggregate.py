@@ -13,7 +13,7 @@ from support import oracle
 from support.adapters import Made, Spec, make, relative_error, truncated, written_update
 from support.rounds import ROUND, SHAPES, expected_update, make_round
 
-from fedlora_cli import METHODS, Options, aggregate
+from fedlora_cli import METHODS, AggregateOptions, aggregate
 
 
 def share_A(made: list[Made]) -> None:
@@ -38,7 +38,9 @@ def test_the_written_update_equals_the_dense_reference(tmp_path: Path, method: s
     if method == "ffa":
         share_A(made)
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method, verify=True))
+    report = aggregate(
+        [tmp_path / "round"], tmp_path / "out", AggregateOptions(method=method, verify=True)
+    )
 
     truncates = METHODS[method].compress == "svd"
     for module in SHAPES:
@@ -54,7 +56,11 @@ def test_the_written_update_equals_the_dense_reference(tmp_path: Path, method: s
 def test_any_split_and_rank_is_the_best_of_its_rank(tmp_path: Path, split, rank: int) -> None:
     made = make_round(tmp_path)
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(rank=rank, split=split, verify=True))
+    aggregate(
+        [tmp_path / "round"],
+        tmp_path / "out",
+        AggregateOptions(rank=rank, split=split, verify=True),
+    )
 
     for module in SHAPES:
         expected = expected_update(made, module, "raflora", rank)
@@ -68,8 +74,12 @@ def test_any_split_and_rank_is_the_best_of_its_rank(tmp_path: Path, split, rank:
 def test_every_dtype_is_written_within_its_rounding(tmp_path: Path, dtype, error: float) -> None:
     made = make_round(tmp_path)
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(dtype=dtype, verify=True))
-    aggregate([tmp_path / "round"], tmp_path / "whole", Options(dtype=dtype, rank=31, verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(dtype=dtype, verify=True))
+    aggregate(
+        [tmp_path / "round"],
+        tmp_path / "whole",
+        AggregateOptions(dtype=dtype, rank=31, verify=True),
+    )
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, dtype)}
@@ -84,7 +94,7 @@ def test_more_ranks_than_the_smaller_side_take_the_dense_route_with_the_same_acc
     specs = [Spec(f"c{i}", rank=6, samples=i + 1, seed=i) for i in range(5)]
     made = make_round(tmp_path, specs)
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(verify=True))
 
     for module in specs[0].shapes:
         expected = expected_update(made, module, "raflora", 6)
@@ -109,14 +119,14 @@ def test_one_client_alone_comes_back_with_its_update_and_scaling(tmp_path: Path)
     one = make(tmp_path, Spec("only", rank=3, alpha=6))
     for method in METHODS:
         out = tmp_path / method
-        aggregate([one.folder], out, Options(method=method))
+        aggregate([one.folder], out, AggregateOptions(method=method))
         for module in one.factors:
             assert relative_error(written_update(out, module), one.update(module)) < 2e-7
 
 
 def test_padding_can_be_trained_and_changes_nothing(tmp_path: Path) -> None:
     made = make_round(tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(rank=30))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(rank=30))
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     for module, (rows, columns) in SHAPES.items():
@@ -138,7 +148,7 @@ def test_clients_that_trained_nothing_give_an_adapter_that_can_still_be_trained(
         tensors = load_file(path)
         save_file({k: t * ("lora_A" in k) for k, t in tensors.items()}, path)
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+    report = aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(verify=True))
 
     assert report.energy_ratio is None
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
@@ -158,7 +168,7 @@ def test_a_module_that_a_client_lacks_counts_as_the_option_says(tmp_path: Path, 
         ],
     )
 
-    options = Options(method="flexlora", missing=missing)
+    options = AggregateOptions(method="flexlora", missing=missing)
     report = aggregate([tmp_path / "round"], tmp_path / "out", options)
 
     share = 1.0 if missing == "renormalize" else 0.75
@@ -170,7 +180,7 @@ def test_a_module_that_a_client_lacks_counts_as_the_option_says(tmp_path: Path, 
 def test_energy_instead_of_a_rank_keeps_that_much_in_every_module(tmp_path: Path) -> None:
     made = make_round(tmp_path)
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(energy=0.9))
+    report = aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(energy=0.9))
 
     assert report.rank is not None
     kept = []
@@ -186,13 +196,13 @@ def test_energy_instead_of_a_rank_keeps_that_much_in_every_module(tmp_path: Path
 def test_previous_fills_the_partition_whose_holders_are_absent(tmp_path: Path) -> None:
     """The rank does not shrink, and the energy of the absent high ranks is still there."""
     make_round(tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "first", Options(method="flexlora", rank=9))
+    aggregate([tmp_path / "round"], tmp_path / "first", AggregateOptions(method="flexlora", rank=9))
     first = {module: written_update(tmp_path / "first", module) for module in SHAPES}
     low = [Spec(f"low{i}", rank=2, samples=5 + i, alpha=9, shapes=SHAPES) for i in range(2)]
     made = [make(tmp_path / "second", spec) for spec in low]
 
     for method in ("raflora", "residual"):
-        options = Options(method=method, previous=tmp_path / "first", verify=True)
+        options = AggregateOptions(method=method, previous=tmp_path / "first", verify=True)
         report = aggregate([tmp_path / "second"], tmp_path / method, options)
 
         assert report.rank == 9
@@ -214,7 +224,7 @@ def test_momentum_adds_the_step_between_the_last_two_globals(tmp_path: Path) -> 
         aggregate(folders, tmp_path / f"global{number}")
 
     for method in ("flexlora", "raflora"):
-        options = Options(
+        options = AggregateOptions(
             method=method,
             momentum=0.8,
             previous=tmp_path / "global1",
@@ -240,7 +250,7 @@ def test_the_svd_basis_makes_raflora_independent_of_how_clients_store_their_fact
     for turn in ("as made", "rotated"):
         for basis in ("stored", "svd"):
             out = tmp_path / f"{turn} {basis}"
-            aggregate([tmp_path / "round"], out, Options(basis=basis))
+            aggregate([tmp_path / "round"], out, AggregateOptions(basis=basis))
             results[turn, basis] = written_update(out, "layers.1.fc")
         for one in made:
             path = one.folder / "adapter_model.safetensors"
@@ -267,7 +277,7 @@ def test_heads_are_averaged_by_samples_and_counters_rounded(tmp_path: Path) -> N
 
     make_round(tmp_path, [spec("a", 30, 1.0, 10), spec("b", 10, 5.0, 13), Spec("c", 3, samples=99)])
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(verify=True))
+    report = aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(verify=True))
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     assert (tensors["base_model.model.score.weight"] == 2.0).all()
@@ -281,7 +291,9 @@ def test_a_rank_index_without_weight_is_padded_not_dead(tmp_path: Path) -> None:
     """Zero in both factors could never be trained."""
     make_round(tmp_path, [Spec("a", 2, samples=30), Spec("b", 6, samples=0)])
     for method in ("fedavg", "rbla"):
-        aggregate([tmp_path / "round"], tmp_path / method, Options(method=method, verify=True))
+        aggregate(
+            [tmp_path / "round"], tmp_path / method, AggregateOptions(method=method, verify=True)
+        )
         tensors = load_file(tmp_path / method / "adapter_model.safetensors")
         for key, tensor in tensors.items():
             if "lora_A" in key:
@@ -300,7 +312,7 @@ def test_a_module_that_only_clients_without_samples_adapt_is_there_and_can_train
     ]
     make_round(tmp_path, given)
 
-    aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method, verify=True))
+    aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method=method, verify=True))
 
     tensors = load_file(tmp_path / "out/adapter_model.safetensors")
     if method != "hetlora":  # which counts norms, not samples
@@ -321,8 +333,10 @@ def test_a_client_whose_update_is_zero_is_told(tmp_path: Path, side: str, method
         }
         save_file(zeroed, path)
 
-    report = aggregate([tmp_path / "round"], tmp_path / "out", Options(method=method))
-    dry = aggregate([tmp_path / "round"], tmp_path / "no", Options(method=method, dry_run=True))
+    report = aggregate([tmp_path / "round"], tmp_path / "out", AggregateOptions(method=method))
+    dry = aggregate(
+        [tmp_path / "round"], tmp_path / "no", AggregateOptions(method=method, dry_run=True)
+    )
 
     told = "the update of idle is zero in every module: it was not trained, and still counts"
     assert [warning for warning in report.warnings if "is zero" in warning] == [told]

@@ -26,7 +26,7 @@ from support.distribution import GLOBAL, dense, factors, run
 from support.rounds import SHAPES, make_round
 from typer.testing import CliRunner
 
-from fedlora_cli import DistributeOptions, InputError, Options, aggregate, distribute, read
+from fedlora_cli import AggregateOptions, DistributeOptions, InputError, aggregate, distribute, read
 from fedlora_cli.cli import app
 
 
@@ -332,7 +332,7 @@ def test_clients_may_come_on_stdin(home: Path) -> None:
 
 def test_the_next_command_goes_on_as_the_global_adapter_was_made(home: Path) -> None:
     def advised(name: str, **options: Any) -> str:
-        aggregate([home / "round"], home / name, Options(**options))
+        aggregate([home / "round"], home / name, AggregateOptions(**options))
         said = run(name, "--rank", 2, "-o", f"start-{name}").stderr
         return said.split("fedlora aggregate CLIENTS -o DIR")[1].strip()
 

@@ -16,7 +16,7 @@ from support.models import CASES, adapted, delta_of, factors_of, save, train
 from support.starts import loaded
 from transformers import PreTrainedModel
 
-from fedlora_cli import DistributeOptions, Options, aggregate, distribute
+from fedlora_cli import AggregateOptions, DistributeOptions, aggregate, distribute
 
 
 def inputs(name: str, model: PreTrainedModel) -> Mapping[str, torch.Tensor]:
@@ -42,7 +42,7 @@ def test_peft_trains_on_from_exactly_the_truncated_update(tmp_path: Path, name: 
     torch.manual_seed(99)
     base = case.build()
     clients = train(case, base, tmp_path)
-    aggregate([tmp_path / "round"], tmp_path / "global", Options(method="flexlora"))
+    aggregate([tmp_path / "round"], tmp_path / "global", AggregateOptions(method="flexlora"))
     heads = {k: v for k, v in load_file(tmp_path / "global" / WEIGHTS).items() if "lora_" not in k}
     update = dense(tmp_path / "global")
 
@@ -120,7 +120,7 @@ def test_a_round_of_training_goes_on_from_what_was_handed_out(tmp_path: Path) ->
             optimizer.step()
         save(model, tmp_path / "trained" / folder.name)
         before[folder.name] = dense(folder)
-    options = Options(previous=tmp_path / "global", verify=True)
+    options = AggregateOptions(previous=tmp_path / "global", verify=True)
     report = aggregate([tmp_path / "trained"], tmp_path / "next", options)
 
     assert [row.rank for row in report.clients] == [2, 6]

@@ -15,7 +15,7 @@ from support.adapters import Made, Spec, make, relative_error, truncated, writte
 from support.rounds import SHAPES
 from typer.testing import CliRunner, Result
 
-from fedlora_cli import DistributeOptions, InputError, Options, aggregate, distribute, read
+from fedlora_cli import AggregateOptions, DistributeOptions, InputError, aggregate, distribute, read
 from fedlora_cli.cli import app
 
 #: Mixed ranks and scalings; the holders of the highest rank are not in every round.
@@ -41,7 +41,7 @@ def clients(home: Path, number: int | str, *specs: Spec) -> list[Made]:
 def go(home: Path, number: int | str, **options: Any) -> Path:
     """Aggregate a round that has its clients with `--rounds`; the global adapter."""
     folder = home / f"round-{number}"
-    chosen = Options(rounds=home, **options)
+    chosen = AggregateOptions(rounds=home, **options)
     report = aggregate([folder / "clients"], folder / "global", chosen)
     assert report.rank is not None
     return folder / "global"
@@ -85,7 +85,7 @@ def test_the_second_round_is_the_plain_one_and_a_step_from_zero(tmp_path: Path) 
     clients(tmp_path, 2, *LOW, HIGH)
     second = go(tmp_path, 2, momentum=BETA, rank=24)
     plain = tmp_path / "plain"
-    aggregate([tmp_path / "round-2/clients"], plain, Options(rank=24, previous=first))
+    aggregate([tmp_path / "round-2/clients"], plain, AggregateOptions(rank=24, previous=first))
 
     for module in SHAPES:
         expected = written_update(plain, module) + BETA * written_update(first, module)
@@ -96,7 +96,7 @@ def test_the_first_round_has_no_history_and_nothing_to_gain_from_it(tmp_path: Pa
     clients(tmp_path, 1, *LOW)
     folder = tmp_path / "round-1"
 
-    options = Options(rounds=tmp_path, momentum=BETA)
+    options = AggregateOptions(rounds=tmp_path, momentum=BETA)
     report = aggregate([folder / "clients"], folder / "global", options)
     aggregate([folder / "clients"], tmp_path / "plain")
 
@@ -177,7 +177,7 @@ def test_output_elsewhere_comes_after_all_rounds(tmp_path: Path) -> None:
         clients(home, number, *LOW)
         go(home, number)
 
-    options = Options(rounds=home, method="residual")
+    options = AggregateOptions(rounds=home, method="residual")
     aggregate([home / "round-1/clients"], tmp_path / "out", options)
 
     report = json.loads((tmp_path / "out/fedlora.json").read_text())
@@ -193,7 +193,7 @@ def test_a_flat_folder_of_global_adapters_has_rounds_and_its_clients_are_none(
         make(home, replace(spec, name=f"a-{spec.name}"))
     folders = [home / f"a-{spec.name}" for spec in LOW]
     make(home, Spec("foreign", rank=2, samples=None, shapes=SHAPES))
-    chosen = Options(rounds=home, method="residual", momentum=BETA)
+    chosen = AggregateOptions(rounds=home, method="residual", momentum=BETA)
     reports = [aggregate(folders, home / name, chosen) for name in ("g1", "g2", "g10", "g11")]
 
     assert reports[0].options == {}
@@ -209,7 +209,7 @@ def test_a_folder_of_clients_alone_has_no_rounds(tmp_path: Path) -> None:
     report = aggregate(
         [tmp_path / "round-1/clients"],
         tmp_path / "out",
-        Options(rounds=tmp_path / "round-1/clients"),
+        AggregateOptions(rounds=tmp_path / "round-1/clients"),
     )
 
     assert "no earlier round in clients: this counts as the first one" in report.warnings
@@ -243,7 +243,7 @@ def test_a_method_that_uses_no_history_is_content_with_it(tmp_path: Path) -> Non
     go(tmp_path, 1, method="flexlora")
 
     folder = tmp_path / "round-2"
-    options = Options(rounds=tmp_path, method="flexlora")
+    options = AggregateOptions(rounds=tmp_path, method="flexlora")
     report = aggregate([folder / "clients"], folder / "global", options)
 
     assert not any("previous" in warning for warning in report.warnings)
@@ -286,7 +286,7 @@ def federation(home: Path, *, history: bool) -> list[Path]:
             for spec in specs:
                 count = like / spec.name / "fedlora.json"
                 count.write_text(json.dumps({"samples": spec.samples}))
-        chosen = Options(rounds=home if history else None)
+        chosen = AggregateOptions(rounds=home if history else None)
         report = aggregate([folder / "clients"], folder / "global", chosen)
         said = [text for text in report.warnings if text.startswith("nobody holds rank index")]
         lost = not history and number in (2, 3, 4)
@@ -356,7 +356,7 @@ def test_only_a_round_of_the_same_series_is_missed(
     made = clients(tmp_path, 1, *LOW, HIGH)
     aggregate([one.folder for one in made], tmp_path / "g1")
 
-    options = Options(method=method, dry_run=True)
+    options = AggregateOptions(method=method, dry_run=True)
     report = aggregate([one.folder for one in made[:2]], tmp_path / name, options)
 
     assert any("as clients of g1 did" in text for text in report.warnings) == warned

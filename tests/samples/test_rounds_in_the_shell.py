@@ -30,7 +30,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from fedlora_cli import InitOptions, initialise, read
+from fedlora_cli import InitOptions, initialize, read
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "samples"
@@ -183,7 +183,7 @@ def base_model(folder: Path, build: Callable[[], PreTrainedModel]) -> Path:
 def started(folder: Path, build: Callable[[], PreTrainedModel], **options: Any) -> Path:
     """An initial adapter of rank 4, as `fedlora init` writes it."""
     base = base_model(folder / "base", build)
-    initialise(base, folder / "start", options=InitOptions(ranks=(4,), **options))
+    initialize(base, folder / "start", options=InitOptions(ranks=(4,), **options))
     return folder / "start/rank-4"
 
 
@@ -297,7 +297,7 @@ def test_wrong_data_is_one_line_and_leaves_nothing(
     own.write_text(content)
     start = tmp_path / "start"
     options = InitOptions(ranks=(2,), target_modules=("q_proj",), modules_to_save=("classifier",))
-    initialise(SAMPLES / "base", start, options=options)
+    initialize(SAMPLES / "base", start, options=options)
 
     with pytest.raises(SystemExit) as stopped:
         train(start / "rank-2", own, "-o", tmp_path / "ann")

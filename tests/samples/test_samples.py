@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedlora_cli import Options, aggregate, read_clients
+from fedlora_cli import AggregateOptions, aggregate, read_clients
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
@@ -77,7 +77,7 @@ def test_the_global_adapter_recognises_digits_that_the_base_has_never_seen(
     from sklearn.datasets import load_digits
     from transformers import ViTForImageClassification
 
-    aggregate([SAMPLES / "round-01"], tmp_path / "global", Options(method=method))
+    aggregate([SAMPLES / "round-01"], tmp_path / "global", AggregateOptions(method=method))
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     labels = torch.tensor(digits.target)

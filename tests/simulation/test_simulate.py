@@ -13,9 +13,9 @@ import pytest
 import torch
 from support.adapters import relative_error, written_update
 
-from fedlora_cli import InputError, Options, aggregate, diagnose, read
+from fedlora_cli import AggregateOptions, InputError, aggregate, diagnose, read
 from fedlora_cli.errors import OutputError, UsageError
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 from fedlora_cli.simulation.options import Arm, Setting, SimulateOptions, Source, Split, Training
 from fedlora_cli.simulation.places import Run
 from fedlora_cli.simulation.simulate import simulate
@@ -36,7 +36,7 @@ MODULE = "vit.layers.1.mlp.fc1"
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base model of the embedded task, which takes seconds to make."""
     folder = tmp_path_factory.mktemp("digits") / "base"
-    with threads(1), hushed():
+    with threads(1), muted():
         digits.make_task(folder)
     return folder
 
@@ -98,7 +98,7 @@ def test_the_parts_of_the_digits_are_apart_and_complete() -> None:
 
 def test_the_base_model_knows_the_servers_digits_and_no_others(base: Path) -> None:
     task = digits.make_task(base)
-    with hushed():
+    with muted():
         model = task.load().eval()
     batch = task.test.batch(np.arange(len(task.test)))
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_a_round_is_what_aggregate_makes_of_its_clients(done: Path, tmp_path: Pa
     aggregate(
         folder / "round-03" / "clients",
         tmp_path / "again",
-        Options(
+        AggregateOptions(
             rank=8,
             momentum=0.5,
             previous=folder / "round-02/global",
@@ -152,7 +152,7 @@ def test_clients_start_from_the_truncation_of_the_last_round(
     distribute(folder / "round-02/global", tmp_path / "start", options=DistributeOptions((2, 4, 8)))
     k = drawn(SETTING, 0, 3)[0]
     mine = deal(task.train.labels, SETTING.ranks, SETTING.split, 0)[k]
-    with hushed(), starting_from(task.load(), tmp_path / f"start/rank-{SETTING.ranks[k]}") as start:
+    with muted(), starting_from(task.load(), tmp_path / f"start/rank-{SETTING.ranks[k]}") as start:
         train_client(
             start, task.train, mine, SETTING.training, 2e-3, training_seed(0, 3, k), tmp_path / "k"
         )
@@ -346,7 +346,7 @@ def test_a_folder_with_nothing_but_the_lock_is_empty(tmp_path: Path) -> None:
 def test_what_cannot_be_written_and_what_cannot_be_read_are_told_apart(
     task: Task, done: Path, tmp_path: Path
 ) -> None:
-    with hushed():
+    with muted():
         model = task.load()
         with starting_from(model, done / "seed-0/start/rank-4") as start:
             (tmp_path / "client").write_text("a file where the folder of the client should be")
@@ -431,7 +431,7 @@ def test_layers_that_count_what_they_see_carry_nothing_over(tmp_path: Path) -> N
 
 
 def test_training_leaves_the_base_model_as_it_was(task: Task, done: Path, tmp_path: Path) -> None:
-    with hushed():
+    with muted():
         model = task.load()
         before = {name: one.clone() for name, one in model.state_dict().items()}
         with starting_from(model, done / "seed-0/start/rank-4") as start:
@@ -447,7 +447,7 @@ def test_clients_that_share_a_start_do_not_see_each_other(
     task: Task, done: Path, tmp_path: Path
 ) -> None:
     mine, place = np.arange(40), done / "seed-0/start/rank-4"
-    with hushed(), starting_from(task.load(), place) as start:
+    with muted(), starting_from(task.load(), place) as start:
         for name in ("one", "other"):
             train_client(start, task.train, mine, Training(), 1e-2, 0, tmp_path / name)
 
@@ -459,7 +459,7 @@ def test_clients_that_share_a_start_do_not_see_each_other(
 
 def test_training_beyond_numbers_is_told(task: Task, done: Path, tmp_path: Path) -> None:
     with (
-        hushed(),
+        muted(),
         starting_from(task.load(), done / "seed-0/start/rank-4") as start,
         pytest.raises(Diverged, match="client went beyond any number"),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fedlora_cli import Options
+from fedlora_cli import AggregateOptions
 from support.adapters import Spec
 
 #: Modules that LAPACK would split over threads, of clients of three ranks; robust and clipped, so
@@ -22,7 +22,7 @@ SPECS = [
 ]
 
 
-OPTIONS = Options(
+OPTIONS = AggregateOptions(
     clip_norm="auto", robust="geometric-median", max_weight=0.6, dtype="float64", rank=24
 )
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from fedlora_cli import InitOptions
 from fedlora_cli.cli import app
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 from support.adapters import PREFIX, WEIGHTS
 
 QV = InitOptions(ranks=(3,), target_modules=("q_proj", "v_proj"))
@@ -44,7 +44,7 @@ Base = Callable[[Callable[[], PreTrainedModel]], Path]
 def save_base(folder: Path, build: Callable[[], PreTrainedModel]) -> Path:
     """A tiny base model in this folder, the same one whenever it is asked for."""
     torch.manual_seed(11)
-    with hushed():
+    with muted():
         build().save_pretrained(folder)
     return folder
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from fedlora_cli.errors import FedloraError
-from fedlora_cli.rounds.initialise import initialise
+from fedlora_cli.rounds.initialize import initialize
 from fedlora_cli.rounds.options import InitOptions
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.task import Examples, Task
@@ -140,7 +140,7 @@ def adapted(task: Task, folder: Path) -> PeftModel:
         modules_to_save=task.modules_to_save,
         num_labels=task.num_labels,
     )
-    initialise(task.model, folder, options=options)
+    initialize(task.model, folder, options=options)
     return PeftModel.from_pretrained(task.load(), str(folder / "rank-4"), is_trainable=True)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from fedlora_cli import formats
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.cli import main
 from fedlora_cli.rounds.aggregate import aggregate
 from support.adapters import Spec, make
@@ -177,7 +177,7 @@ def torture(root: Path, seed: int, kills: int, stops: int, races: int) -> dict[s
         for number, rank in enumerate(ranks):
             make(root / name, Spec(f"{name}{number}", rank, shapes=SHAPES))
         # Here, so that nothing is left to import.
-        aggregate([root / name], root / "out", Options(force=True, jobs=1))
+        aggregate([root / name], root / "out", AggregateOptions(force=True, jobs=1))
     results = {
         "killed": ended(root, kills, signal.SIGKILL, chance),
         "stopped": ended(root, stops, signal.SIGTERM, chance),

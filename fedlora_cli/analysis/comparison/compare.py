@@ -11,10 +11,10 @@ import torch
 from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter
 from fedlora_cli.adapters.batches import grouped
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.aggregation.plan import Plan, make_plan
 from fedlora_cli.analysis.comparison.module import Contender, ModuleOutcome, compare_part
-from fedlora_cli.clients.reading import Clients, Paths, paths_of, read_clients
+from fedlora_cli.clients.reading import LoadedCohort, Paths, paths_of, read_clients
 from fedlora_cli.errors import FedloraError
 from fedlora_cli.execution import engine
 from fedlora_cli.linalg.spectrum import (
@@ -28,12 +28,12 @@ from fedlora_cli.methods import METHODS
 from fedlora_cli.reports.compare import CompareReport, MethodRow
 from fedlora_cli.version import __version__
 
-DEFAULTS = Options()
+DEFAULTS = AggregateOptions()
 
 
 def compare(
     clients: Paths,
-    options: Options = DEFAULTS,
+    options: AggregateOptions = DEFAULTS,
     stage: engine.Stage = engine.quiet,
 ) -> CompareReport:
     """Every method on the clients in `clients`, with the choices of an aggregation.
@@ -59,14 +59,18 @@ def compare(
     return _report(contenders, reading, outcomes, found)
 
 
-def _contenders(found: Clients, options: Options, previous: Adapter | None) -> list[Contender]:
+def _contenders(
+    found: LoadedCohort, options: AggregateOptions, previous: Adapter | None
+) -> list[Contender]:
     plain = [(name, replace(options, method=name, quorum=None)) for name in METHODS]
     if options.quorum is not None:
         plain.insert(1, (f"raflora, q = {options.quorum:g}", replace(options, method="raflora")))
     return [_contender(name, found, choice, previous) for name, choice in plain]
 
 
-def _contender(name: str, found: Clients, choice: Options, previous: Adapter | None) -> Contender:
+def _contender(
+    name: str, found: LoadedCohort, choice: AggregateOptions, previous: Adapter | None
+) -> Contender:
     try:
         return Contender(name, make_plan(found.cohort, choice, previous))
     except FedloraError as error:
@@ -77,7 +81,7 @@ def _report(
     contenders: Sequence[Contender],
     reading: Plan,
     outcomes: Sequence[ModuleOutcome],
-    found: Clients,
+    found: LoadedCohort,
 ) -> CompareReport:
     cohort = found.cohort
     mean_norm = float(np.sqrt(sum(one.size for one in outcomes)))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.aggregation.plan import Plan
-from fedlora_cli.aggregation.reading import Read, read_modules
+from fedlora_cli.aggregation.reading import ModuleTerms, read_terms
 from fedlora_cli.aggregation.sums import array, rows, weighted_sum
 from fedlora_cli.errors import InputError
 from fedlora_cli.linalg import lowrank
@@ -56,13 +56,13 @@ def compare_part(
 ) -> list[ModuleOutcome]:
     """Those modules under every contender, each tensor read once. Raises InputError."""
     begin = perf_counter()
-    reads = read_modules(reading, names)
+    reads = read_terms(reading, names)
     reading_seconds = (perf_counter() - begin) / len(names)
     return [_compare(contenders, reading, reads.pop(0), reading_seconds) for _ in names]
 
 
 def _compare(
-    contenders: Sequence[Contender], reading: Plan, read: Read, reading_seconds: float
+    contenders: Sequence[Contender], reading: Plan, read: ModuleTerms, reading_seconds: float
 ) -> ModuleOutcome:
     begin = perf_counter()
     name = read.name
@@ -96,7 +96,7 @@ def _compare(
 
 
 def _outcome(
-    plan: Plan, name: str, read: Read, total: lowrank.QrSum
+    plan: Plan, name: str, read: ModuleTerms, total: lowrank.QrSum
 ) -> tuple[FloatArray, Tensor | Factors]:
     """The singular values of the method's sum, and what it would write: its core, or factors."""
     nothing = torch.zeros_like(total.lengths)
@@ -114,7 +114,7 @@ def _outcome(
     return array(lowrank.singular_values(total, weights)), lowrank.core(total, weights)
 
 
-def _exact_mean(plan: Plan, name: str, read: Read, total: lowrank.QrSum) -> Tensor:
+def _exact_mean(plan: Plan, name: str, read: ModuleTerms, total: lowrank.QrSum) -> Tensor:
     """The core of sum_k p_k ΔW_k."""
     shares = by_samples(plan.holdings(name, read.norms)).clients
     weights = torch.zeros_like(total.lengths)

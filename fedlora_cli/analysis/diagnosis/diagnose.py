@@ -10,7 +10,7 @@ from fedlora_cli.analysis.diagnosis.series import diagnose_series
 from fedlora_cli.clients.reading import Paths, paths_of
 from fedlora_cli.errors import UsageError
 from fedlora_cli.execution import engine
-from fedlora_cli.remote import asked
+from fedlora_cli.remote import prefetched
 from fedlora_cli.reports.diagnose import DiagnoseReport
 from fedlora_cli.reports.provenance import read_provenance
 from fedlora_cli.reports.round_folders import find_adapters
@@ -33,7 +33,7 @@ def diagnose(
     if options.adapter is not None:
         return diagnose_clients(given, options, stage)
     folders, remarks = find_adapters(given)
-    origins = [answer() for answer in asked(read_provenance, folders)]
+    origins = [answer() for answer in prefetched(read_provenance, folders)]
     aggregated = sum(origin is not None for origin in origins)
     clients = options.subject == "clients"
     if options.subject is None and len(folders) > 1:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedlora_cli.aggregation.influence import lone_holders
-from fedlora_cli.aggregation.options import Options
+from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.aggregation.plan import make_plan
 from fedlora_cli.analysis.diagnosis.cohort import OUTLIER, findings, measure
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row
-from fedlora_cli.clients.reading import Clients, read_clients
+from fedlora_cli.clients.reading import LoadedCohort, read_clients
 from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location
 from fedlora_cli.reports.diagnose import AdapterRow, CohortFindings, DiagnoseReport
@@ -46,7 +46,7 @@ def diagnose_clients(
         )
         for client, spectra in zip(cohort.clients, measured.spectra, strict=True)
     )
-    plan = make_plan(cohort, Options(method="raflora"))
+    plan = make_plan(cohort, AggregateOptions(method="raflora"))
     seen = findings(plan, rows, measured, shared_rank)
     lone = [
         f"rank index {rank_range(first, last)} is held by {cohort.names[k]} "
@@ -79,7 +79,7 @@ def diagnose_clients(
     )
 
 
-def _taken(found: Clients, options: DiagnoseOptions) -> list[str]:
+def _taken(found: LoadedCohort, options: DiagnoseOptions) -> list[str]:
     """A warning where these may as well be the rounds of some other tool."""
     cohort = found.cohort
     counted = found.samples_from != "uniform"

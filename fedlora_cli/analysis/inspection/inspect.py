@@ -17,7 +17,7 @@ from fedlora_cli.clients.reading import Paths, paths_of, read_clients
 from fedlora_cli.clients.sample_counts import MAX_RATIO, told_samples
 from fedlora_cli.errors import FaultHandler, InputError, UsageError, catching_faults
 from fedlora_cli.execution import engine
-from fedlora_cli.remote import Location, asked
+from fedlora_cli.remote import Location, prefetched
 from fedlora_cli.reports.inspect import Fault, InspectReport, Origin
 from fedlora_cli.reports.provenance import check_manifest, read_provenance
 from fedlora_cli.text import printable
@@ -53,7 +53,7 @@ def inspect(
     homes, remarks = find_folders(places, on_fault, adapter)
     home = {formats.inside(one, adapter): one for one in homes}
     folders = list(home)
-    answers = asked(origin, folders)
+    answers = prefetched(origin, folders)
     origins = {folder: answer() for folder, answer in zip(folders, answers, strict=True)}
     apart = _apart(folders, origins, samples)
     clients = sorted(set(folders) - set(apart), key=lambda one: one.parts)

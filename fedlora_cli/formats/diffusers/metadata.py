@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from fedlora_cli.adapters.adapter import Facts, NewAdapter
+from fedlora_cli.adapters.adapter import AdapterMetadata, NewAdapter
 from fedlora_cli.errors import FaultHandler, InputError
 from fedlora_cli.files.documents import parse_object
 from fedlora_cli.formats.diffusers.names import FLATTENED, METADATA, PLAIN, component_of
@@ -45,9 +45,9 @@ def configs_in(
     metadata: Mapping[str, Any],
     components: Iterable[str | None],
     on_fault: FaultHandler,
-) -> tuple[dict[str, tuple[Config, Facts]], tuple[str, ...]]:
+) -> tuple[dict[str, tuple[Config, AdapterMetadata]], tuple[str, ...]]:
     """The configs of these components, without those that are at fault, and remarks."""
-    configs: dict[str, tuple[Config, Facts]] = {}
+    configs: dict[str, tuple[Config, AdapterMetadata]] = {}
     notes = []
     for component in sorted({one for one in components if one is not None}):
         prefix = f"{component}." if component else ""

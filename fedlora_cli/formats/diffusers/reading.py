@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fedlora_cli.adapters.adapter import Adapter, Facts, Module
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, Module
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.formats import single
 from fedlora_cli.formats.diffusers.metadata import configs_in, configured, metadata_of
@@ -43,7 +43,7 @@ def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
         metadata = metadata_of(file)
     except InputError as fault:
         told(fault)
-        return Adapter(file.path, file.weights, {}, {}, Facts(), format="diffusers")
+        return Adapter(file.path, file.weights, {}, {}, AdapterMetadata(), format="diffusers")
     components = {name: component_of(name, bare=metadata is not None) for name in parts}
     single.report_kinds(file, _nameless(components), told)
     alphas: dict[str, float] = {}
@@ -51,7 +51,7 @@ def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
         alphas = single.read_alphas(file, parts, told)
     with catching_faults(told):
         _check_alphas(file, {name for name, own in parts.items() if "alpha" in own}, components)
-    configs: dict[str, tuple[Config, Facts]] = {}
+    configs: dict[str, tuple[Config, AdapterMetadata]] = {}
     notes: tuple[str, ...] = ()
     if metadata is not None:
         configs, notes = configs_in(file, metadata, set(components.values()), told)
@@ -108,13 +108,13 @@ def _check_alphas(file: LoraFile, told: set[str], components: Mapping[str, str |
 
 def _facts(
     file: LoraFile,
-    facts: Facts,
+    facts: AdapterMetadata,
     modules: Mapping[str, Module],
     components: Mapping[str, str | None],
-    configs: Mapping[str, tuple[Config, Facts]],
+    configs: Mapping[str, tuple[Config, AdapterMetadata]],
     *,
     with_alphas: bool,
-) -> Facts:
+) -> AdapterMetadata:
     """What the file says beside its factors, and how it says it. Raises InputError."""
     prefixes = sorted({prefix_of(name) for name in modules if components[name] not in BESIDE})
     if len(prefixes) > 1:

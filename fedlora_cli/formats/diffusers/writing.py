@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.adapters.adapter import NewAdapter, Put
+from fedlora_cli.adapters.adapter import NewAdapter, TensorWriter
 from fedlora_cli.errors import InputError
 from fedlora_cli.formats import single
 from fedlora_cli.formats.diffusers.metadata import metadata_for
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def writing(
     adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]
-) -> AbstractContextManager[Put]:
+) -> AbstractContextManager[TensorWriter]:
     """The weights file in an existing folder; the block puts all that `adapter` describes.
 
     Raises OSError, and InputError and OutputError as `check_new` does.

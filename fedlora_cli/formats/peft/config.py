@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from fedlora_cli.adapters.adapter import Facts, Selection
+from fedlora_cli.adapters.adapter import AdapterMetadata, Selection
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats import mlx
@@ -238,7 +238,9 @@ class Config:
         )
 
 
-def read_config(path: Location, on_fault: FaultHandler = raise_fault) -> tuple[Config, Facts]:
+def read_config(
+    path: Location, on_fault: FaultHandler = raise_fault
+) -> tuple[Config, AdapterMetadata]:
     """The config, and what it says beside. Every fault goes to `on_fault`."""
     try:
         raw = read_object(path, most=MAX_BYTES)
@@ -249,13 +251,13 @@ def read_config(path: Location, on_fault: FaultHandler = raise_fault) -> tuple[C
             raise InputError(path, found, "only LORA adapters are understood")
     except InputError as error:
         on_fault(error)
-        return Config(path, error, Matcher(path)), Facts()
+        return Config(path, error, Matcher(path)), AdapterMetadata()
     return config_of(path, raw, on_fault)
 
 
 def config_of(
     path: Location, raw: Mapping[str, Any], on_fault: FaultHandler = raise_fault
-) -> tuple[Config, Facts]:
+) -> tuple[Config, AdapterMetadata]:
     """`read_config` for fields that stand in the file `path`."""
     fields = Fields(path, raw)
     variants = tuple(variants_of(path, raw))
@@ -278,7 +280,7 @@ def _meaningful(fields: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} = {json.dumps(value, sort_keys=True)}"
 
 
-def _facts(fields: Fields, config: Config, on_fault: FaultHandler) -> Facts:
+def _facts(fields: Fields, config: Config, on_fault: FaultHandler) -> AdapterMetadata:
     """What the config says of the base model and the training; what is no good is not said."""
 
     def told(read: Callable[[str], T], name: str, otherwise: T) -> T:
@@ -289,7 +291,7 @@ def _facts(fields: Fields, config: Config, on_fault: FaultHandler) -> Facts:
     def flag(name: str) -> bool:
         return fields.boolean(name, False)
 
-    return Facts(
+    return AdapterMetadata(
         base_model=told(fields.text, "base_model_name_or_path", None),
         revision=told(fields.text, "revision", None),
         task_type=told(fields.task_type, "task_type", None),

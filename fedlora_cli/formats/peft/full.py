@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedlora_cli.adapters.adapter import FullTensor, Module, Role
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault
-from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.names import (
     EMBEDDINGS,
@@ -37,7 +37,7 @@ _MOST_EMBEDDINGS = 2
 
 def roles_of(
     weights: Location,
-    others: Mapping[str, Entry],
+    others: Mapping[str, TensorInfo],
     pairs: Collection[str],
     config: Config,
     on_fault: FaultHandler,
@@ -49,7 +49,7 @@ def roles_of(
     """
     targets = {target_of(pair) for pair in pairs}
     roles: dict[str, Role] = {}
-    rest: dict[str, Entry] = {}
+    rest: dict[str, TensorInfo] = {}
     for name, entry in others.items():
         with catching_faults(on_fault):
             role = _told_by_config(weights, name, pairs, targets, config)
@@ -121,7 +121,7 @@ def _tied_rows(names: Sequence[str], config: Config) -> list[str]:
     return tied if len(tied) < len(names) else []
 
 
-def _tied_copies(rest: dict[str, Entry], wholes: dict[str, Entry]) -> set[str]:
+def _tied_copies(rest: dict[str, TensorInfo], wholes: dict[str, TensorInfo]) -> set[str]:
     """The weights that PEFT stores beside a module saved in full because the model ties them to it.
     The config does not name them.
     """
@@ -168,7 +168,7 @@ def full_tensors(
     weights: Location,
     name: str,
     role: Role,
-    entry: Entry,
+    entry: TensorInfo,
     modules: Mapping[str, Module],
     config: Config,
     parts: Parts,
@@ -192,7 +192,7 @@ def full_tensors(
 
 
 def _token_rows(
-    weights: Location, name: str, entry: Entry, config: Config, parts: Parts
+    weights: Location, name: str, entry: TensorInfo, config: Config, parts: Parts
 ) -> Iterator[tuple[str, FullTensor]]:
     """Every trained token is a tensor of its own, so that clients may have trained different ones.
 
@@ -208,5 +208,5 @@ def _token_rows(
         yield token_name(name, index), FullTensor(entry.shape[1:], entry.dtype, "token", None, read)
 
 
-def _read_row(entry: Entry, on_fault: FaultHandler = raise_fault) -> Tensor:
+def _read_row(entry: TensorInfo, on_fault: FaultHandler = raise_fault) -> Tensor:
     return entry.read(on_fault)[0]

@@ -66,10 +66,10 @@ _NAMED = re.compile(
 )
 
 
-def normalised(key: str) -> str:
+def normalized(key: str) -> str:
     """The name that PEFT would have stored a tensor under.
 
-    >>> normalised("module.base_model.model.layers.0.q_proj.lora_A.default.weight")
+    >>> normalized("module.base_model.model.layers.0.q_proj.lora_A.default.weight")
     'base_model.model.layers.0.q_proj.lora_A.weight'
     """
     name = _AROUND.sub("", _INSIDE.sub("", key), count=1)

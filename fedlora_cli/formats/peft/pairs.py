@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fedlora_cli.adapters.adapter import Kind, Layout, Module, widest
+from fedlora_cli.adapters.adapter import FactorLayout, Kind, Module, widest
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
-from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.safetensors import GATHER
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.experts import Share, expert_of, parameters_of, shares_of
@@ -28,7 +28,7 @@ class Pair:
     """What there is of the factors under one name, by side: "B" and "A"."""
 
     kind: Kind
-    sides: dict[str, Entry]
+    sides: dict[str, TensorInfo]
 
 
 def modules_of(
@@ -42,7 +42,7 @@ def modules_of(
     """The modules that the pairs hold, in the order of their names. Every fault goes to `on_fault`;
     one that follows from what was `refused` before is that very error.
     """
-    whole: dict[str, tuple[Entry, Entry]] = {}
+    whole: dict[str, tuple[TensorInfo, TensorInfo]] = {}
     for name in sorted(pairs):
         with catching_faults(on_fault):
             whole[name] = _factors(weights, name, pairs[name], config, refused, on_fault)
@@ -74,7 +74,7 @@ def _factors(
     config: Config,
     refused: Sequence[InputError],
     on_fault: FaultHandler,
-) -> tuple[Entry, Entry]:
+) -> tuple[TensorInfo, TensorInfo]:
     """B and A under one name, which the file alone shows to be a pair. Raises InputError."""
     if not name:
         raise InputError(weights, "factors of a module without a name", "save it again")
@@ -122,7 +122,7 @@ def explained(fault: InputError, refused: Sequence[InputError]) -> InputError:
     return next(iter(refused), fault)
 
 
-def _check_factor(weights: Location, entry: Entry) -> None:
+def _check_factor(weights: Location, entry: TensorInfo) -> None:
     if not entry.is_float:
         found = f"{entry.key} has dtype {entry.dtype}"
         raise InputError(weights, found, "save it as float32, float16 or bfloat16")
@@ -134,8 +134,8 @@ def _module(
     weights: Location,
     name: str,
     kind: Kind,
-    B: Entry,
-    A: Entry,
+    B: TensorInfo,
+    A: TensorInfo,
     config: Config,
     on_fault: FaultHandler,
 ) -> Module:
@@ -155,9 +155,9 @@ def _module(
     with catching_faults(on_fault):
         alpha = config.alpha(target)
         scale = config.scale(alpha, rank)
-    layout = Layout(kind, name)
+    layout = FactorLayout(kind, name)
     if len(A.shape) > 2:
-        layout = Layout("convolution", name, sides=A.shape[1:])
+        layout = FactorLayout("convolution", name, sides=A.shape[1:])
     return Module(
         shape=(B.shape[0], math.prod(A.shape[1:])),
         rank=rank,
@@ -178,7 +178,7 @@ def _factors_of(scale: float, tensors: Sequence[Tensor]) -> Factors:
 def _experts(
     weights: Location,
     target: str,
-    pairs: Mapping[str, tuple[Entry, Entry]],
+    pairs: Mapping[str, tuple[TensorInfo, TensorInfo]],
     parameters: Sequence[str],
     config: Config,
     parts: Parts,
@@ -202,7 +202,12 @@ def _experts(
 
 
 def _each(
-    name: str, B: Entry, A: Entry, share: Share, parameters: tuple[str, ...], config: Config
+    name: str,
+    B: TensorInfo,
+    A: TensorInfo,
+    share: Share,
+    parameters: tuple[str, ...],
+    config: Config,
 ) -> Iterator[Module]:
     scale = config.scale(share.alpha, share.rank)
     for number in range(share.experts):
@@ -212,7 +217,9 @@ def _each(
             alpha=share.alpha,
             scale=scale,
             dtype=widest([B.dtype, A.dtype]),
-            layout=Layout("experts", name, (), number, share.experts, share.parameter, parameters),
+            layout=FactorLayout(
+                "experts", name, (), number, share.experts, share.parameter, parameters
+            ),
             # Its columns of B are interleaved with the others', so that each needs it whole.
             entries=(B, A.part(number * share.rank, share.rank)),
             build=partial(_factors_of_expert, number, share.experts, scale),

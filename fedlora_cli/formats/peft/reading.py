@@ -8,7 +8,7 @@ from dataclasses import replace
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault, recording
 from fedlora_cli.files.documents import exists
-from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.safetensors import read_header
 from fedlora_cli.formats import mlx
 from fedlora_cli.formats.peft.config import read_config
@@ -23,7 +23,7 @@ from fedlora_cli.formats.peft.names import (
     WEIGHTS,
     factor_of,
     is_redundant,
-    normalised,
+    normalized,
     shortened_keys,
 )
 from fedlora_cli.formats.peft.pairs import Pair, explained, modules_of
@@ -54,7 +54,7 @@ def read(folder: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
     config, facts = read_config(folder / CONFIG, on_fault)
     if isinstance(config.source, mlx.AnotherFormat):
         return Adapter(folder, weights, {}, {}, facts)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorInfo] = {}
     if not pickled:
         with catching_faults(told):
             entries = read_header(weights, told)
@@ -106,16 +106,16 @@ def read(folder: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
 
 
 def _sort(
-    weights: Location, entries: Mapping[str, Entry], on_fault: FaultHandler
-) -> tuple[dict[str, Pair], dict[str, Entry], tuple[str, ...]]:
+    weights: Location, entries: Mapping[str, TensorInfo], on_fault: FaultHandler
+) -> tuple[dict[str, Pair], dict[str, TensorInfo], tuple[str, ...]]:
     """The factors by their common name, all else by name, and keys that PEFT writes otherwise."""
     pairs: dict[str, Pair] = {}
-    others: dict[str, Entry] = {}
+    others: dict[str, TensorInfo] = {}
     foreign: list[str] = []
     unprefixed: list[str] = []
     seen: set[str] = set()
     for key, entry in entries.items():
-        name = normalised(key)
+        name = normalized(key)
         if name != key:
             foreign.append(key)
         if is_redundant(name, entries):
@@ -144,7 +144,7 @@ def _without_prefix(weights: Location, keys: Sequence[str]) -> InputError:
     """The error of names that lack what PEFT's begin with: one cause for all of them."""
     if mlx.has_factors(keys):
         return InputError(weights, f"{shortened_keys(keys)}: {mlx.FOUND}", mlx.CURE)
-    if not any(factor_of(normalised(PREFIX + key)) for key in keys):
+    if not any(factor_of(normalized(PREFIX + key)) for key in keys):
         found = f"a tensor named {shortened_keys(keys)}"
         return InputError(weights, found, f"PEFT's names begin with {PREFIX}")
     found = f"{shortened_keys(keys)}: names without {PREFIX}, as of inject_adapter_in_model"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedlora_cli.adapters.adapter import Facts, FullTensor, Kind, Layout, Role
+from fedlora_cli.adapters.adapter import AdapterMetadata, FactorLayout, FullTensor, Kind, Role
 from fedlora_cli.formats.peft.names import wrapped
 from fedlora_cli.formats.peft.packing import confused, incomplete_experts, outside_layers, unpacked
 
@@ -26,9 +26,9 @@ class Output:
     format: str
     rank: int | None
     decided: str | None
-    layouts: tuple[Layout, ...]
+    layouts: tuple[FactorLayout, ...]
     tensors: Mapping[str, FullTensor]
-    facts: Facts
+    facts: AdapterMetadata
     targets: Sequence[str] | str = ()
     saved: Sequence[str] = ()
     tied: bool | None = None
@@ -58,7 +58,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def obstacles(target: str, output: Output) -> tuple[Obstacle, ...]:
     """All that keeps this server from loading the output. Raises KeyError for one not in TARGETS.
 
-    >>> plain = Output("peft", 600, None, (Layout("linear", "layers.0.o_proj"),), {}, Facts())
+    >>> layouts = (FactorLayout("linear", "layers.0.o_proj"),)
+    >>> plain = Output("peft", 600, None, layouts, {}, AdapterMetadata())
     >>> [one.found for one in obstacles("vllm", plain)], obstacles("sglang", plain)
     (['rank 600 (its largest --max-lora-rank is 512)'], ())
     """
@@ -69,7 +70,7 @@ def obstacles(target: str, output: Output) -> tuple[Obstacle, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def asks_for_ties(target: str, layouts: Sequence[Layout]) -> bool:
+def asks_for_ties(target: str, layouts: Sequence[FactorLayout]) -> bool:
     """Whether it matters to this server that a base model ties its embeddings to its head."""
     if target != "llama.cpp":
         return False

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.files.entries import Entry
+from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.names import EMBEDDINGS
 from fedlora_cli.formats.peft.pairs import Pair
@@ -35,7 +35,7 @@ def implied_targets(pairs: Mapping[str, Pair], config: Config) -> frozenset[str]
 
 
 def tied_modules(
-    pairs: Mapping[str, Pair], saved: Mapping[str, Entry], config: Config
+    pairs: Mapping[str, Pair], saved: Mapping[str, TensorInfo], config: Config
 ) -> tuple[tuple[str, str], ...]:
     """The modules whose update is that of an embedding, with the embedding. Raises InputError."""
     if not config.ensure_weight_tying:
@@ -50,7 +50,7 @@ def tied_modules(
     return tuple(sorted({*factors, *whole}))
 
 
-def same_weights(weights: Mapping[str, Entry]) -> Iterator[list[str]]:
+def same_weights(weights: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
     """The names of weights that are the same numbers, together; of those, the first rows tell.
 
     Raises InputError.

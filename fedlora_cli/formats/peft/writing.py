@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedlora_cli.adapters.adapter import Facts, Layout, NewAdapter, Put, Selection
+from fedlora_cli.adapters.adapter import (
+    AdapterMetadata,
+    FactorLayout,
+    NewAdapter,
+    Selection,
+    TensorWriter,
+)
 from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
@@ -40,7 +46,9 @@ T = TypeVar("T")
 
 
 @contextmanager
-def writing(adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]) -> Iterator[Put]:
+def writing(
+    adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]
+) -> Iterator[TensorWriter]:
     """Config and weights in an existing folder; the block puts all that `adapter` describes.
 
     The modules have the names of the clients' configs where these select exactly them, and there
@@ -174,13 +182,13 @@ def _stored(
     for pair, parts in experts.items():
         ordered = [parts[number] for number in sorted(parts)]
         B, A = joined([one.B for one in ordered], [one.A for one in ordered])
-        _add(tensors, Layout("experts", pair), B, A)
+        _add(tensors, FactorLayout("experts", pair), B, A)
     for name, tokens in rows.items():
         tensors[name] = torch.stack([tokens[index] for index in sorted(tokens)])
     return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
 
 
-def _add(tensors: dict[str, Tensor], layout: Layout, B: Tensor, A: Tensor) -> None:
+def _add(tensors: dict[str, Tensor], layout: FactorLayout, B: Tensor, A: Tensor) -> None:
     """The two factors under their names, with the sides that a convolution gives them."""
     ending_B, ending_A = ENDINGS[layout.kind]
     kernel = layout.sides[1:]
@@ -189,7 +197,10 @@ def _add(tensors: dict[str, Tensor], layout: Layout, B: Tensor, A: Tensor) -> No
 
 
 def config_names(
-    layouts: Collection[Layout], tensors: Collection[str], owners: Collection[str], facts: Facts
+    layouts: Collection[FactorLayout],
+    tensors: Collection[str],
+    owners: Collection[str],
+    facts: AdapterMetadata,
 ) -> tuple[Selection, list[str]]:
     """What selects the modules, and `modules_to_save`, of an adapter with these factors and full
     tensors; `owners` are the modules that are saved in full.
@@ -202,7 +213,7 @@ def config_names(
     )
 
 
-def _known(layouts: Collection[Layout], tensors: Collection[str]) -> set[str]:
+def _known(layouts: Collection[FactorLayout], tensors: Collection[str]) -> set[str]:
     """The modules of the base model that the names of factors and full tensors tell."""
     owners = {target_of(name.rpartition(".")[0]) for name in tensors}
     return owners | {target_of(layout.pair) for layout in layouts}
@@ -267,7 +278,7 @@ def _config(adapter: NewAdapter) -> dict[str, Any]:
     return config | {name: value for name, value in rare.items() if value}
 
 
-def _auto_mapping(facts: Facts) -> dict[str, str] | None:
+def _auto_mapping(facts: AdapterMetadata) -> dict[str, str] | None:
     """What tells AutoPeftModel which class to load, where no task does."""
     if facts.task_type is not None or facts.model_class is None:
         return None
@@ -295,7 +306,7 @@ def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[tuple[str, 
     return result
 
 
-def _experts_version(layouts: Iterable[Layout], facts: Facts) -> str | None:
+def _experts_version(layouts: Iterable[FactorLayout], facts: AdapterMetadata) -> str | None:
     """`peft_version` where it tells how experts are stored: the first that stores them so."""
     has_experts = any(layout.kind == "experts" for layout in layouts)
     return NEW_EXPERTS if has_experts and not facts.old_experts else None

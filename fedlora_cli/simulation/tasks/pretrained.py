@@ -10,7 +10,7 @@ import torch
 
 from fedlora_cli.errors import FedloraError, InputError, UsageError
 from fedlora_cli.formats.peft.names import owner_of
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.text import first_line
 
@@ -97,7 +97,7 @@ def load_model(source: Source, kind: str, saved: tuple[str, ...], **changes: Any
 def loading(model: str, what: str) -> Iterator[None]:
     """Whatever transformers meets in a stranger's files is one InputError; it says nothing else."""
     try:
-        with hushed():
+        with muted():
             yield
     except FedloraError:
         raise

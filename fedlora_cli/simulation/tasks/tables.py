@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora_cli.errors import FedloraError, InputError, innermost
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.text import first_line
 
@@ -70,7 +70,7 @@ def reading(source: Source) -> Iterator[None]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
-        with hushed():
+        with muted():
             yield
     except FedloraError:
         raise

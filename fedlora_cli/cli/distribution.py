@@ -11,8 +11,8 @@ from fedlora_cli.cli.shared import errors, listed, option, quoted, say, show, wa
 from fedlora_cli.errors import UsageError
 from fedlora_cli.remote import Location
 from fedlora_cli.render.view import View
+from fedlora_cli.reports.distribution import DistributeReport, InitReport
 from fedlora_cli.reports.document import to_json
-from fedlora_cli.reports.handout import DistributeReport, InitReport
 
 OUTPUT = "Output"
 
@@ -68,7 +68,7 @@ def names_of(flag: str, text: str | None) -> tuple[str, ...]:
     return names
 
 
-def tell(
+def print_result(
     report: Report,
     document: Callable[[Report], dict[str, Any]],
     view: Callable[[Report], View],

@@ -15,7 +15,13 @@ from fedlora_cli.render.view import (
     percent,
     wrapped,
 )
-from fedlora_cli.reports.handout import DistributeReport, HandoutRow, HeadRow, InitReport, TargetRow
+from fedlora_cli.reports.distribution import (
+    DistributeReport,
+    HandoutRow,
+    HeadRow,
+    InitReport,
+    TargetRow,
+)
 
 
 def distribute_view(report: DistributeReport, *, details: bool) -> View:

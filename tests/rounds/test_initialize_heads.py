@@ -21,8 +21,8 @@ from support.models import bert, gpt2, llama, vit
 from support.starts import QV, Base, heads, loaded, save_base
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from fedlora_cli import InitOptions, InputError, initialise
-from fedlora_cli.libraries import hushed
+from fedlora_cli import InitOptions, InputError, initialize
+from fedlora_cli.libraries import muted
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_head_is_the_base_models_own_and_equal_for_all(tmp_path: Path, base: B
     home = base(vit)
     options = replace(QV, ranks=(2, 4), modules_to_save=("classifier",))
 
-    report = initialise(home, tmp_path / "out", options=options)
+    report = initialize(home, tmp_path / "out", options=options)
 
     stored = load_file(home / "model.safetensors")
     for rank in (2, 4):
@@ -53,7 +53,7 @@ def test_a_sharded_base_model_is_read_by_its_index(tmp_path: Path, base: Base) -
     home = base(vit)
     stored = load_file(home / "model.safetensors")
     (home / "model.safetensors").unlink()
-    with hushed():
+    with muted():
         torch.manual_seed(11)
         vit().save_pretrained(home, max_shard_size="20KB")
     index = json.loads((home / "model.safetensors.index.json").read_text())["weight_map"]
@@ -62,7 +62,7 @@ def test_a_sharded_base_model_is_read_by_its_index(tmp_path: Path, base: Base) -
     for shard in set(index.values()) - {index[f"classifier.{end}"] for end in ("weight", "bias")}:
         (home / shard).write_bytes(b"broken")
 
-    initialise(home, tmp_path / "out", options=replace(QV, modules_to_save=("classifier",)))
+    initialize(home, tmp_path / "out", options=replace(QV, modules_to_save=("classifier",)))
 
     for name, tensor in heads(tmp_path / "out/rank-3").items():
         assert torch.equal(tensor, stored[name])
@@ -91,7 +91,7 @@ def test_a_broken_index_is_refused(tmp_path: Path, base: Base, change, message: 
     (home / "model.safetensors.index.json").write_text(json.dumps(index))
 
     with pytest.raises(InputError, match=message):
-        initialise(home, tmp_path / "out", options=replace(QV, modules_to_save=("classifier",)))
+        initialize(home, tmp_path / "out", options=replace(QV, modules_to_save=("classifier",)))
 
 
 def test_a_damaged_head_is_refused_and_other_tensors_are_nobodys_business(
@@ -103,11 +103,11 @@ def test_a_damaged_head_is_refused_and_other_tensors_are_nobodys_business(
     tensors = load_file(path)
     key = next(key for key in tensors if not key.startswith("classifier"))
     save_file(tensors | {key: tensors[key].to(torch.float8_e4m3fn)}, path)
-    initialise(home, tmp_path / "out", options=options)
+    initialize(home, tmp_path / "out", options=options)
     save_file(tensors | {"classifier.bias": torch.zeros(5).to(torch.float8_e4m3fn)}, path)
 
     with pytest.raises(InputError, match=r"classifier\.bias has dtype F8_E4M3"):
-        initialise(home, tmp_path / "again", options=options)
+        initialize(home, tmp_path / "again", options=options)
 
 
 @pytest.mark.parametrize("build", [llama, gpt2])
@@ -117,7 +117,7 @@ def test_a_task_adds_its_head_drawn_alike_for_all(
     home = base(build)
     options = InitOptions(ranks=(2, 4), task="SEQ_CLS", num_labels=7)
 
-    report = initialise(home, tmp_path / "out", options=options)
+    report = initialize(home, tmp_path / "out", options=options)
 
     said = "the base model has no score of this shape: drawn at random"
     assert report.warnings == (said,)
@@ -126,7 +126,7 @@ def test_a_task_adds_its_head_drawn_alike_for_all(
     assert torch.equal(one["score.weight"], other["score.weight"])
     assert one["score.weight"].shape[0] == 7
     assert 0.01 < one["score.weight"].std() < 0.03  # initializer_range is 0.02
-    with hushed():
+    with muted():
         model = AutoModelForSequenceClassification.from_pretrained(home, num_labels=7)
     model = loaded(model, tmp_path / "out/rank-2")
     assert type(model).__name__ == "PeftModelForSequenceClassification"
@@ -139,7 +139,7 @@ def test_a_task_adds_its_head_drawn_alike_for_all(
 def test_a_head_of_another_size_is_drawn_whole(tmp_path: Path, base: Base) -> None:
     options = InitOptions(ranks=(2,), task="SEQ_CLS", num_labels=9)
 
-    report = initialise(base(bert), tmp_path / "out", options=options)
+    report = initialize(base(bert), tmp_path / "out", options=options)
 
     own = heads(tmp_path / "out/rank-2")
     assert own["classifier.weight"].shape == (9, 32)
@@ -182,7 +182,7 @@ def test_an_output_layer_that_is_tied_to_the_embeddings_is_read_from_them(
     home = base(build)
     options = InitOptions(ranks=(2,), modules_to_save=("lm_head",))
 
-    report = initialise(home, tmp_path / "out", options=options)
+    report = initialize(home, tmp_path / "out", options=options)
 
     stored = load_file(home / "model.safetensors")
     key = "transformer.wte.weight" if build is gpt2 else "lm_head.weight"
@@ -196,7 +196,7 @@ def test_a_base_model_that_was_saved_without_its_head_is_understood(
     home = base(lambda: llama().model)
     options = replace(QV, task="CAUSAL_LM", modules_to_save=("embed_tokens",))
 
-    initialise(home, tmp_path / "out", options=options)
+    initialize(home, tmp_path / "out", options=options)
 
     stored = load_file(home / "model.safetensors")
     own = heads(tmp_path / "out/rank-3")
@@ -209,9 +209,9 @@ def test_a_pickle_is_refused_where_a_head_is_needed_and_only_there(
     home = base(vit)
     (home / "model.safetensors").rename(home / "pytorch_model.bin")
 
-    initialise(home, tmp_path / "out", options=QV)
+    initialize(home, tmp_path / "out", options=QV)
     with pytest.raises(InputError, match=r"in pytorch_model\.bin, a pickle, which is never opened"):
-        initialise(home, tmp_path / "no", options=replace(QV, modules_to_save=("classifier",)))
+        initialize(home, tmp_path / "no", options=replace(QV, modules_to_save=("classifier",)))
     assert not (tmp_path / "no").exists()
 
 
@@ -259,7 +259,7 @@ def test_clients_that_train_a_head_get_the_base_models(tmp_path: Path, base: Bas
     make(tmp_path / "clients", Spec("bob", 3, shapes=shapes))
     home = base(vit)
 
-    initialise(home, tmp_path / "out", tmp_path / "clients")
+    initialize(home, tmp_path / "out", tmp_path / "clients")
 
     stored = load_file(home / "model.safetensors")
     own = heads(tmp_path / "out/ann")

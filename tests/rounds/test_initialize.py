@@ -19,8 +19,8 @@ from support.models import bert, gpt2, llama, save, vit
 from support.starts import QV, Base, factors, heads, loaded, run, save_base
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from fedlora_cli import InitOptions, aggregate, initialise, read
-from fedlora_cli.libraries import hushed
+from fedlora_cli import InitOptions, aggregate, initialize, read
+from fedlora_cli.libraries import muted
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
@@ -37,7 +37,7 @@ def test_every_rank_has_the_beginning_of_one_start(tmp_path: Path, base: Base) -
     """Rank index i is the same direction for all; uniform in ±1/sqrt(in), and B is zero."""
     options = replace(QV, ranks=(2, 5, 9))
 
-    report = initialise(base(llama), tmp_path / "out", options=options)
+    report = initialize(base(llama), tmp_path / "out", options=options)
 
     assert [row.name for row in report.adapters] == ["rank-2", "rank-5", "rank-9"]
     widest = factors(tmp_path / "out/rank-9")
@@ -67,7 +67,7 @@ def test_embeddings_start_as_peft_has_them_and_share_their_beginning_too(
     tiny = LlamaConfig(vocab_size=29, num_hidden_layers=1, **sizes)
     options = InitOptions(ranks=(1, 3, 7), target_modules=("embed_tokens",))
 
-    initialise(base(lambda: LlamaForCausalLM(tiny)), tmp_path / "out", options=options)
+    initialize(base(lambda: LlamaForCausalLM(tiny)), tmp_path / "out", options=options)
 
     B, A = (
         f"{PREFIX}model.embed_tokens.lora_embedding_B",
@@ -91,7 +91,7 @@ def test_a_seed_makes_the_bytes_and_another_makes_others(tmp_path: Path, base: B
         ("b", replace(options, jobs=1)),
         ("c", replace(options, seed=1)),
     ):
-        initialise(home, tmp_path / name, options=one)
+        initialize(home, tmp_path / name, options=one)
 
     for rank in ("rank-2", "rank-4"):
         a, b, c = (tmp_path / name / rank for name in "abc")
@@ -116,7 +116,7 @@ def test_the_choices_of_training_are_written_down(
     tmp_path: Path, base: Base, options, alpha: float, dropout: float, dtype: torch.dtype
 ) -> None:
     chosen = replace(QV, task="CAUSAL_LM", revision="v2", **options)
-    report = initialise(base(llama), tmp_path / "out", options=chosen)
+    report = initialize(base(llama), tmp_path / "out", options=chosen)
 
     written = config(tmp_path / "out/rank-3")
     assert (written["lora_alpha"], written["lora_dropout"]) == (alpha, dropout)
@@ -142,8 +142,8 @@ def test_like_clients_everyone_starts_at_its_own_ranks_and_alphas(
         clients.append(make(tmp_path / "clients", replace(spec, config=other)).folder)
     home = base(llama)
 
-    report = initialise(home, tmp_path / "out", tmp_path / "clients")
-    initialise(
+    report = initialize(home, tmp_path / "out", tmp_path / "clients")
+    initialize(
         home, tmp_path / "scaled", clients, InitOptions(scaling=3, dropout=0, dtype="float32")
     )
 
@@ -214,7 +214,7 @@ def test_what_is_adapted_is_what_peft_adapts(
     tmp_path: Path, base: Base, build: Callable[[], PreTrainedModel], options, targets
 ) -> None:
     """By default what PEFT knows for the architecture."""
-    report = initialise(base(build), tmp_path / "out", options=InitOptions((2,), **options))
+    report = initialize(base(build), tmp_path / "out", options=InitOptions((2,), **options))
 
     assert {(one.target, one.shape, len(one.names)) for one in report.targets} == targets
     names = {name for one in report.targets for name in one.names}
@@ -230,8 +230,8 @@ def test_the_model_says_the_same_as_before_and_every_direction_can_be_trained(
     targets = {vit: ("q_proj", "fc2"), llama: ("embed_tokens", "q_proj")}.get(build)
     saved = ("classifier",) if build in (vit, bert) else ()
     options = InitOptions((5,), target_modules=targets, modules_to_save=saved)
-    initialise(home, tmp_path / "out", options=options)
-    with hushed():
+    initialize(home, tmp_path / "out", options=options)
+    with muted():
         model = type(build()).from_pretrained(home).eval()
 
     adapted = loaded(model, tmp_path / "out/rank-5")
@@ -254,10 +254,10 @@ def test_a_first_round_of_training_goes_through(tmp_path: Path, base: Base) -> N
     """Init, train with PEFT, save, aggregate: the ranks share one basis from the start."""
     options = replace(QV, ranks=(2, 6), modules_to_save=("classifier",))
     home = base(vit)
-    initialise(home, tmp_path / "start", options=options)
+    initialize(home, tmp_path / "start", options=options)
     torch.manual_seed(2)
     for folder in sorted((tmp_path / "start").iterdir()):
-        with hushed():
+        with muted():
             model = loaded(type(vit()).from_pretrained(home), folder)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         for _ in range(2):
@@ -335,7 +335,7 @@ def test_the_libraries_that_are_used_say_nothing_and_are_as_before(
         "from transformers.utils import logging\n"
         "before = logging.get_verbosity(), logging.is_progress_bar_enabled()\n"
         "options = fedlora_cli.InitOptions(ranks=(2,), task='SEQ_CLS')\n"
-        f"fedlora_cli.initialise({str(home)!r}, {str(tmp_path / 'out')!r}, options=options)\n"
+        f"fedlora_cli.initialize({str(home)!r}, {str(tmp_path / 'out')!r}, options=options)\n"
         "assert before == (logging.get_verbosity(), logging.is_progress_bar_enabled())\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -347,7 +347,7 @@ def test_rank_index_i_has_one_meaning_for_a_mean_of_different_ranks(
     tmp_path: Path, base: Base
 ) -> None:
     """What raFLoRA needs: zero-padded, the A of all ranks have one mean of full length."""
-    initialise(base(llama), tmp_path / "out", options=replace(QV, ranks=(2, 4)))
+    initialize(base(llama), tmp_path / "out", options=replace(QV, ranks=(2, 4)))
 
     low, high = (factors(tmp_path / f"out/rank-{rank}") for rank in (2, 4))
     for key in (key for key in high if "lora_A" in key):

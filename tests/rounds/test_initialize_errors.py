@@ -14,8 +14,8 @@ from support.models import llama, vit
 from support.starts import QV, Base, run, save_base, set_config
 from transformers import LlamaConfig
 
-from fedlora_cli import InitOptions, InputError, OutputError, UsageError, initialise
-from fedlora_cli.libraries import hushed
+from fedlora_cli import InitOptions, InputError, OutputError, UsageError, initialize
+from fedlora_cli.libraries import muted
 from fedlora_cli.rounds.skeleton import make_skeleton
 
 
@@ -39,9 +39,9 @@ def test_a_model_of_seventy_billion_parameters_is_never_allocated(tmp_path: Path
         architectures=["LlamaForCausalLM"],
     ).save_pretrained(home)
 
-    with hushed():
+    with muted():
         skeleton = make_skeleton(str(home), None, "CAUSAL_LM", None, (), None)
-    report = initialise(home, tmp_path / "out", options=InitOptions(ranks=(1,), task="CAUSAL_LM"))
+    report = initialize(home, tmp_path / "out", options=InitOptions(ranks=(1,), task="CAUSAL_LM"))
 
     state = [*skeleton.model.parameters(), *skeleton.model.buffers()]
     assert sum(map(torch.Tensor.numel, state)) > 70e9
@@ -61,13 +61,13 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, base: Base, m
     (home / "theirs.py").write_text(f"open({str(ran)!r}, 'w')\n")
     classes = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
     set_config(home, auto_map=classes)
-    initialise(home, tmp_path / "one", options=replace(QV, task="CAUSAL_LM"))
+    initialize(home, tmp_path / "one", options=replace(QV, task="CAUSAL_LM"))
     set_config(home, auto_map={"AutoModelForSeq2SeqLM": "theirs.Model"})
     with pytest.raises(InputError, match="AutoModelForSeq2SeqLM cannot be made of its config"):
-        initialise(home, tmp_path / "two", options=replace(QV, task="SEQ_2_SEQ_LM"))
+        initialize(home, tmp_path / "two", options=replace(QV, task="SEQ_2_SEQ_LM"))
     set_config(home, auto_map=classes, model_type="theirs")
     with pytest.raises(InputError, match="its configuration cannot be read"):
-        initialise(home, tmp_path / "three", options=replace(QV, task="CAUSAL_LM"))
+        initialize(home, tmp_path / "three", options=replace(QV, task="CAUSAL_LM"))
 
     assert (tmp_path / "one").exists()
     assert not ran.exists()
@@ -180,13 +180,13 @@ def test_an_expression_that_is_none_is_refused(tmp_path: Path, base: Base) -> No
     options = InitOptions(ranks=(2,), target_modules="(((")
 
     with pytest.raises(UsageError, match=r"--target-modules: .* name some of embed_tokens, q_proj"):
-        initialise(base(llama), tmp_path / "out", options=options)
+        initialize(base(llama), tmp_path / "out", options=options)
 
 
 def test_an_architecture_that_peft_does_not_know_asks_for_names(tmp_path: Path, base: Base) -> None:
     found = "PEFT has no default for ViTForImageClassification; name some of q_proj, .* all-linear"
     with pytest.raises(UsageError, match=found):
-        initialise(base(vit), tmp_path / "out", options=InitOptions(ranks=(2,)))
+        initialize(base(vit), tmp_path / "out", options=InitOptions(ranks=(2,)))
 
 
 @pytest.mark.parametrize("place", ["base", "base/out", "clients", "clients/ann/out", "."])
@@ -199,20 +199,20 @@ def test_output_inside_or_around_the_input_is_refused(
 
     where = "around" if place == "." else "inside"
     with pytest.raises(InputError, match=f"the output would stand {where} the input"):
-        initialise(home, tmp_path / place, tmp_path / "clients", InitOptions(force=True))
+        initialize(home, tmp_path / place, tmp_path / "clients", InitOptions(force=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "clients"]
 
 
 def test_nothing_is_left_behind_on_failure_and_force_replaces_adapters_only(
     tmp_path: Path, base: Base, monkeypatch
 ) -> None:
-    from fedlora_cli.rounds import initialise as workflow
+    from fedlora_cli.rounds import initialize as workflow
 
     home = base(llama)
     three = replace(QV, ranks=(2, 3, 4), jobs=1)
-    initialise(home, tmp_path / "out", options=three)
+    initialize(home, tmp_path / "out", options=three)
     with pytest.raises(OutputError, match="give --force"):
-        initialise(home, tmp_path / "out", options=three)
+        initialize(home, tmp_path / "out", options=three)
 
     def failing(skeleton: Any, seed: int, name: str, rank: int, scale: float) -> Any:
         if rank == 4:
@@ -222,14 +222,14 @@ def test_nothing_is_left_behind_on_failure_and_force_replaces_adapters_only(
     start = workflow._start
     monkeypatch.setattr(workflow, "_start", failing)
     with pytest.raises(InputError, match="broken"):
-        initialise(home, tmp_path / "out", options=replace(three, force=True, seed=5))
+        initialize(home, tmp_path / "out", options=replace(three, force=True, seed=5))
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
     before = (tmp_path / "out/rank-2" / WEIGHTS).read_bytes()
     (tmp_path / "out/rank-3/mine.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"it holds rank-3/mine\.txt"):
-        initialise(home, tmp_path / "out", options=replace(three, force=True))
+        initialize(home, tmp_path / "out", options=replace(three, force=True))
     assert (tmp_path / "out/rank-2" / WEIGHTS).read_bytes() == before
     (tmp_path / "out/rank-3/mine.txt").unlink()
-    initialise(home, tmp_path / "out", options=replace(QV, force=True))
+    initialize(home, tmp_path / "out", options=replace(QV, force=True))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rank-3"]

@@ -47,12 +47,12 @@ from fedlora_cli import (
     UsageError,
     aggregate,
     distribute,
-    initialise,
+    initialize,
     read,
 )
 from fedlora_cli.errors import VerificationError
-from fedlora_cli.libraries import hushed
-from fedlora_cli.rounds import acceptance, handout
+from fedlora_cli.libraries import muted
+from fedlora_cli.rounds import acceptance, distribution
 
 SIZES: dict[str, Any] = {
     "vocab_size": 31,
@@ -205,8 +205,8 @@ def test_a_start_is_what_peft_makes_of_the_same_choice(
     model's own words before training.
     """
     home = base(build)
-    initialise(home, tmp_path / "out", options=InitOptions(ranks=(2, 5), alpha=3, **choice))
-    with hushed():
+    initialize(home, tmp_path / "out", options=InitOptions(ranks=(2, 5), alpha=3, **choice))
+    with muted():
         model = type(build()).from_pretrained(home).eval()
     fields = {key: value for key, value in choice.items() if key != "task"}
 
@@ -247,8 +247,8 @@ def test_training_moves_every_direction_of_every_expert(
     tmp_path: Path, base: Base, build: Callable[[], PreTrainedModel]
 ) -> None:
     home = base(build)
-    initialise(home, tmp_path / "out", options=InitOptions(ranks=(3,), **ALL))
-    with hushed():
+    initialize(home, tmp_path / "out", options=InitOptions(ranks=(3,), **ALL))
+    with muted():
         model = type(build()).from_pretrained(home).eval()
     start = loaded(model, tmp_path / "out/rank-3")
     ids = torch.arange(30).reshape(2, 15)
@@ -269,8 +269,8 @@ def test_training_moves_every_direction_of_every_expert(
 def test_experts_go_through_a_round_and_back(tmp_path: Path, base: Base) -> None:
     """Init, train, aggregate, init like the clients: all of it in the same modules."""
     home = base(qwen3_moe)
-    initialise(home, tmp_path / "start", options=InitOptions(ranks=(2, 4), **NAMES))
-    with hushed():
+    initialize(home, tmp_path / "start", options=InitOptions(ranks=(2, 4), **NAMES))
+    with muted():
         model = Qwen3MoeForCausalLM.from_pretrained(home)
     for rank in (2, 4):
         client = loaded(model, tmp_path / f"start/rank-{rank}")
@@ -282,7 +282,7 @@ def test_experts_go_through_a_round_and_back(tmp_path: Path, base: Base) -> None
         save(client, tmp_path / f"clients/client-{rank}")
 
     report = aggregate([tmp_path / "clients"], tmp_path / "global")
-    initialise(home, tmp_path / "again", [tmp_path / "clients"])
+    initialize(home, tmp_path / "again", [tmp_path / "clients"])
 
     assert report.rank == 8
     for rank in (2, 4):
@@ -313,12 +313,12 @@ def test_like_clients_of_every_kind_of_layer(
     tmp_path: Path, base: Base, build: Callable[[], PreTrainedModel], choice: dict[str, Any]
 ) -> None:
     home = base(build)
-    with hushed():
+    with muted():
         model = type(build()).from_pretrained(home)
     for name, rank in (("ann", 2), ("bob", 3)):
         save(wrap(copy.deepcopy(model), lora(r=rank, **choice)), tmp_path / "clients" / name)
 
-    initialise(home, tmp_path / "out", [tmp_path / "clients"])
+    initialize(home, tmp_path / "out", [tmp_path / "clients"])
 
     for name in ("ann", "bob"):
         assert shapes(tmp_path / "out" / name) == shapes(tmp_path / "clients" / name)
@@ -332,10 +332,10 @@ def test_like_clients_of_every_kind_of_layer(
 
 def test_clients_of_an_older_peft_have_other_experts(tmp_path: Path, base: Base) -> None:
     home = base(gpt_oss)
-    initialise(home, tmp_path / "start", options=InitOptions(ranks=(2,), **EXPLICIT))
+    initialize(home, tmp_path / "start", options=InitOptions(ranks=(2,), **EXPLICIT))
     set_fields(tmp_path / "start/rank-2", {"peft_version": "0.18.1"})
     with pytest.raises(InputError, match=r"PEFT before 0\.19 stored its experts"):
-        initialise(home, tmp_path / "out", [tmp_path / "start"])
+        initialize(home, tmp_path / "out", [tmp_path / "start"])
 
 
 # What cannot be started is refused by its name.
@@ -374,13 +374,13 @@ def test_what_cannot_be_started_is_refused_by_name(
 ) -> None:
     home = base(build)
     with pytest.raises(UsageError, match=message):
-        initialise(home, tmp_path / "out", options=InitOptions(ranks=(2,), **options))
+        initialize(home, tmp_path / "out", options=InitOptions(ranks=(2,), **options))
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_layers_that_peft_leaves_out_are_told(tmp_path: Path, base: Base) -> None:
     """It takes gate_proj for a parameter of experts in every layer, shared ones and dense ones."""
-    report = initialise(base(glm4_moe), tmp_path / "out", options=InitOptions((2,), **NAMES))
+    report = initialize(base(glm4_moe), tmp_path / "out", options=InitOptions((2,), **NAMES))
     [warning] = report.warnings
     assert "does not adapt model.layers.0.mlp.gate_proj, model.layers.0.mlp.up_proj," in warning
     assert warning.endswith("and 3 more")
@@ -418,16 +418,16 @@ def test_what_its_own_reader_takes_otherwise_is_not_published(
 ) -> None:
     home = base(llama)
     options = InitOptions(ranks=(2,), target_modules=("q_proj",))
-    initialise(home, tmp_path / "start", options=options)
-    real = handout._check_readable
+    initialize(home, tmp_path / "start", options=options)
+    real = distribution._check_readable
 
     def spoiled(folder: Path, one: Any) -> None:
         set_fields(folder, fields)
         real(folder, one)
 
-    monkeypatch.setattr(handout, "_check_readable", spoiled)
+    monkeypatch.setattr(distribution, "_check_readable", spoiled)
     again = {
-        "init": partial(initialise, home, tmp_path / "out", options=options),
+        "init": partial(initialize, home, tmp_path / "out", options=options),
         "distribute": partial(
             distribute,
             tmp_path / "start/rank-2",
@@ -460,13 +460,13 @@ def test_what_peft_loads_in_another_way_is_not_published(
 
     monkeypatch.setattr(acceptance, "_check", spoiled)
     with pytest.raises(InputError, match=message):
-        initialise(home, tmp_path / "out", options=InitOptions((2,), target_modules=("q_proj",)))
+        initialize(home, tmp_path / "out", options=InitOptions((2,), target_modules=("q_proj",)))
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_the_names_of_tensors_are_peft_s(tmp_path: Path, base: Base) -> None:
     """Of two parameters in one module, the first that the model defines is innermost."""
-    initialise(base(mixtral), tmp_path / "out", options=InitOptions((2,), **ALL))
+    initialize(base(mixtral), tmp_path / "out", options=InitOptions((2,), **ALL))
     written = shapes(tmp_path / "out/rank-2")
     experts = f"{PREFIX}model.layers.0.mlp.experts"
     assert written[f"{experts}.base_layer.lora_A.weight"] == (4 * 4, 16)

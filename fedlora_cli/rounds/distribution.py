@@ -27,7 +27,7 @@ from fedlora_cli.formats.peft.names import LORA_BIAS
 from fedlora_cli.linalg.casting import at_rank, cast, described, stored_bytes
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location, Remote
-from fedlora_cli.reports.handout import HandoutRow
+from fedlora_cli.reports.distribution import HandoutRow
 from fedlora_cli.rounds.recipients import Recipient
 
 #: Whether adapters in a folder, which nobody else sees yet, may be published. Raises FedloraError.
@@ -169,7 +169,7 @@ def nothing(shape: tuple[int, int]) -> Factors:
     )
 
 
-def handout_row(
+def distribution_row(
     one: Recipient, output: Location, size: int, spectra: Mapping[str, Tensor]
 ) -> HandoutRow:
     """What the report says of one adapter. `spectra` are all singular values of what was handed

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedlora_cli.aggregation.options import Dtype
-from fedlora_cli.cli.handouts import (
+from fedlora_cli.cli.distribution import (
     OUTPUT,
     Alpha,
     HandoutForce,
@@ -17,12 +17,12 @@ from fedlora_cli.cli.handouts import (
     LikeAdapter,
     folders_like,
     names_of,
+    print_result,
     ranks_of,
-    tell,
 )
 from fedlora_cli.cli.shared import Debug, Json, Null, Quiet, errors, guarded, heavy_imports, option
 from fedlora_cli.render.progress import progress_on
-from fedlora_cli.render.views.handout import init_view
+from fedlora_cli.render.views.distribution import init_view
 from fedlora_cli.reports.document import init_document
 from fedlora_cli.rounds.options import ALL_LINEAR, CLASSES, InitOptions
 
@@ -31,7 +31,7 @@ _START = "How it starts"
 
 
 @guarded
-def initialise(
+def initialize(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="The base model: a folder, or a name on the hub.")
     ],
@@ -142,11 +142,11 @@ def initialise(
     )
     clients = folders_like(like, null=null)
     with heavy_imports():
-        from fedlora_cli.rounds.initialise import initialise as run
+        from fedlora_cli.rounds.initialize import initialize as run
 
     with progress_on(errors(), shown=not quiet) as stage:
         report = run(base, output, clients, options, stage)
-    tell(
+    print_result(
         report,
         init_document,
         partial(init_view, details=verbose),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli import formats
-from fedlora_cli.adapters.adapter import Adapter, Facts, FullTensor, Selection
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, FullTensor, Selection
 from fedlora_cli.clients.cohort import Client, Cohort, align
 from fedlora_cli.clients.names import name_folders
 from fedlora_cli.clients.reading import Paths, paths_of
@@ -20,14 +20,20 @@ from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
 from fedlora_cli.formats.peft.names import target_of
-from fedlora_cli.libraries import hushed
+from fedlora_cli.libraries import muted
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.casting import seed_of
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location
-from fedlora_cli.reports.handout import HeadRow, InitReport, TargetRow
+from fedlora_cli.reports.distribution import HeadRow, InitReport, TargetRow
 from fedlora_cli.rounds.acceptance import check_in_peft
-from fedlora_cli.rounds.handout import check_room, claimed_folder, hand_out, handout_row, nothing
+from fedlora_cli.rounds.distribution import (
+    check_room,
+    claimed_folder,
+    distribution_row,
+    hand_out,
+    nothing,
+)
 from fedlora_cli.rounds.heads import head_tensors
 from fedlora_cli.rounds.options import SCALING, InitOptions
 from fedlora_cli.rounds.peft_layers import parameter_name
@@ -41,7 +47,7 @@ DEFAULTS = InitOptions()
 _OTHER_BASE = "give the base model of these clients, and their --task and --num-labels"
 
 
-def initialise(
+def initialize(
     base: Path | str,
     output: Location | str,
     clients: Paths = (),
@@ -64,7 +70,7 @@ def initialise(
     check_apart(output, [*places, *read, *([Path(base)] if Path(base).is_dir() else [])])
     with claimed_folder(output, force=options.force):
         read_base = stage("reading the base model")
-        with hushed():
+        with muted():
             skeleton = _skeleton(str(base), cohort, options)
             heads, drawn = head_tensors(skeleton, str(base), options.revision, options.seed)
         read_base(1, 1)
@@ -100,7 +106,7 @@ def initialise(
             HeadRow(name, one.shape, one.dtype, one.owner in drawn)
             for name, one in sorted(tensors.items())
         ),
-        adapters=tuple(handout_row(one, output, size, {}) for one, size in rows),
+        adapters=tuple(distribution_row(one, output, size, {}) for one, size in rows),
         warnings=(
             *remarks,
             *_passed_over(skeleton),
@@ -233,7 +239,7 @@ def _of_rank(
         },
         dtype=options.dtype or "float32",
         tensors=tensors,
-        facts=Facts(
+        facts=AdapterMetadata(
             base_model=base,
             revision=options.revision,
             task_type=options.task_type,
