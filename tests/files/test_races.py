@@ -119,7 +119,7 @@ def test_an_upload_that_is_replaced_before_its_digest_is_taken_ends_the_round(
         replaced(folder / WEIGHTS)
         return really(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rounds_aggregate, "screened", drop_invalid_clients)
+    monkeypatch.setattr(rounds_aggregate, "drop_invalid_clients", drop_invalid_clients)
     with pytest.raises(InputError, match="changed while being read; wait until it is uploaded"):
         aggregate(folder, tmp_path / "out", AggregateOptions())
     assert not (tmp_path / "out").exists()
