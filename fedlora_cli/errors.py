@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code each kind of failure ends the command with."""
+"""Errors, each with the exit code of the command, and the handlers that receive them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedlora_cli.text import printable
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The error that the others were raised from.
+    """The first error in a chain of causes.
 
     >>> outer = ValueError("cannot be read")
     >>> outer.__cause__ = KeyError("columns")
@@ -24,17 +24,17 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
-#: Letters of what was found: names in an untrusted file may be as long as the file.
+#: Longest description of a fault, in characters: a name in an untrusted file may be megabytes long.
 _LONGEST = 1000
 
 
 class FedloraError(Exception):
-    """Where it happened, what was found, and what to do: always one printable line.
+    """An error as one printable line: where it happened, what was found, what to do.
 
-    `path` is the file or folder that it happened in, None where that is something else. `places`
-    are those that the line speaks of, each with what `found` has in place of it, None where that is
-    its name: what was found stands in reports, which travel, and say nothing of this disk. `here`
-    is what was found with the places as they are.
+    - `path`: the file or folder at fault; None if the error is about something else.
+    - `places`: paths inside `found`, each with its replacement in reports, or None for its name.
+      Reports travel to other machines, so they must not show local paths.
+    - `found`: the description with the replacements. `here`: the description with full paths.
 
     >>> str(InputError("adapter_config.json", "r is -4", "write the rank it was trained with"))
     'adapter_config.json: r is -4; write the rank it was trained with'
@@ -59,26 +59,26 @@ class FedloraError(Exception):
         super().__init__(f"{self.where}: {self.here}; {self.cure}")
 
     def reported(self, name: Callable[[Location], str]) -> str:
-        """What was found, with the places by these names."""
+        """The description, with each path replaced by `name(path)` or by its own replacement."""
         found = self._whole
         for place, word in self._places.items():
-            said = name(place) if word is None else word
-            # A path may be as short as a letter: it is whole words, or what a longer one begins by.
+            shown = name(place) if word is None else word
+            # A path may be a single letter, so only whole words and path prefixes are replaced.
             whole = rf"(?<!\S){re.escape(str(place))}(?![^\s,;:/])"
-            found = re.sub(whole, lambda _, said=said: said, found)  # type: ignore[misc]
+            found = re.sub(whole, lambda _, shown=shown: shown, found)  # type: ignore[misc]
         return _shown(found)
 
     def with_cure(self, cure: str) -> InputError:
-        """The same found in a file that was read, with another way out."""
+        """An InputError with the same description and another remedy."""
         return InputError(self.path or self.where, self._whole, cure, self._places)
 
     def __reduce__(self) -> tuple[type[FedloraError], tuple[object, ...]]:
-        """What another process makes the same error from."""
+        """The arguments from which pickle makes the same error in another process."""
         return type(self), (self.path or self.where, self._whole, self.cure, self._places)
 
 
 def _shown(found: str) -> str:
-    """What was found, on one line that is not too long."""
+    """The description on one printable line of limited length."""
     return printable(found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…")
 
 
@@ -89,17 +89,17 @@ class UsageError(FedloraError):
 
 
 class InputError(FedloraError):
-    """A file that was read is missing, damaged, unsupported, or does not fit the others."""
+    """An input file is missing, damaged, unsupported, or does not fit the other files."""
 
     exit_code = 3
 
 
 class NotFinite(InputError):
-    """Values beyond the range of numbers: what training that diverged leaves."""
+    """Weights are NaN or infinite, or overflow: the training has diverged."""
 
 
 def without_norm(adapter: object, module: str) -> NotFinite:
-    """The error of finite factors whose product overflows.
+    """The error for finite factors whose product overflows.
 
     >>> without_norm("round-01/ann", "q_proj").found
     'the update of q_proj is larger than any number'
@@ -109,42 +109,42 @@ def without_norm(adapter: object, module: str) -> NotFinite:
 
 
 class OutputError(FedloraError):
-    """The result could not be written where it was asked for."""
+    """The result cannot be written to the output path."""
 
     exit_code = 4
 
 
 class ClusterError(FedloraError):
-    """Who was to compute could not be reached, or was lost."""
+    """A cluster or one of its workers cannot be reached, or was lost."""
 
     exit_code = 4
 
 
 class VerificationError(FedloraError):
-    """What was written is not the update that was asked for."""
+    """The written files do not hold the update that was computed."""
 
     exit_code = 5
 
 
 def require(holds: bool, flag: str, value: object, range_: str) -> None:
-    """Whether an option's value is in its range. Raises UsageError."""
+    """Raise UsageError unless `holds`: the value of an option is out of its range."""
     if not holds:
         raise UsageError(flag, f"{value} is out of range", f"it must be {range_}")
 
 
-#: Told about bad input by whoever reads it. If it returns, what can still be read is read; what
-#: rests on something broken ends by the very same error, so that a fault is told apart from its
-#: consequences by being new.
+#: Called for every fault. It may raise (strict) or return (collect). If it returns, reading goes on
+#: with what is usable; follow-up failures raise the same error object again, so only new objects
+#: are new faults.
 FaultHandler = Callable[[InputError], None]
 
 
 def raise_fault(error: InputError) -> None:
-    """The report of those who need all of it: the first fault is the end. Raises it."""
+    """The strict fault handler: raise the first fault."""
     raise error
 
 
 def recording(on_fault: FaultHandler, kept: list[InputError]) -> FaultHandler:
-    """The same report, with a list of what it was told."""
+    """A fault handler that appends each fault to `kept` and passes it on to `on_fault`."""
 
     def keep(error: InputError) -> None:
         kept.append(error)
@@ -155,7 +155,7 @@ def recording(on_fault: FaultHandler, kept: list[InputError]) -> FaultHandler:
 
 @contextmanager
 def catching_faults(on_fault: FaultHandler) -> Iterator[None]:
-    """What can go wrong on its own: an InputError ends the block, and goes to the report.
+    """Pass an InputError that ends the block to `on_fault`, and continue after the block.
 
     >>> found: list[InputError] = []
     >>> with catching_faults(found.append):

@@ -1,4 +1,4 @@
-"""The libraries that train, without progress bars and advice of their own."""
+"""transformers and PEFT without their progress bars, logs and warnings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """transformers and PEFT say nothing of what they load; what goes wrong is still raised."""
+    """Switch off the output of transformers and PEFT in this block. Errors are still raised."""
     from transformers.utils import logging as untyped
 
     logging: Any = untyped

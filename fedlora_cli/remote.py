@@ -1,7 +1,7 @@
-"""A place in object storage, named by URL, in those of pathlib's words that readers use.
+"""Files and folders in object storage, with the part of pathlib's interface that readers use.
 
-Stores are reached through fsspec (https://filesystem-spec.readthedocs.io), which comes with torch,
-and find their credentials themselves, in the environment or their own files.
+fsspec (https://filesystem-spec.readthedocs.io), a dependency of torch, reaches the stores. Its
+libraries find credentials in the environment or in their own files.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from fedlora_cli.text import first_line
 
 Result = TypeVar("Result")
 
-#: What to install for the URLs that begin so; None where nothing is needed.
+#: For each URL scheme, the package to install; None if none is needed.
 EXTRAS = {"s3": "fedlora[s3]", "gs": "fedlora[gcs]", "hf": None, "memory": None}
 
-#: Questions that wait for their answers at the same time.
+#: Requests to a store at the same time.
 _AT_ONCE = 16
 
-#: Letters that mean something else than themselves in the address of an object.
+#: Characters with a special meaning in the address of an object.
 _SPECIAL = frozenset("?#")
 
-#: Of a store whose library reads ahead, what makes it read what was asked for.
+#: For a store whose library reads ahead: the options that switch this off.
 _PLAIN = {"hf": {"cache_type": "none"}}
 
 _NOTHING = "nothing is there, or no such bucket"
 
 
 class StorageError(OSError):
-    """What a store said about the place of that URL, on one line, and what to do about it."""
+    """A store's error for the URL `where`: the reason on one line, and what to do."""
 
     def __init__(self, where: str, reason: str, cure: str) -> None:
         super().__init__(reason)
@@ -50,9 +50,8 @@ class StorageError(OSError):
 class Remote:
     """A file or folder of a store: `key` is its address after the `protocol`, bucket first.
 
-    A folder is asked once for what it holds, when that is first of interest, and so are all that
-    are reached from it by `/`: one command sees one state of it. All methods that ask raise
-    OSError.
+    A folder is listed once, on first use, and so is each folder reached from it by `/`: a command
+    sees a single state of the store. All methods that send requests raise OSError.
 
     >>> ann = Remote("s3", "bucket/round-01") / "ann"
     >>> str(ann), ann.name, ann.parent.name
@@ -76,7 +75,7 @@ class Remote:
         return hash(str(self))
 
     def __reduce__(self) -> tuple[type[Remote], tuple[str, str]]:
-        """Another process gets the address alone, and asks again."""
+        """Pickle the address only: another process lists the store again."""
         return type(self), (self.protocol, self.key)
 
     def __truediv__(self, name: str) -> Remote:
@@ -110,11 +109,11 @@ class Remote:
 
     @property
     def parents(self) -> tuple[Remote, ...]:
-        above = self._path.parents[:-1]  # the last one is the store itself
-        return tuple(Remote(self.protocol, str(one)) for one in above)
+        above = self._path.parents[:-1]  # without the store itself
+        return tuple(Remote(self.protocol, str(parent)) for parent in above)
 
     def resolve(self) -> Remote:
-        """The same: there are no links."""
+        """The path itself: a store has no links."""
         return self
 
     def absolute(self) -> Remote:
@@ -133,7 +132,7 @@ class Remote:
         return self._kind == "directory"
 
     def iterdir(self) -> Iterator[Remote]:
-        """What is in a folder, by name."""
+        """The files and folders in this folder, sorted by name."""
         if self.is_file():
             raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(self))
         if not self.listing:
@@ -141,30 +140,30 @@ class Remote:
         return (self / name for name in sorted(self.listing))
 
     def glob(self, pattern: str) -> Iterator[Remote]:
-        """What in a folder has a name that the pattern fits."""
+        """The files and folders whose names match the pattern, sorted by name."""
         return (self / name for name in sorted(self.listing) if fnmatchcase(name, pattern))
 
     @cached_property
     def listing(self) -> dict[str, dict[str, Any]]:
-        """What the store tells of everything in this folder, by name; nothing where it is none."""
+        """The store's entries for this folder, by name; empty if this is not a folder."""
         if self._above is not None and not self.is_dir():
             return {}
         try:
-            told = self._ask("ls", self.key, detail=True)
+            entries = self._ask("ls", self.key, detail=True)
         except FileNotFoundError:
             return {}
-        found: dict[str, dict[str, Any]] = {}
-        for one in told:
-            address = one["name"].strip("/")
+        by_name: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            address = entry["name"].strip("/")
             name = address.rpartition("/")[2]
-            if address == self.key:  # an empty object that stands for the folder
+            if address == self.key:  # an empty object in place of the folder
                 continue
             if name in (".", "..") or _SPECIAL & set(name):
                 reason = f"holds {name!r}, which has no address of its own"
                 raise StorageError(str(self), reason, "rename it")
-            if one["type"] == "directory" or name not in found:
-                found[name] = one
-        return found
+            if entry["type"] == "directory" or name not in by_name:
+                by_name[name] = entry
+        return by_name
 
     @cached_property
     def _kind(self) -> str | None:
@@ -178,47 +177,47 @@ class Remote:
 
     @property
     def size(self) -> int:
-        """Of a file, as the folder that it was reached from lists it."""
+        """The size of a file in bytes, from the listing of its folder if there is one."""
         known = None if self._above is None else self._above.listing.get(self.name)
         return int((known or self.info())["size"])
 
     def info(self) -> dict[str, Any]:
-        """What the store tells of it now."""
-        told: dict[str, Any] = self._ask("info", self.key)
-        return told
+        """The store's entry for this file or folder, requested anew."""
+        entry: dict[str, Any] = self._ask("info", self.key)
+        return entry
 
     def read(self, start: int, length: int) -> bytes:
-        """So many bytes of a file, from `start` on; fewer where it ends."""
+        """`length` bytes of a file from `start` on; fewer at its end."""
         plain = _PLAIN.get(self.protocol, {})
         content: bytes = self._ask("cat_file", self.key, start=start, end=start + length, **plain)
         return content
 
     def upload(self, file: Path) -> None:
-        """Put the content of a local file here."""
+        """Copy a local file to this address."""
         self._ask("put_file", str(file), self.key)
 
     def remove(self) -> None:
-        """Remove a file, if there is one."""
+        """Remove the file, if it exists."""
         with suppress(FileNotFoundError):
             self._ask("rm_file", self.key)
 
     @cached_property
     def _store(self) -> Any:
-        """fsspec's file system, one for all that is reached from one folder."""
+        """fsspec's file system, shared by all paths reached from the same folder."""
         if self._above is not None:
             return self._above._store
         import fsspec
 
-        # Its own listings would outlive a command. There are ours.
+        # fsspec's cache of listings would outlive the command.
         store = fsspec.filesystem(self.protocol, use_listings_cache=False)
-        # What goes wrong is raised. A log that nobody handles would be printed besides.
+        # Errors are raised. Without a handler, Python would print the log as well.
         library = logging.getLogger(type(store).__module__.partition(".")[0])
         if not library.handlers:
             library.addHandler(logging.NullHandler())
         return store
 
     def _ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """What the store answers. Raises FileNotFoundError, and else StorageError."""
+        """Call a method of the store. Raises FileNotFoundError, or else StorageError."""
         try:
             return getattr(self._store, method)(*args, **options)
         except FileNotFoundError as error:
@@ -226,35 +225,35 @@ class Remote:
         except ImportError as error:
             extra = EXTRAS[self.protocol] or "fsspec"
             raise StorageError(str(self), first_line(error), f"pip install '{extra}'") from error
-        except Exception as error:  # every library has kinds of its own
+        except Exception as error:  # each library has its own classes
             cure = "check the address, the credentials and the network"
             raise StorageError(str(self), first_line(error), cure) from error
 
 
-#: What commands read from and write to.
+#: A path on this machine or in a store.
 Location = Path | Remote
 
 
 def normal(place: Location) -> Location:
-    """The place without `.` and `..` in it, links not resolved: it has a name of its own."""
+    """The absolute path without `.` and `..`; links are not resolved."""
     return place if isinstance(place, Remote) else Path(os.path.normpath(place.absolute()))
 
 
 def is_same_file(one: Location, other: Location) -> bool:
-    """Whether two names are of one file, by a link for example. Raises OSError."""
+    """Whether two paths are the same file, for example by a link. Raises OSError."""
     if isinstance(one, Path) and isinstance(other, Path):
         return one.samefile(other)
     return one == other
 
 
 def in_order(folder: Location) -> list[Location]:
-    """What is in a folder, by name. Raises OSError."""
+    """The content of a folder, sorted by name. Raises OSError."""
     inside: list[Location] = list(folder.iterdir())
-    return sorted(inside, key=lambda one: one.parts)
+    return sorted(inside, key=lambda path: path.parts)
 
 
 def below(place: Location, home: Location) -> tuple[str, ...]:
-    """The names that lead from `home` to a place in it.
+    """The parts of a path below the folder `home`.
 
     >>> below(Path("round-01/ann/fedlora.json"), Path("round-01"))
     ('ann', 'fedlora.json')
@@ -265,16 +264,18 @@ def below(place: Location, home: Location) -> tuple[str, ...]:
 def prefetched(
     function: Callable[[Location], Result], places: Sequence[Location]
 ) -> Iterator[Callable[[], Result]]:
-    """For every place in turn, what gives the function's result or raises its error.
+    """For each place in turn, a call that returns the function's result or raises its error.
 
-    A file here is read when that is called. Stores are asked ahead, many questions at a time, as
-    most of the time goes by in waiting for answers.
+    For remote places the function runs ahead, on many places at a time, because most of its time
+    is waiting. For a local path it runs when the result is called for.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        ahead = {one: pool.submit(function, one) for one in places if isinstance(one, Remote)}
+        ahead = {
+            place: pool.submit(function, place) for place in places if isinstance(place, Remote)
+        }
         try:
-            for one in places:
-                yield ahead[one].result if isinstance(one, Remote) else partial(function, one)
+            for place in places:
+                yield ahead[place].result if isinstance(place, Remote) else partial(function, place)
         finally:
             for waiting in ahead.values():
                 waiting.cancel()

@@ -1,4 +1,4 @@
-"""Names, numbers and errors as words on a line."""
+"""Names, numbers and errors as text on one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def natural(name: str) -> tuple[str | int, ...]:
-    """A key that sorts layer 2 before layer 10.
+    """A sort key that puts layer 2 before layer 10.
 
     >>> sorted(["h.10.b", "h.2.a"], key=natural)
     ['h.2.a', 'h.10.b']
@@ -17,7 +17,7 @@ def natural(name: str) -> tuple[str | int, ...]:
 
 
 def shortened(names: Sequence[str], shown: int = 3, total: int | None = None) -> str:
-    """Names in a line, the first few of them, of so many in all.
+    """The first `shown` names, separated by commas, and how many of `total` are left out.
 
     >>> shortened(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
@@ -28,9 +28,9 @@ def shortened(names: Sequence[str], shown: int = 3, total: int | None = None) ->
 
 
 def printable(text: object) -> str:
-    r"""`text` on one line, with every control, bidi or otherwise unprintable character escaped.
+    r"""`text` with every control, bidi or otherwise unprintable character escaped.
 
-    Names come from untrusted files; a terminal must never obey them.
+    Names from untrusted files could hold commands to the terminal.
 
     >>> printable("a\x1b[2Jb\n")
     'a\\x1b[2Jb\\n'
@@ -39,7 +39,7 @@ def printable(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    r"""What a library's error says, of which many take a page; its kind where it says nothing.
+    r"""The first line of an error's message, or its class if the message is empty.
 
     >>> first_line(ValueError("no such mode\nthe modes are ..."))
     'no such mode'
@@ -50,7 +50,7 @@ def first_line(error: BaseException) -> str:
 
 
 def rank_range(first: int, last: int) -> str:
-    """Rank indices as people read them, counted from 1.
+    """A range of rank indices, counted from 1, as text.
 
     >>> rank_range(3, 8), rank_range(5, 5)
     ('3-8', '5')

@@ -184,7 +184,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(given)
     if args.output.exists():
-        fail(args.output, "it exists already")
+        fail(args.output, "it already exists")
     if not (args.adapter / "adapter_config.json").is_file():
         fail(args.adapter, "no adapter in it")
 

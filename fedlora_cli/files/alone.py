@@ -1,4 +1,4 @@
-"""One process at a time: in a folder, or at a name that need not be there yet."""
+"""Locks: only one process at a time works in a folder, or at a path to be created."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fedlora_cli.files.interrupts import signals_deferred
 
 _LOCK = ".lock"
 
-#: What a file system says that has no locks, as some network file systems have none.
+#: Errors of file systems without locks, such as some network file systems.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """No other process in this block with the same folder. Raises OutputError where there is one.
+    """Lock a folder for the block. Raises OutputError if another process has the lock.
 
-    The system lets go of the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, even if it is killed.
     """
     with (folder / _LOCK).open("w") as file:
         _take(file.fileno(), folder)
@@ -32,11 +32,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_at(target: Path) -> Iterator[bool]:
-    """No other process in this block with the same target. Raises OutputError where there is one.
+    """Lock a path for the block. Raises OutputError if another process has the lock.
 
-    False where the system has no locks: then nothing is known of others. The lock is the empty file
-    `.NAME.lock` beside the target. It is removed at the end; one that a killed process left is held
-    by nobody, and taken.
+    Yields False if the system has no locks. The lock is on the empty file `.NAME.lock` beside the
+    target, which is removed at the end. A file that a killed process left is not locked.
     """
     if os.name == "nt":
         yield False
@@ -50,8 +49,8 @@ def alone_at(target: Path) -> Iterator[bool]:
     finally:
         with signals_deferred():
             if lock is not None:
-                # Removed before it is released: the next process that takes it sees that it has no
-                # name any more.
+                # The file is removed before the lock is released: a process that then gets the
+                # lock sees that the file has no name.
                 with suppress(OSError):
                     path.unlink()
                 os.close(lock)
@@ -68,11 +67,11 @@ def _taken(path: Path, target: Path) -> tuple[int, bool]:
             raise
         if not held or _is(path, lock):
             return lock, held
-        os.close(lock)  # the process that held it removed it: another file has the name, or none
+        os.close(lock)  # its last owner removed the file: try again with a new file
 
 
 def _open(path: Path, target: Path) -> int:
-    """The lock file, made where there is none. Raises OutputError."""
+    """Open the lock file, or create it. Raises OutputError."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -80,12 +79,12 @@ def _open(path: Path, target: Path) -> int:
     status = os.fstat(lock)
     if not stat.S_ISREG(status.st_mode) or status.st_size:
         os.close(lock)
-        raise OutputError(path, "it is there and no lock of this program", "move it away")
+        raise OutputError(path, "a file that is not a lock of fedlora", "move it away")
     return lock
 
 
 def _take(lock: int, place: Path) -> bool:
-    """Take the lock, where the system has any. Raises OutputError where another process has it."""
+    """Take the lock. False if the system has no locks. Raises OutputError if it is taken."""
     if os.name == "nt":
         return False
     import fcntl
@@ -93,7 +92,7 @@ def _take(lock: int, place: Path) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        found = "another process is at work in it"
+        found = "another process is writing there"
         raise OutputError(place, found, "wait for it, or choose another folder") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -103,7 +102,7 @@ def _take(lock: int, place: Path) -> bool:
 
 
 def _is(path: Path, file: int) -> bool:
-    """Whether the open file still has that name."""
+    """Whether the open file still has this path."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(file))
     except FileNotFoundError:

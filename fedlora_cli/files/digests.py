@@ -1,4 +1,4 @@
-"""SHA-256 of files, as `sha256sum` prints it."""
+"""SHA-256 digests of files, in hexadecimal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedlora_cli.remote import Location
 
 
 def sha256_of(path: Location, state: State | None = None) -> str:
-    """Of one file, whole and in one state: the given one, if there is one. Raises InputError."""
+    """The digest of a file. Raises InputError if the file changes, or is not in `state`."""
     total = hashlib.sha256()
     with opened(path, state) as file:
         for block in file.blocks():
@@ -19,5 +19,5 @@ def sha256_of(path: Location, state: State | None = None) -> str:
 
 
 def sha256_of_all(folder: Path) -> dict[str, str]:
-    """Of every file in a folder, by name. Raises InputError and OSError."""
+    """The digest of every file in a folder, by file name. Raises InputError and OSError."""
     return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}

@@ -14,20 +14,19 @@ from pathlib import Path
 
 from fedlora_cli.files.interrupts import signals_deferred
 
-#: What a file system says that keeps no order on a disk, as some network ones and those of
-#: containers do: nothing can be flushed there, and nothing is wrong.
+#: Errors of file systems that cannot flush, such as some network file systems. They are ignored.
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
-#: Where Linux tells what is mounted, the place of a mount in its line, and how it writes a blank.
+#: Linux's list of mounts, the column of the mount point, and its escapes for blanks.
 _MOUNTS = Path("/proc/self/mountinfo")
 _PLACE = 4
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def is_mounted(path: Path) -> bool:
-    """Whether a file or folder is where something is mounted: no other can take its place.
+    """Whether a file or folder is a mount point, which cannot be replaced.
 
-    A part of the same disk that is mounted once more, as containers have it, only Linux tells.
+    Bind mounts, which containers use, are found on Linux only.
     """
     if not path.exists():
         return False
@@ -39,11 +38,11 @@ def is_mounted(path: Path) -> bool:
         return False
     places = (line.split(b" ")[_PLACE] for line in lines)
     wanted = os.fsencode(path.resolve())
-    return any(_OCTAL.sub(lambda one: bytes([int(one[1], 8)]), place) == wanted for place in places)
+    return any(_OCTAL.sub(lambda code: bytes([int(code[1], 8)]), at) == wanted for at in places)
 
 
 def flush(descriptor: int) -> None:
-    """Have an open file or folder on the disk, where the file system can. Raises OSError."""
+    """Flush an open file or folder to the disk, if the file system can. Raises OSError."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -52,7 +51,7 @@ def flush(descriptor: int) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file or, where the system allows it, a folder on the disk. Raises OSError."""
+    """Flush a file or folder to the disk. Windows cannot flush folders. Raises OSError."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -66,8 +65,7 @@ def sync(path: Path) -> None:
 def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     """A new folder in `parent`, or in the system's temporary folder, removed when the block ends.
 
-    A signal neither comes between its making and the promise to remove it, nor cuts the removal
-    short. Raises OSError.
+    Signals wait until the folder is sure to be removed, and while it is removed. Raises OSError.
     """
     folder: Path | None = None
     try:

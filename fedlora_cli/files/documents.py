@@ -1,4 +1,4 @@
-"""Strict JSON from untrusted files: what Python's parser lets pass is refused here."""
+"""Strict JSON from untrusted files, with limits on size, nesting and number of values."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.untrusted import opened, unreadable
 from fedlora_cli.remote import Location, Remote, StorageError
 
-#: Far above any file of sample counts; a larger one is an attack or a mistake.
+#: Limit in bytes, far above any file of sample counts.
 MAX_BYTES = 16 * 1024 * 1024
 
-#: Objects and lists in one document, which take up to 200 bytes each where their text has two. The
-#: report about 50 000 modules of 100 000 clients has 400 000.
+#: Limit for objects and lists in a document: each takes up to 200 bytes of memory and two of text.
+#: The report on 50 000 modules of 100 000 clients has 400 000.
 MAX_CONTAINERS = 1_000_000
 
-#: Values in one document, which take up to 36 bytes each where their text has four. That report has
-#: one for every singular value, and one for every client in every module.
+#: Limit for values in a document: each takes up to 36 bytes of memory and four of text. A report
+#: has a value for each singular value and for each client of each module.
 MAX_VALUES = 10_000_000
 
-#: Half of a surrogate pair can be written in JSON, and nowhere else.
+#: JSON can hold half of a surrogate pair, which is not Unicode text.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class TooLarge(InputError):
-    """A document with more bytes than what it is read for can have."""
+    """A document has more bytes than its purpose allows."""
 
 
 def read_object(path: Location, *, finite: bool = True, most: int = MAX_BYTES) -> dict[str, Any]:
-    """The JSON object in `path`: no duplicate keys, Unicode, at most that many bytes.
+    """The JSON object in a file of at most `most` bytes, with unique keys and Unicode text.
 
-    Numbers that JSON does not have are refused, unless it need not be `finite`: a Trainer whose
-    loss diverged writes them. Raises InputError.
+    NaN and infinities are refused unless `finite` is false: a Trainer writes them when its loss
+    diverges. Raises InputError.
     """
     return parse_object(read_bytes(path, most=most), where=path, finite=finite)
 
 
 def read_bytes(path: Location, *, most: int = MAX_BYTES) -> bytes:
-    """The content of a regular file of at most that many bytes. Raises InputError."""
+    """The content of a regular file of at most `most` bytes. Raises InputError."""
     with opened(path) as file:
         if file.state.size > most:
             found = f"{file.state.size} bytes, more than {most}"
@@ -49,7 +49,7 @@ def read_bytes(path: Location, *, most: int = MAX_BYTES) -> bytes:
 
 
 def read_beginning(path: Location, length: int) -> bytes:
-    """The first bytes of a regular file, at most so many. Raises InputError."""
+    """The first `length` bytes of a regular file, or all if it is shorter. Raises InputError."""
     with opened(path) as file:
         return file.read(0, min(length, file.state.size))
 
@@ -57,8 +57,8 @@ def read_beginning(path: Location, length: int) -> bytes:
 def parse_object(
     text: bytes, where: object, *, finite: bool = True, whole: Callable[[str], Any] = int
 ) -> dict[str, Any]:
-    """`read_object` for bytes in memory; `where` names them in the error, `whole` makes a value of
-    the digits of every whole number.
+    """`read_object` for bytes in memory. `where` names them in errors; `whole` converts the digits
+    of each integer.
     """
     if text.count(b"[") + text.count(b"{") > MAX_CONTAINERS or text.count(b",") > MAX_VALUES:
         found = f"more than {MAX_CONTAINERS} objects and lists, or {MAX_VALUES} values"
@@ -76,7 +76,7 @@ def parse_object(
         raise InputError(where, "not Unicode text", "write the file again as UTF-8") from None
     except RecursionError:
         raise InputError(where, "JSON nested too deeply", "write the file again") from None
-    except ValueError as error:  # JSONDecodeError is one
+    except ValueError as error:  # includes JSONDecodeError
         raise InputError(where, f"not valid JSON ({error})", "write the file again") from None
     if not isinstance(value, dict):
         raise InputError(where, f"a JSON {type(value).__name__}", "it must hold one JSON object")
@@ -84,7 +84,7 @@ def parse_object(
 
 
 def exists(path: Location) -> bool:
-    """Whether there is something of that name. Raises InputError where that cannot be known."""
+    """Whether a file or folder exists. Raises InputError if the system does not tell."""
     try:
         if isinstance(path, Remote):
             return path.exists()
@@ -97,7 +97,7 @@ def exists(path: Location) -> bool:
 
 
 def unwritable(path: Location, error: OSError) -> OutputError:
-    """What the system said, or a store, as an error about what was to be written."""
+    """The OutputError for an OSError or a StorageError at `path`."""
     if isinstance(error, StorageError):
         return OutputError(path, f"cannot be written ({error})", error.cure)
     reason = (error.strerror or str(error)).lower()
@@ -108,7 +108,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {key!r} appears twice")
         result[key] = value
     return result
 

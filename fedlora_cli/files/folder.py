@@ -1,4 +1,4 @@
-"""Output folders that are there whole or not at all."""
+"""Output folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from fedlora_cli.remote import Location, Remote, in_order
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
-#: The end of the name of a folder that is being replaced in two steps.
+#: Suffix of a folder that is being replaced in two steps.
 _OLD = ".old"
-#: Between the name of a target and what `tempfile` makes unique.
+#: Between the name of the target and the random part of a temporary folder's name.
 _TEMPORARY = ".tmp-"
-#: What safetensors calls a file until it is complete, and a file like it.
+#: The library's name for a file that is not complete, and the name of a trial file.
 _INCOMPLETE = ".tmp??????"
 _TRIAL = ".tmptrials"
 
 
 def other_than(files: Collection[str]) -> Foreign:
-    """Finds what is not a regular file of one of these names."""
+    """A check for folders: the first entry that is not a regular file of these names."""
 
     def first(folder: Location) -> str | None:
         strange = (p for p in in_order(folder) if p.name not in files or not p.is_file())
@@ -45,7 +45,7 @@ def other_than(files: Collection[str]) -> Foreign:
 
 
 def other_than_folders(foreign: Foreign) -> Foreign:
-    """Finds what is neither a folder, nor in one and foreign there."""
+    """A check for folders of folders: the first entry that `foreign` does not accept."""
 
     def first(folder: Location) -> str | None:
         for child in in_order(folder):
@@ -60,27 +60,24 @@ def other_than_folders(foreign: Foreign) -> Foreign:
 
 
 def check_apart(target: Location, read: Iterable[Location]) -> None:
-    """Whether `target` is none of these folders, nor inside one, nor around it.
-
-    Raises InputError.
-    """
+    """Raise InputError if `target` is an input folder, lies inside one, or contains one."""
     place = target.resolve()
-    for path in sorted({path.resolve() for path in read}, key=lambda one: one.parts):
+    for path in sorted({path.resolve() for path in read}, key=lambda path: path.parts):
         if place == path or path in place.parents or place in path.parents:
             inside = place == path or path in place.parents
-            found = f"the output would stand {'inside' if inside else 'around'} the input {path}"
+            found = f"the output would {'be inside' if inside else 'contain'} the input {path}"
             raise InputError(target, found, "choose a folder beside the clients, not among them")
 
 
 def check_place(target: Location) -> None:
-    """Whether a folder can be made at `target`, or take the place of the one there.
+    """Raise OutputError if no folder can be created at `target`, or replaced there.
 
-    Looks only, which `claimed` does not. Raises OutputError.
+    Writes nothing, unlike `claimed`.
     """
     if isinstance(target, Remote):
         return
     if target.name in ("", ".."):
-        raise OutputError(target, "no name of a folder", "name the folder itself")
+        raise OutputError(target, "not the name of a folder", "give the folder's own name")
     if not target.parent.exists():
         raise OutputError(target, "its parent folder does not exist", f"mkdir -p {target.parent}")
     if not target.parent.is_dir():
@@ -88,15 +85,15 @@ def check_place(target: Location) -> None:
             target, f"{target.parent} is not a folder", "choose another output folder"
         )
     if target.is_symlink():
-        raise OutputError(target, "a symbolic link", "name the folder itself")
+        raise OutputError(target, "a symbolic link", "give the folder that it leads to")
     if target.exists() and not target.is_dir():
         raise OutputError(target, "a file of that name exists", "choose another output folder")
     if is_mounted(target):
         raise OutputError(target, "a mounted folder, which cannot be replaced", _inside(target))
     if target.exists() and not os.access(target, os.W_OK):
-        raise OutputError(target, "it may not be changed", "check its permissions")
+        raise OutputError(target, "not writable", "check its permissions")
     if not os.access(target.parent, os.W_OK):
-        found = f"{target.parent} may not be changed, or is on a read-only file system"
+        found = f"{target.parent} is not writable, or on a read-only file system"
         raise OutputError(target, found, "check its permissions")
 
 
@@ -105,10 +102,10 @@ def _inside(target: Path) -> str:
 
 
 def check_target(target: Location, *, force: bool, foreign: Foreign) -> None:
-    """Whether `target` may be written. Raises OutputError, as `check_place` does too.
+    """Raise OutputError if `target` may not be written, as `check_place` does too.
 
-    An existing folder needs `force`, and even then must hold nothing `foreign`: nothing is ever
-    deleted that could not have been written here.
+    An existing folder needs `force`, and must hold nothing `foreign`: only files that fedlora can
+    have written are ever deleted.
     """
     if isinstance(target, Remote):
         check_upload(target, force=force, foreign=foreign)
@@ -117,7 +114,7 @@ def check_target(target: Location, *, force: bool, foreign: Foreign) -> None:
     if not target.exists():
         return
     if not force:
-        raise OutputError(target, "it exists already", "choose another folder, or give --force")
+        raise OutputError(target, "it already exists", "choose another folder, or give --force")
     found = foreign(target)
     if found is not None:
         raise OutputError(
@@ -129,11 +126,11 @@ def check_target(target: Location, *, force: bool, foreign: Foreign) -> None:
 
 @contextmanager
 def claimed(target: Location, *, force: bool, foreign: Foreign) -> Iterator[None]:
-    """No other process writes `target` in this block, which is all the work for it.
+    """Reserve `target` for the block, in which the output is computed and written.
 
-    What a killed process left of the same target is put in order first. Raises OutputError where
-    `check_target` does, where another process is at work there, and where the system would refuse
-    to publish the result. A store has no locks: there, nothing is known of others.
+    Files that a killed process left for the same target are removed first. Raises OutputError as
+    `check_target` does, if another process writes there, and if the system would refuse to publish
+    the result. A store has no locks, so there other processes are not noticed.
     """
     check_target(target, force=force, foreign=foreign)
     if isinstance(target, Remote):
@@ -141,7 +138,7 @@ def claimed(target: Location, *, force: bool, foreign: Foreign) -> Iterator[None
         return
     with alone_at(target) as alone:
         if alone:
-            # Where nothing is known of others, what they are writing may look like what they left.
+            # Without a lock, the temporary folder of a running process might be removed.
             with suppress(OSError):
                 _sweep(target, foreign)
             check_target(target, force=force, foreign=foreign)
@@ -153,10 +150,11 @@ def claimed(target: Location, *, force: bool, foreign: Foreign) -> Iterator[None
 
 
 def _rehearse(target: Path) -> None:
-    """Publish an empty folder, but for its last step: some file systems rename no folder with files
-    in it (gcsfuse), or none that came with a container's image (overlayfs, EXDEV).
+    """Try the steps of publishing, except the last, on an empty folder.
 
-    Raises OSError, and OutputError where the folder at `target` could not be replaced.
+    Some file systems do not rename folders with files in them (gcsfuse), or folders that are part
+    of a container's image (overlayfs, EXDEV). Raises OSError, and OutputError if the folder at
+    `target` could not be replaced.
     """
     with _beside(target) as first, _beside(target) as second:
         (first / _TRIAL).touch()
@@ -171,10 +169,9 @@ def _beside(target: Path) -> AbstractContextManager[Path]:
 
 
 def _check_replaceable(target: Path, filled: Path) -> None:
-    """Whether the folder at `target` could be renamed. It is not: no folder takes the place of one
-    with files in it.
+    """Raise OutputError or OSError if the folder at `target` could not be renamed.
 
-    Raises OutputError, and OSError.
+    Renaming it onto `filled` fails without effect, because `filled` is not empty.
     """
     try:
         target.replace(filled)
@@ -186,21 +183,19 @@ def _check_replaceable(target: Path, filled: Path) -> None:
         reason = (error.strerror or str(error)).lower()
         found = f"the system cannot replace this folder ({reason})"
         raise OutputError(target, found, _inside(target)) from None
-    filled.replace(target)  # a file system that breaks the rule
+    filled.replace(target)  # some file systems break this rule
 
 
 def check_space(target: Location, needed: int) -> None:
-    """Whether there is room for that many bytes beside `target`, or where it is made before it is
-    uploaded. Raises OutputError.
-    """
+    """Raise OutputError if there are fewer than `needed` bytes free where `target` is written."""
     place = Path(tempfile.gettempdir()) if isinstance(target, Remote) else target.parent
     try:
         there = shutil.disk_usage(place)
     except OSError as error:
         raise unwritable(target, error) from None
-    # Some network file systems tell no sizes.
+    # Some network file systems report no sizes.
     if there.total and needed > there.free:
-        found = f"{needed:,} bytes are needed, and {there.free:,} are free"
+        found = f"{needed:,} bytes needed, {there.free:,} free"
         if isinstance(target, Remote):
             raise OutputError(place, found, "free some space, or set TMPDIR to another disk")
         raise OutputError(target, found, "free some space, or choose another disk")
@@ -208,20 +203,18 @@ def check_space(target: Location, needed: int) -> None:
 
 @contextmanager
 def new_folder(target: Location, *, force: bool, foreign: Foreign) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the block ends well; or is
-    uploaded then.
+    """A temporary folder that replaces `target`, or is uploaded to it, if the block succeeds.
 
-    The files are on the disk before the name is; whoever looks sees the old folder or the new one.
-    What came to stand at `target` meanwhile is judged by `check_target` once more. On any failure
-    the temporary folder is removed. Raises OutputError.
+    The files are flushed before the folder is renamed, so a reader sees the old folder or the new
+    one. `check_target` runs again before that. On failure the temporary folder is removed. Raises
+    OutputError.
     """
     if isinstance(target, Remote):
         with uploaded(target, force=force, foreign=foreign) as folder:
             yield folder
         return
     try:
-        # After a success, only the folder that was replaced, if any, is left in the temporary one's
-        # place.
+        # After a success, the temporary name belongs to the folder that was replaced, if any.
         with _beside(target) as temporary:
             yield temporary
             _settle(temporary)
@@ -233,10 +226,10 @@ def new_folder(target: Location, *, force: bool, foreign: Foreign) -> Iterator[P
 
 
 def _sweep(target: Path, foreign: Foreign) -> None:
-    """Remove the temporary folders that killed processes left, and what they were replacing.
+    """Remove temporary folders of `target` that killed processes left.
 
-    Only folders that hold nothing `foreign`. One that was being replaced, and whose place is still
-    free, is the only whole one that there is: it gets its name back. Raises OSError.
+    Folders that hold anything `foreign` stay. A folder that was being replaced gets its name back
+    if the new one is not there. Raises OSError.
     """
     ours = re.compile(re.escape(f".{target.name}{_TEMPORARY}") + rf"\w{{8}}({re.escape(_OLD)})?")
     for path in sorted(target.parent.iterdir()):
@@ -253,7 +246,7 @@ def _sweep(target: Path, foreign: Foreign) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Ordinary permissions (temporary files are private), and everything on the disk."""
+    """Set ordinary permissions (temporary files are private) and flush everything to the disk."""
     umask = os.umask(0)
     os.umask(umask)
     for path in sorted(folder.iterdir()):
@@ -271,7 +264,7 @@ def _publish(temporary: Path, target: Path) -> None:
     if not target.exists():
         temporary.rename(target)
     elif not _exchange(temporary, target):
-        # Two steps where the system cannot exchange names: for a moment there is no target.
+        # Two steps if the system cannot exchange names: between them there is no target.
         old = temporary.with_name(temporary.name + _OLD)
         try:
             target.rename(old)
@@ -280,24 +273,24 @@ def _publish(temporary: Path, target: Path) -> None:
             if old.exists() and not target.exists():
                 old.rename(target)
             raise
-        with suppress(OSError):  # or the next one of the same target removes it
+        with suppress(OSError):  # the next run removes it otherwise
             old.rename(temporary)
 
 
 def _record(target: Path) -> None:
-    """Have the name of a folder that is there on the disk. Raises OutputError."""
-    # A parent that may not be read keeps its entry in its own time.
+    """Flush the name of a published folder to the disk. Raises OutputError."""
+    # A parent folder without read permission cannot be flushed.
     try:
         with suppress(PermissionError):
             _sync(target.parent)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        found = f"it is there and whole, but perhaps not for long: {target.parent} ({reason})"
+        found = f"complete, but not safely on the disk: {target.parent} ({reason})"
         raise OutputError(target, found, "check the disk, and copy it elsewhere") from None
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, where the system can (Linux 3.15 and glibc 2.28 or newer)."""
+    """Exchange two names atomically. False if the system cannot (before Linux 3.15, glibc 2.28)."""
     if sys.platform != "linux":
         return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

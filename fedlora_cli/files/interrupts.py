@@ -1,4 +1,4 @@
-"""Signals that end the command: at once, as an exception, or after a step that must be whole."""
+"""Signals that end the command: at once, as an exception, or after a step that must complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-#: The exit code of a program that was interrupted at the keyboard: 128 + SIGINT.
+#: Exit code after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
 
 #: The signals that end a command, as far as the system has them.
@@ -20,7 +20,7 @@ ENDING = [
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:
-    """Say so in one line and end the process, whatever it is at."""
+    """A signal handler: print a line and end the process at once."""
     with suppress(OSError):
         os.write(2, b"error: interrupted; nothing is half written\n")
     os._exit(INTERRUPTED)
@@ -28,8 +28,9 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """In this block, an interrupt ends the process: for the time in which nothing is at work but
-    the loading of libraries, which make other errors of an exception, or nothing at all.
+    """In this block, Ctrl-C ends the process at once.
+
+    For the import of libraries, which turn an exception into other errors or ignore it.
     """
     with _in_place_of(signal.default_int_handler, leave):
         yield
@@ -37,7 +38,7 @@ def leaving_at_once() -> Iterator[None]:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """In this block, an interrupt is an exception again: what was begun is put in order."""
+    """In this block, Ctrl-C raises KeyboardInterrupt again, so that unfinished work is removed."""
     with _in_place_of(leave, signal.default_int_handler):
         yield
 
@@ -64,11 +65,13 @@ def signals_deferred() -> Iterator[None]:
 
 @contextmanager
 def _in_place_of(now: object, then: signal._HANDLER) -> Iterator[None]:
-    """One handler of interrupts in place of another one. Any other stays: that of a program that
-    uses this as a library, or none, where a shell lets a job in the background ignore them.
+    """Replace the handler `now` of SIGINT by `then` for the block.
+
+    Any other handler stays: that of a program which uses this library, or SIG_IGN, which shells set
+    for background jobs.
     """
     replaced = signal.getsignal(signal.SIGINT) is now
-    # Where this is no main thread, no handler can be set, and none would be called.
+    # Outside the main thread, handlers can neither be set nor called.
     with suppress(ValueError):
         if replaced:
             signal.signal(signal.SIGINT, then)

@@ -1,4 +1,4 @@
-"""Symbolic links in folders that somebody else filled: where they may lead."""
+"""Symbolic links in folders that clients uploaded: which targets are allowed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fedlora_cli.remote import Location, Remote
 
 
 def check_links(folder: Location, home: Location) -> None:
-    """Whether every link among the files of `folder` leads to a file in it, or in `home`, the
-    folder that the person named; or, from a snapshot in a Hugging Face cache, to its blobs.
+    """Raise InputError if a link in `folder` leads out of it.
 
-    What a link in an upload leads to otherwise is not the client's to show. A link to nothing is no
-    business of this function. Raises InputError.
+    Allowed targets are `folder`, `home` (the folder named on the command line) and, for a snapshot
+    in a Hugging Face cache, its blobs. Any other link would let a client read files of the server.
+    Broken links are not checked here.
     """
     for link in _links(folder):
         target = _real(link)
@@ -27,8 +27,9 @@ def check_links(folder: Location, home: Location) -> None:
 
 
 def check_linked_folder(folder: Location, home: Location) -> None:
-    """Whether a folder or file that was found in `home` is there itself, or linked from elsewhere
-    in it; a file, from a snapshot in a Hugging Face cache, to its blobs too. Raises InputError.
+    """Raise InputError if `folder`, found in `home`, is a link that leads out of `home`.
+
+    A link from a snapshot in a Hugging Face cache to its blobs is allowed.
     """
     if not folder.is_symlink():
         return
@@ -38,17 +39,13 @@ def check_linked_folder(folder: Location, home: Location) -> None:
 
 
 def _leads_out(link: Location, target: Location, cure: str) -> InputError:
-    """The error of a link. Where it leads is for the person at this machine: a report may reach
-    who made the link.
-    """
+    """The error for a link. Reports omit the target, because they may reach the client."""
     found = f"a link that leads out of the folder, to {target}"
     return InputError(link, found, cure, {target: "elsewhere"})
 
 
 def _links(folder: Location) -> Iterator[Path]:
-    """The links in a folder that lead to no folder; none in a file, or in a store. Raises
-    InputError.
-    """
+    """The links to files in a local folder. Raises InputError."""
     if isinstance(folder, Remote) or folder.is_file():
         return
     try:
@@ -61,7 +58,7 @@ def _links(folder: Location) -> Iterator[Path]:
 
 
 def _is_blob(target: Location, folder: Location) -> bool:
-    """Whether a file lies in `blobs` beside the `snapshots` that the folder lies in.
+    """Whether `target` is in the `blobs` of the cache whose `snapshots` hold `folder`.
 
     >>> _is_blob(Path("/hub/m/blobs/1f"), Path("/hub/m/snapshots/main"))
     True
@@ -71,9 +68,9 @@ def _is_blob(target: Location, folder: Location) -> bool:
 
 
 def _real(path: Location) -> Location:
-    """The path without links in it. Raises InputError."""
+    """The path with all links resolved. Raises InputError."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle, up to Python 3.12
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, Python < 3.13
         problem = error if isinstance(error, OSError) else OSError(str(error))
         raise unreadable(path, problem) from None

@@ -1,4 +1,4 @@
-"""Single output files that are there whole or not at all."""
+"""Single output files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from fedlora_cli.files.documents import unwritable
 
 
 def check_file(target: Path, flag: str, suffixes: Collection[str]) -> None:
-    """Whether a file can be written there, before the work for it begins. An old one is replaced.
+    """Check, before the work for it, that a file can be written or replaced at `target`.
 
-    Raises UsageError for a suffix that is none of `suffixes`, and OutputError.
+    Raises UsageError for a suffix that is not in `suffixes`, and OutputError.
     """
     if target.suffix.lower() not in suffixes:
         raise UsageError(flag, f"{target} has no known ending", f"use one of {' '.join(suffixes)}")
     if not target.parent.is_dir():
         raise OutputError(target, "its parent folder does not exist", f"mkdir -p {target.parent}")
     if target.exists() and not target.is_file():
-        raise OutputError(target, "it is there and not a file", "choose another name")
+        raise OutputError(target, "it exists and is not a file", "choose another name")
     place = target.resolve()
     if is_mounted(place):
         raise OutputError(target, "a mounted file, which cannot be replaced", "mount its folder")
     if not os.access(place.parent, os.W_OK):
-        found = f"{place.parent} may not be changed, or is on a read-only file system"
+        found = f"{place.parent} is not writable, or on a read-only file system"
         raise OutputError(target, found, "check its permissions")
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Write a file in one step: whoever looks sees the old one or the new one. Raises OutputError.
+    """Write a file atomically: a reader sees the old content or the new. Raises OutputError.
 
-    A link is followed: what it points to is replaced.
+    If `target` is a link, the file that it leads to is replaced.
     """
     target = target.resolve()
     try:

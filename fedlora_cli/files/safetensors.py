@@ -1,7 +1,7 @@
 """Headers of safetensors files, parsed more strictly than the library does.
 
-No tensor byte is touched before; duplicate keys, holes, lying sizes and unprintable names are
-refused. A tensor is read in the state of the file that its header was read in, or not at all.
+Duplicate keys, gaps, overlaps, wrong sizes and unprintable names are refused before any tensor is
+read. Reading a tensor fails if its file has changed since the header was read.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from fedlora_cli.files.entries import DTYPES, TensorInfo
 from fedlora_cli.files.untrusted import MAX_FILE_BYTES, State, opened
 from fedlora_cli.remote import Location
 
-#: 50 000 modules with long names, as mixtures have them, take 16 MB; their magnitudes or biases
-#: half of that again, and the metadata about many clients some more.
+#: Bytes. The header of 50 000 modules with long names (mixtures of experts) takes 16 MB, their
+#: magnitudes or biases 8 MB, and metadata some more.
 MAX_HEADER_BYTES = 32 * 1024 * 1024
 
-#: Two factors of every one of them, and magnitudes or biases.
+#: Two factors, and a magnitude or bias, for each of 50 000 modules.
 MAX_TENSORS = 150_000
 
-#: How many of these stand in the description of one tensor at most, outside of text. JSON made of
-#: nothing else takes 30 times its length in memory. Text takes its length, and may be long: some
-#: trainers put all that they know of a data set into one string of the metadata.
+#: Most of each of these marks in the description of one tensor, outside of strings. JSON of marks
+#: alone takes 30 times its length in memory. Strings take their length only, and may be long: some
+#: trainers store a description of the whole data set in the metadata.
 _MARKS = {b"[": 2, b":": 4, b",": 8}
-#: Five names and words are in quotes.
+#: Most quotation marks in the description of one tensor: five strings.
 _QUOTES = 10
 
-#: The longest side of any tensor, 16 times that of the largest vocabularies; and the most sides: a
-#: 3D convolution has five.
+#: Longest dimension of a tensor, 16 times the largest vocabularies, and most dimensions: a 3D
+#: convolution has five.
 MAX_SIDE = 2**24
 MAX_SIDES = 5
 
-#: What to do about the part of a tensor that one of several processes had.
+#: Remedy for a tensor that holds the share of a single process.
 GATHER = "gather the shards (ZeRO-3, FSDP) before save_pretrained"
 
 _METADATA = "__metadata__"
@@ -44,9 +44,9 @@ _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,512}")
 
 
 def read_header(path: Location, on_fault: FaultHandler = raise_fault) -> dict[str, TensorInfo]:
-    """The tensors that a safetensors file declares, in the order of their names. Reads no tensor.
+    """The tensors that a safetensors file declares, sorted by name. Reads no tensor.
 
-    Raises InputError for anything but a complete, regular file whose header describes it exactly.
+    Raises InputError unless the file is complete, regular, and exactly as its header describes.
     Faults of single tensors go to `on_fault`; these tensors are left out.
     """
     return read_contents(path, on_fault)[0]
@@ -55,7 +55,7 @@ def read_header(path: Location, on_fault: FaultHandler = raise_fault) -> dict[st
 def read_contents(
     path: Location, on_fault: FaultHandler = raise_fault
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """What `read_header` and `read_metadata` return, of one reading of the header."""
+    """The results of `read_header` and `read_metadata` from reading the header once."""
     header = _header(path)
     entries = {key: header.fields[key] for key in sorted(header.fields) if key != _METADATA}
     if len(entries) > MAX_TENSORS:
@@ -70,14 +70,14 @@ def read_contents(
 
 
 def read_metadata(path: Location) -> dict[str, str]:
-    """What the header says beside its tensors. Raises InputError."""
+    """The metadata in the header: text by key. Raises InputError."""
     metadata: dict[str, str] = _header(path).fields.get(_METADATA, {})
     return metadata
 
 
 @dataclass(frozen=True)
 class _Header:
-    """`data` is where the tensor bytes begin, `state` as in `TensorInfo`."""
+    """A parsed header. `data` is the position of the first tensor byte."""
 
     fields: dict[str, Any]
     data: int
@@ -85,7 +85,7 @@ class _Header:
 
 
 def _header(path: Location) -> _Header:
-    """The header as JSON, its metadata text to text. Raises InputError."""
+    """Read and parse the header. Raises InputError."""
     with opened(path) as file:
         size = file.state.size
         prefix = file.read(0, min(8, size))
@@ -128,7 +128,7 @@ def _header(path: Location) -> _Header:
 
 
 def _whole(digits: str) -> float:
-    """A whole number as the library reads it, to which -0 is a fraction.
+    """An integer as the safetensors library reads it: -0 becomes a float, which is refused later.
 
     >>> _whole("12"), _whole("-0")
     (12, -0.0)
@@ -137,7 +137,7 @@ def _whole(digits: str) -> float:
 
 
 def _without_text(header: bytes) -> bytes:
-    r"""JSON without what stands between quotes; all of it where there are too many to look at.
+    r"""JSON without its strings; unchanged if there are more quotation marks than allowed.
 
     >>> _without_text(rb'{"a": "[:,\"", "b": 1}')
     b'{: , : 1}'
@@ -149,8 +149,9 @@ def _without_text(header: bytes) -> bytes:
 
 
 def unreadable_header(header: bytes, tensors: int) -> str | None:
-    """Why `read_header` would refuse a file with this header, by its size alone; None if it would
-    not. What writes a file asks this before it computes a tensor.
+    """The reason why `read_header` would refuse a file of this size, or None.
+
+    Writers check this before they compute a tensor.
     """
     if len(header) > MAX_HEADER_BYTES:
         return f"a header of {len(header)} bytes, more than {MAX_HEADER_BYTES}"
@@ -169,11 +170,13 @@ def _too_many(path: Location) -> InputError:
 
 
 def _entry(path: Location, key: str, value: Any, data: int, state: State) -> TensorInfo:
-    """One header entry, checked field by field; `data` is where the tensor bytes begin."""
+    """The tensor that a header entry describes, checked field by field."""
     if not _NAME.fullmatch(key):
         raise InputError(path, f"a tensor named {key[:80]!r}", "save it again with plain names")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise InputError(path, f"{key} is not described as safetensors ask", "save it again")
+        raise InputError(
+            path, f"{key} is not described by dtype, shape and data_offsets", "save it again"
+        )
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(
@@ -190,22 +193,22 @@ def _entry(path: Location, key: str, value: Any, data: int, state: State) -> Ten
         raise InputError(
             path,
             f"{key} of shape {shape} and dtype {dtype} claims bytes {begin} to {end}",
-            "save it again; the header lies about the file",
+            "save it again; the header does not match the file",
         )
     return TensorInfo(path, key, DTYPES[dtype][0], tuple(shape), data + begin, end - begin, state)
 
 
 def _is_naturals(value: Any, most: int) -> bool:
-    """A list of whole numbers, none larger than that."""
+    """Whether `value` is a list of integers from 0 to `most`."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n <= most for n in value)
 
 
 def _check_tiling(
     path: Location, entries: list[TensorInfo], data: int, size: int, *, holes: bool
 ) -> None:
-    """The tensors must fill the file exactly: no hole, no overlap, nothing missing or left over.
+    """Raise InputError unless the tensors fill the file exactly, without gaps and overlaps.
 
-    Only where entries were left out for faults of their own, there may be `holes`.
+    `holes` allows gaps, where faulty entries were left out.
     """
     position = data
     for entry in sorted(entries, key=lambda entry: (entry.start, entry.length)):

@@ -1,7 +1,7 @@
-"""Output folders in object storage: made here, then uploaded, the report last.
+"""Output folders in object storage: written locally, then uploaded, the report last.
 
-A store has neither locks nor a folder that takes another's place in one step. What tells a whole
-upload from a part of one is the report: it is the first file to go and the last one to come.
+A store has no locks and cannot replace a folder atomically. The report marks a complete upload: it
+is removed first and uploaded last.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from fedlora_cli.files.disk import temporary_folder
 from fedlora_cli.files.documents import unwritable
 from fedlora_cli.remote import Location, Remote
 
-#: What in a folder could not have been written here: its name, or None.
+#: Returns the name of an entry in a folder that fedlora cannot have written, or None.
 Foreign = Callable[[Location], str | None]
 
-#: The file without which the others are not to be relied on.
+#: The file that marks a complete upload.
 _REPORT = "fedlora.json"
 
 _CURE = "create it, or correct the address"
 
-#: Stores whose addresses begin with a bucket, which must be there.
+#: Stores whose addresses begin with a bucket, which must exist.
 _WITH_BUCKETS = ("s3", "gs")
 
 
 def check_upload(target: Remote, *, force: bool, foreign: Foreign) -> None:
-    """Whether `target` may be written, as the store has it now. Raises OutputError."""
+    """Raise OutputError if `target` may not be written in the store's present state."""
     if target.protocol == "hf":
-        found = "a commit, which nobody can change"
+        found = "a commit, which cannot be changed"
         raise OutputError(target, found, "write to a folder, and upload that")
     now = Remote(target.protocol, target.key)
     try:
@@ -42,7 +42,7 @@ def check_upload(target: Remote, *, force: bool, foreign: Foreign) -> None:
         if not now.listing:
             return
         if not force:
-            found = "it exists already"
+            found = "it already exists"
             raise OutputError(target, found, "choose another folder, or give --force")
         strange = foreign(now)
     except OSError as error:
@@ -62,10 +62,10 @@ def _check_bucket(target: Remote) -> None:
 
 @contextmanager
 def uploaded(target: Remote, *, force: bool, foreign: Foreign) -> Iterator[Path]:
-    """A temporary folder here, whose files are in the store when the block has ended well.
+    """A local temporary folder whose files are uploaded if the block succeeds.
 
-    What stood there before is removed first, and what came to stand there meanwhile is judged once
-    more. Raises OutputError; then what was uploaded is removed again, as far as the store lets us.
+    `check_upload` runs again, and the old files are removed, before the upload. Raises OutputError;
+    the files uploaded so far are then removed, as far as the store allows.
     """
     try:
         with temporary_folder("fedlora-") as temporary:
@@ -77,7 +77,7 @@ def uploaded(target: Remote, *, force: bool, foreign: Foreign) -> Iterator[Path]
 
 
 def _replace(target: Remote, folder: Path) -> None:
-    """Remove what is there, report first; put the files of the folder there, report last."""
+    """Remove the old files, report first; upload the files of the folder, report last."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in files]
     sizes = {name: path.stat().st_size for name, path in zip(names, files, strict=True)}
@@ -92,19 +92,19 @@ def _replace(target: Remote, folder: Path) -> None:
         wrong = [name for name in sizes if there.get(name) != sizes[name]]
         if wrong:
             name = wrong[0]
-            found = f"{name} has {sizes[name]} bytes, and {there.get(name, 0)} are there"
-            raise OutputError(target, found, "write it once more")
+            found = f"{name} has {there.get(name, 0)} bytes in the store, not {sizes[name]}"
+            raise OutputError(target, found, "run the command again")
     except BaseException as error:
         left = _taken_back(target, begun)
         if not isinstance(error, OSError):
             raise
-        told = unwritable(target, error)
-        rest = f"left there: {', '.join(left)}" if left else "nothing is there"
-        raise OutputError(target, f"{told.found}; {rest}", told.cure) from None
+        fault = unwritable(target, error)
+        rest = f"left there: {', '.join(left)}" if left else "nothing is left there"
+        raise OutputError(target, f"{fault.found}; {rest}", fault.cure) from None
 
 
 def _taken_back(target: Remote, names: list[str]) -> list[str]:
-    """Remove these files, report first; the names of those that may still be there."""
+    """Remove these files, report first. Returns the names of those that may still exist."""
     left = set(names)
     for name in sorted(names, key=lambda name: not _is_report(name)):
         with suppress(OSError):
@@ -114,14 +114,14 @@ def _taken_back(target: Remote, names: list[str]) -> list[str]:
 
 
 def _files(target: Remote) -> dict[str, int]:
-    """The size of every file that is there now, in its folders too, by name. Raises OSError."""
+    """The size of each file in the store, by its path below `target`. Raises OSError."""
     sizes: dict[str, int] = {}
     now = Remote(target.protocol, target.key)
-    for name, told in now.listing.items():
-        if told["type"] == "directory":
+    for name, entry in now.listing.items():
+        if entry["type"] == "directory":
             sizes |= {f"{name}/{inner}": size for inner, size in _files(now / name).items()}
         else:
-            sizes[name] = int(told["size"])
+            sizes[name] = int(entry["size"])
     return sizes
 
 

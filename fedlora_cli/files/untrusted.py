@@ -1,4 +1,4 @@
-"""Files that somebody else wrote, and may still be writing: opened once, read by position."""
+"""Files from clients, which may still be changing: opened once, read by position."""
 
 from __future__ import annotations
 
@@ -16,35 +16,38 @@ from typing import NamedTuple
 from fedlora_cli.errors import InputError
 from fedlora_cli.remote import Location, Remote, StorageError
 
-#: Rank 256 in all layers of a 405B model takes 40 GB in float32. A file beyond this is a hole.
+#: Rank 256 in all layers of a 405B model takes 40 GB in float32. A larger file is a sparse file.
 MAX_FILE_BYTES = 64 * 1024**3
 
-#: Bytes that are hashed at a time.
+#: Bytes hashed at a time.
 _BLOCK = 1024 * 1024
 
-#: Bytes that are asked of a store at a time where all are wanted, and where the beginning of a file
-#: is: the headers of most adapters are shorter.
+#: Bytes requested from a store at a time, for a whole file and for its beginning: most adapters
+#: have a shorter header.
 _REMOTE_BLOCK = 8 * 1024 * 1024
 _HEAD = 128 * 1024
 
-#: What stores call the version of a file, or else when it was written.
+#: Names under which stores give the version of a file, or the time of its last change.
 _VERSIONS = (
     *("VersionId", "ETag", "etag", "generation", "blob_id"),
     *("LastModified", "mtime", "ino", "created"),
 )
 
-#: Nanoseconds in which a file may change twice without a file system's clock showing it.
+#: Nanoseconds between two changes of a file that may have the same time stamp.
 _TICK = 20_000_000
 
-#: A pipe must not make us wait for whoever writes to it. Windows knows no such pipes.
+#: Opening a pipe must not block until a writer opens it. Windows has no such pipes.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class State(NamedTuple):
-    """A file at one moment: its size and, in nanoseconds, when its content and when anything about
-    it was changed last. The last one is the clock's: nobody can set it back. The number that the
-    file system gave it tells apart two files that were made at once. In object storage, its size
-    and its version.
+    """The state of a file at a moment, to detect changes.
+
+    - `size` in bytes.
+    - `modified`, `changed`: times of the last change of the content and of anything, in
+      nanoseconds. Programs can set the first back, but not the second.
+    - `version`: in object storage.
+    - `number`: the inode, which differs between two files made at the same time.
     """
 
     size: int
@@ -56,17 +59,17 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Untrusted:
-    """An open regular file in the `state` in which it was opened."""
+    """An open regular file, with its state when it was opened."""
 
     path: Path
     file: io.FileIO
     state: State
 
     def fill(self, start: int, buffer: bytearray) -> None:
-        """The bytes from `start` on, as many as the buffer holds. Raises InputError."""
+        """Fill the buffer with the bytes from `start` on. Raises InputError."""
         self.file.seek(start)
         view = memoryview(buffer)
-        while view:  # one read returns at most 2 GiB
+        while view:  # a read returns at most 2 GiB
             count = self.file.readinto(view)
             if not count:
                 raise _changed(self.path)
@@ -79,10 +82,10 @@ class Untrusted:
         return bytes(buffer)
 
     def blocks(self) -> Iterator[bytes]:
-        """The whole file, in pieces. Raises InputError.
+        """The whole file in blocks. Raises InputError.
 
-        From then on, whoever finds the file in the same state finds the same bytes: where it has
-        just changed, another change might not show yet, and is waited for.
+        If the file has just changed, wait until a further change would get another time stamp.
+        Then an equal state means equal bytes.
         """
         age = time.time_ns() - self.state.changed
         if 0 <= age < _TICK:
@@ -93,13 +96,13 @@ class Untrusted:
 
 @dataclass(frozen=True)
 class UntrustedRemote:
-    """The same in object storage, where every read is a question to the store."""
+    """A file in object storage. Each read is a request to the store."""
 
     path: Remote
     state: State
 
     def fill(self, start: int, buffer: bytearray) -> None:
-        """The bytes from `start` on, as many as the buffer holds. Raises InputError."""
+        """Fill the buffer with the bytes from `start` on. Raises InputError."""
         buffer[:] = self.read(start, len(buffer))
 
     def read(self, start: int, length: int) -> bytes:
@@ -114,24 +117,24 @@ class UntrustedRemote:
         return content
 
     def blocks(self) -> Iterator[bytes]:
-        """The whole file, in pieces. Raises InputError."""
+        """The whole file in blocks. Raises InputError."""
         for start in range(0, self.state.size, _REMOTE_BLOCK):
             yield self.read(start, min(_REMOTE_BLOCK, self.state.size - start))
 
     @cached_property
     def _head(self) -> bytes:
-        """The beginning, of which the first bytes tell how many more are wanted."""
+        """The beginning of the file, requested once: it usually holds the whole header."""
         return self.path.read(0, min(_HEAD, self.state.size))
 
 
 @contextmanager
 def opened(path: Location, state: State | None = None) -> Iterator[Untrusted | UntrustedRemote]:
-    """The file while the block reads it; at its end, it must not have changed since it was opened,
-    nor since it was in `state`.
+    """Open a file for the block. At the end, it must not have changed since it was opened or, if
+    given, since `state`.
 
-    What is opened is what is looked at: no other file can take its place in between. There is no
-    memory map, because whoever cuts a file short under one kills the reader without a message.
-    Raises InputError for what is no regular file, or is too large, cannot be read, or changed.
+    The checks are on the open file, so no other file can replace it in between. It is not mapped
+    into memory, because truncating a mapped file kills its reader without a message. Raises
+    InputError if the path is not a regular file, is too large, cannot be read, or has changed.
     """
     if isinstance(path, Remote):
         try:
@@ -160,7 +163,7 @@ def opened(path: Location, state: State | None = None) -> Iterator[Untrusted | U
 
 
 def unreadable(path: Location, error: OSError) -> InputError:
-    """What the system said, or a store, as an error about `path`."""
+    """The InputError for an OSError or a StorageError at `path`."""
     if isinstance(error, StorageError):
         return InputError(path, f"cannot be read ({error})", error.cure)
     reason = (error.strerror or str(error)).lower()
@@ -173,13 +176,13 @@ def _state(status: os.stat_result) -> State:
 
 
 def _state_of(path: Remote) -> State:
-    """Raises InputError for what is no file or too large, and OSError."""
-    told = path.info()
-    if told["type"] != "file":
+    """The state of a remote file. Raises InputError if it is a folder or too large, and OSError."""
+    entry = path.info()
+    if entry["type"] != "file":
         raise InputError(path, "not a file", "replace it by the file itself")
-    _check_size(path, int(told["size"]))
-    versions = [str(told[name]) for name in _VERSIONS if told.get(name) is not None]
-    return State(int(told["size"]), version=" ".join(versions))
+    _check_size(path, int(entry["size"]))
+    versions = [str(entry[name]) for name in _VERSIONS if entry.get(name) is not None]
+    return State(int(entry["size"]), version=" ".join(versions))
 
 
 def _check_size(path: Location, size: int) -> None:

@@ -1,7 +1,7 @@
-"""Safetensors files, written tensor by tensor into their places, with reproducible bytes.
+"""Safetensors files written tensor by tensor, with reproducible bytes.
 
-The library writes a file from tensors that are all in memory, and its metadata in random order; an
-aggregation has one module at a time. The layout is the library's, byte for byte.
+The safetensors library needs all tensors in memory and writes metadata in random order. An
+aggregation has one module in memory at a time. The layout equals the library's, byte for byte.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from fedlora_cli.files.safetensors import unreadable_header
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Takes a tensor by its name. Raises OSError.
+#: Writes the tensor of that name. Raises OSError.
 Put = Callable[[str, "Tensor"], None]
 
-#: The order of dtypes in a file: the library's, by alignment.
+#: The library's order of dtypes in a file, by alignment.
 _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8")
 
-#: The header ends where a tensor of any dtype may begin.
+#: The header is padded to a multiple of this, so that tensors of any dtype are aligned.
 _ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A tensor that a file will hold. `dtype` is torch's name for it."""
+    """A tensor to be written. `dtype` is its name in torch."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def code(self) -> str:
-        """What the format calls the dtype."""
+        """The name of the dtype in the file format."""
         return next(code for code, (name, _) in DTYPES.items() if name == self.dtype)
 
     @property
     def length(self) -> int:
-        """In bytes."""
+        """The length in bytes."""
         return math.prod(self.shape) * DTYPES[self.code][1]
 
 
@@ -53,10 +53,10 @@ class Declared:
 def writing(
     path: Path, declared: Mapping[str, Declared], metadata: Mapping[str, str]
 ) -> Iterator[Put]:
-    """A new file that takes the declared tensors in any order; all of them, when the block ends.
+    """Create a file; the block writes all declared tensors to it, in any order.
 
-    Its bytes depend on nothing but the tensors and the arguments. Raises OSError, and OutputError
-    as `check_header` does.
+    The bytes depend only on the tensors and the arguments. Raises OSError, and OutputError as
+    `check_header` does.
     """
     header, places = _header(declared, metadata)
     missing = set(declared)
@@ -64,9 +64,10 @@ def writing(
         file.write(header)
 
         def put(name: str, tensor: Tensor) -> None:
-            one = declared[name]
-            if (str(tensor.dtype), tensor.shape) != (f"torch.{one.dtype}", one.shape):
-                raise AssertionError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {one}")
+            expected = declared[name]
+            if (str(tensor.dtype), tensor.shape) != (f"torch.{expected.dtype}", expected.shape):
+                found = f"{tensor.dtype} {tuple(tensor.shape)}"
+                raise AssertionError(f"{name} is {found}, not {expected}")
             missing.remove(name)
             file.seek(places[name])
             file.write(_bytes(tensor))
@@ -77,42 +78,36 @@ def writing(
 
 
 def check_header(declared: Mapping[str, Declared], metadata: Mapping[str, str]) -> None:
-    """Whether a file with these tensors can be read again by what reads the files of others.
-
-    Raises OutputError.
-    """
+    """Raise OutputError if `read_header` would refuse a file with these tensors."""
     _header(declared, metadata)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A new file with these tensors. Raises OSError."""
-    with writing(path, {name: declare(one) for name, one in tensors.items()}, metadata) as put:
+    """Write a new file with these tensors. Raises OSError."""
+    with writing(path, {name: declare(t) for name, t in tensors.items()}, metadata) as put:
         for name, tensor in tensors.items():
             put(name, tensor)
 
 
 def declare(tensor: Tensor) -> Declared:
-    """What a tensor is; it may be on the meta device, which has no values."""
+    """The declaration of a tensor, which may be on the meta device."""
     return Declared(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
 def _header(
     declared: Mapping[str, Declared], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """The first bytes of the file, and where in it every tensor begins.
-
-    Raises OutputError where no reader would take them.
-    """
+    """The header's bytes, and the position of each tensor in the file. Raises OutputError."""
     ordered = sorted(declared, key=lambda name: (_ORDER.index(declared[name].code), name))
     fields: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     starts: dict[str, int] = {}
     position = 0
     for name in ordered:
-        one = declared[name]
+        tensor = declared[name]
         starts[name] = position
-        offsets = [position, position + one.length]
+        offsets = [position, position + tensor.length]
         position = offsets[1]
-        fields[name] = {"dtype": one.code, "shape": list(one.shape), "data_offsets": offsets}
+        fields[name] = {"dtype": tensor.code, "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
     excess = unreadable_header(text, len(declared))
@@ -123,7 +118,7 @@ def _header(
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor as files hold them, without a copy where it is contiguous."""
+    """The bytes of a tensor as files hold them, without a copy if it is contiguous."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().flatten()

@@ -151,7 +151,7 @@ def test_where_only_the_name_is_not_on_the_disk_that_is_said(
         really(path)
 
     monkeypatch.setattr(folder, "_sync", sync)
-    with pytest.raises(OutputError, match="it is there and whole") as caught:
+    with pytest.raises(OutputError, match="complete, but not safely on the disk") as caught:
         aggregate([here / "round"], here / "out", AggregateOptions(force=True))
     monkeypatch.undo()
     assert os.strerror(number).lower() in str(caught.value)
@@ -218,7 +218,7 @@ def test_a_file_system_that_replaces_what_is_not_empty_loses_nothing(
 @pytest.mark.parametrize(
     ("name", "message"),
     [("none/out", "its parent folder does not exist"), ("file", "a file of that name"),
-     ("link", "a symbolic link"), ("locked/out", "may not be changed, or is on a read-only")],
+     ("link", "a symbolic link"), ("locked/out", "is not writable, or on a read-only")],
 )  # fmt: skip
 def test_a_dry_run_knows_where_nothing_can_be_written(
     here: Path, monkeypatch, name: str, message: str, dry: bool

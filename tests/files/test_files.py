@@ -101,7 +101,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> Non
     [
         (lambda path: path.write_text(""), "a file of that name exists"),
         (lambda path: path.symlink_to(path.parent), "a symbolic link"),
-        (lambda path: path.mkdir(), "it exists already"),
+        (lambda path: path.mkdir(), "it already exists"),
     ],
 )
 def test_a_target_that_is_not_ours_is_refused(tmp_path: Path, make, message: str) -> None:

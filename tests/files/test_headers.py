@@ -182,7 +182,7 @@ def test_a_key_that_stands_twice_is_refused_though_the_library_takes_it(tmp_path
 
     with safe_open(tmp_path / "x", "pt") as file:
         assert list(file.keys()) == ["x"]
-    with pytest.raises(InputError, match="the key 'x' stands twice"):
+    with pytest.raises(InputError, match="the key 'x' appears twice"):
         read_header(tmp_path / "x")
 
 

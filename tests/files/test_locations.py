@@ -117,20 +117,20 @@ def test_urls_of_storage(text: str, same: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("hf://org/repo", "40 digits of a commit"),
-        ("hf://org/repo@main", "40 digits of a commit"),
-        (f"hf://org/repo@{COMMIT[:-1]}", "40 digits of a commit"),
+        ("hf://org/repo", "with all 40 digits"),
+        ("hf://org/repo@main", "with all 40 digits"),
+        (f"hf://org/repo@{COMMIT[:-1]}", "with all 40 digits"),
         ("s3://", "no address"),
         ("s3://bucket//a", "no address"),
         ("s3://bucket/../a", "no address"),
-        ("s3://bucket/a?versionId=3", "more than an address"),
-        ("gs://bucket/a#1", "more than an address"),
-        ("ftp://host/a", "no storage that fedlora knows"),
-        ("file:///a", "no storage that fedlora knows"),
+        ("s3://bucket/a?versionId=3", "a query in the address"),
+        ("gs://bucket/a#1", "a query in the address"),
+        ("ftp://host/a", "an unknown kind of storage"),
+        ("file:///a", "an unknown kind of storage"),
         ("s3://key:SECRET@bucket/a", "credentials"),
         ("s3://key:SEC/RET@bucket/a", "credentials"),
-        ("s3://bucket/a?X-Amz-Signature=SECRET", "more than an address"),
-        ("ftp://me:SECRET@host/a", "no storage that fedlora knows"),
+        ("s3://bucket/a?X-Amz-Signature=SECRET", "a query in the address"),
+        ("ftp://me:SECRET@host/a", "an unknown kind of storage"),
     ],
 )
 def test_an_address_that_is_none_or_would_show_a_secret(text: str, says: str) -> None:
@@ -586,7 +586,7 @@ def test_an_output_is_replaced_by_force_alone_report_first_and_last(
 ) -> None:
     command = ("aggregate", ROUND, "-o", "s3://bucket/global")
     assert run(*command).exit_code == 0
-    assert "it exists already" in error_of(run(*command), 4)
+    assert "it already exists" in error_of(run(*command), 4)
     store.objects["bucket/global/lora.safetensors"] = b"what another format had"
 
     store.asked.clear()
@@ -623,7 +623,7 @@ def test_what_is_not_of_an_adapter_is_never_removed(name: str, store: Store) -> 
 
 
 def test_an_output_may_not_stand_among_the_clients(store: Store) -> None:
-    places = {f"{ROUND}/global": "inside", ROUND: "inside", "s3://bucket": "around"}
+    places = {f"{ROUND}/global": "inside", ROUND: "inside", "s3://bucket": "contain"}
     for output, where in places.items():
         said = error_of(run("aggregate", ROUND, "-o", output, "--force"), 3)
         assert f"{where} the input" in said
@@ -641,13 +641,15 @@ def test_an_upload_that_fails_leaves_nothing_that_looks_whole(store: Store) -> N
     command = ("aggregate", ROUND, "-o", "s3://bucket/global")
     store.before = _failing("put_file", WEIGHTS, OSError("slow down"))
     said = error_of(run(*command), 4)
-    assert said.startswith("s3://bucket/global: cannot be written (slow down); nothing is there; ")
+    assert said.startswith(
+        "s3://bucket/global: cannot be written (slow down); nothing is left there; "
+    )
     assert store.names("bucket/global") == []
 
     store.before = lambda method, key: None
     assert run(*command).exit_code == 0
     store.before = _failing("put_file", "fedlora.json", OSError("slow down"))
-    assert "nothing is there" in error_of(run(*command, "--force"), 4)
+    assert "nothing is left there" in error_of(run(*command, "--force"), 4)
     assert store.names("bucket/global") == []
 
     def stuck(method: str, key: str) -> None:
@@ -676,7 +678,7 @@ def test_what_arrived_is_compared_with_what_was_sent(store: Store) -> None:
 
     store.put_file = put_file  # type: ignore[method-assign]
     said = error_of(run("aggregate", ROUND, "-o", "s3://bucket/global"), 4)
-    assert re.search(rf"{WEIGHTS} has (\d+) bytes, and \d+ are there", said)
+    assert re.search(rf"{WEIGHTS} has (\d+) bytes in the store, not \d+", said)
     assert store.names("bucket/global") == []
 
 
@@ -717,7 +719,7 @@ def test_s3_itself_or_its_double(
             assert (tmp_path / "there" / name).read_bytes() == expected
             assert files.cat(f"bucket/global/{name}") == expected
         again = ("aggregate", ROUND, "-o", "s3://bucket/global")
-        assert "it exists already" in error_of(run(*again), 4)
+        assert "it already exists" in error_of(run(*again), 4)
         assert run(*again, "--force").exit_code == 0
         assert run("inspect", "s3://bucket/global").exit_code == 0
         assert "no bucket nobody" in error_of(run(*again[:-1], "s3://nobody/x"), 4)

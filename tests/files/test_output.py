@@ -89,7 +89,7 @@ def test_an_existing_target_needs_force_and_only_adapters_are_replaced(tmp_path:
     aggregate([tmp_path / "round"], out, AggregateOptions(method="flexlora"))
     before = (out / "adapter_model.safetensors").read_bytes()
 
-    with pytest.raises(OutputError, match=r"it exists already; .* --force"):
+    with pytest.raises(OutputError, match=r"it already exists; .* --force"):
         aggregate([tmp_path / "round"], out)
     assert (out / "adapter_model.safetensors").read_bytes() == before
 
@@ -107,9 +107,9 @@ def test_an_existing_target_needs_force_and_only_adapters_are_replaced(tmp_path:
 )
 def test_an_output_inside_an_input_is_refused(tmp_path: Path, where: str) -> None:
     make_round(tmp_path)
-    stands = "around" if where in (".", "/") else "inside"
+    relation = "contain" if where in (".", "/") else "be inside"
 
-    with pytest.raises(InputError, match=f"{stands} the input"):
+    with pytest.raises(InputError, match=f"would {relation} the input"):
         aggregate([tmp_path / "round"], tmp_path / where, AggregateOptions(force=True))
 
 
@@ -141,7 +141,7 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path, monkeyp
         return really(report)
 
     monkeypatch.setattr(workflow, "model_card", slow)
-    with pytest.raises(OutputError, match="it exists already"):
+    with pytest.raises(OutputError, match="it already exists"):
         aggregate([tmp_path / "round"], tmp_path / "out")
 
     assert sorted(path.name for path in tmp_path.rglob("*.tex")) == ["thesis.tex"]
@@ -214,7 +214,7 @@ def test_a_second_writer_is_refused_before_it_begins(old: Path) -> None:
 
     with alone.alone_at(old):
         for spelled in (old, old / "../round/../out"):
-            with pytest.raises(OutputError, match="another process is at work in it; wait for it"):
+            with pytest.raises(OutputError, match="another process is writing there; wait for it"):
                 aggregate([old.with_name("round")], spelled, AggregateOptions(force=True), never)
         assert beside(old) == {".out.lock"}
     assert whole(old) == before
@@ -252,7 +252,7 @@ def test_a_lock_that_nobody_holds_is_in_nobodys_way(old: Path) -> None:
 def test_what_is_no_lock_is_left_as_it_is(old: Path) -> None:
     path = old.with_name(".out.lock")
     path.write_text("notes")
-    with pytest.raises(OutputError, match="no lock of this program; move it away"):
+    with pytest.raises(OutputError, match="a file that is not a lock of fedlora; move it away"):
         renew(old)
     assert path.read_text() == "notes"
 
@@ -380,7 +380,7 @@ def test_an_adapter_that_was_being_replaced_gets_its_place_back(old: Path) -> No
     old.with_name(LEFT).mkdir()
     (old.with_name(LEFT) / "adapter_config.json").touch()
 
-    with pytest.raises(OutputError, match="it exists already"):
+    with pytest.raises(OutputError, match="it already exists"):
         aggregate([old.with_name("round")], old)
     assert whole(old) == content
     assert beside(old) == set()
@@ -446,7 +446,7 @@ def test_too_little_space_is_known_before_the_work(old: Path, monkeypatch) -> No
     before = whole(old)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
 
-    with pytest.raises(OutputError, match=r"out: [0-9,]+ bytes are needed, and 1,000 are free"):
+    with pytest.raises(OutputError, match=r"out: [0-9,]+ bytes needed, 1,000 free"):
         renew(old, never)
     assert whole(old) == before
     assert beside(old) == set()
@@ -582,7 +582,7 @@ def small_disk(old: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_leaves_the_old_adapter(small_disk: Path, monkeypatch) -> None:
     before = whole(small_disk)
 
-    with pytest.raises(OutputError, match="bytes are needed, and 4,096 are free"):
+    with pytest.raises(OutputError, match="bytes needed, 4,096 free"):
         renew(small_disk)
     monkeypatch.setattr(workflow, "check_space", lambda target, needed: None)
     with pytest.raises(OutputError, match="no space left on device"):
@@ -598,7 +598,7 @@ def test_a_disk_that_fills_up_leaves_the_old_adapter(small_disk: Path, monkeypat
 def test_a_disk_that_may_only_be_read_is_refused_before_the_work(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk.parent)], check=True)
 
-    with pytest.raises(OutputError, match="it may not be changed; check its permissions"):
+    with pytest.raises(OutputError, match="not writable; check its permissions"):
         renew(small_disk, never)
     with pytest.raises(OutputError, match="read-only file system"):
         renew(small_disk.with_name("new"), never)
@@ -607,8 +607,8 @@ def test_a_disk_that_may_only_be_read_is_refused_before_the_work(small_disk: Pat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (".", "no name of a folder"),
-        ("..", "no name of a folder"),
+        (".", "not the name of a folder"),
+        ("..", "not the name of a folder"),
         ("link", "a symbolic link"),
         ("thesis", "it holds chapter-1.tex, which is not part of an adapter"),
         ("file", "a file of that name exists"),

@@ -363,7 +363,7 @@ def test_quiet_says_nothing_and_json_is_one_document(home: Path) -> None:
         (["global", "--rank", "2"], 2, "--output"),
         (["nothing", "-o", "start", "--rank", "2"], 3, "nothing: no such folder"),
         (["global", "-o", "start", "--like", "nothing"], 3, "nothing: cannot be read"),
-        (["global", "-o", "round", "--rank", "2"], 4, "round: it exists already"),
+        (["global", "-o", "round", "--rank", "2"], 4, "round: it already exists"),
         (["global", "-o", "no/start", "--rank", "2"], 4, "its parent folder does not exist"),
     ],
 )

@@ -88,8 +88,8 @@ def test_output_inside_or_around_the_input_is_refused(tmp_path: Path, place: str
     whole = make(home, GLOBAL)
     make(home / "round", Spec("ann", rank=2, shapes=SHAPES))
 
-    where = "around" if place == "." else "inside"
-    with pytest.raises(InputError, match=f"the output would stand {where} the input"):
+    relation = "contain" if place == "." else "be inside"
+    with pytest.raises(InputError, match=f"the output would {relation} the input"):
         distribute(
             whole.folder, home / place, home / "round", replace(DistributeOptions(), force=True)
         )
@@ -102,7 +102,7 @@ def test_output_at_the_place_of_a_linked_client_is_refused(tmp_path: Path) -> No
     (tmp_path / "round").mkdir()
     (tmp_path / "round/ann").symlink_to(real.folder)
 
-    with pytest.raises(InputError, match="around the input"):
+    with pytest.raises(InputError, match="contain the input"):
         distribute(
             whole.folder,
             tmp_path / "elsewhere",
@@ -145,7 +145,7 @@ def test_force_replaces_a_folder_of_adapters_and_nothing_else(tmp_path: Path) ->
         return distribute(whole.folder, out, options=DistributeOptions(ranks=(rank,), force=force))
 
     hand_out(2, force=False)
-    with pytest.raises(OutputError, match="it exists already; choose another folder, or give --f"):
+    with pytest.raises(OutputError, match="it already exists; choose another folder, or give --f"):
         hand_out(3, force=False)
     hand_out(3, force=True)
     assert [path.name for path in out.iterdir()] == ["rank-3"]

@@ -197,8 +197,8 @@ def test_output_inside_or_around_the_input_is_refused(
     shapes = {"vit.layers.0.attention.q_proj": (32, 32)}
     make(tmp_path / "clients", Spec("ann", rank=2, shapes=shapes))
 
-    where = "around" if place == "." else "inside"
-    with pytest.raises(InputError, match=f"the output would stand {where} the input"):
+    relation = "contain" if place == "." else "be inside"
+    with pytest.raises(InputError, match=f"the output would {relation} the input"):
         initialize(home, tmp_path / place, tmp_path / "clients", InitOptions(force=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "clients"]
 

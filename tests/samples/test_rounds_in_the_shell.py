@@ -317,7 +317,7 @@ def test_a_model_that_does_not_fit_and_a_taken_folder_are_told(
     for adapter, output, message in (
         (tmp_path, tmp_path / "ann", "no adapter in it"),
         (start, tmp_path / "ann", "size mismatch"),  # two labels are BERT's default
-        (start, tmp_path / "base", "it exists already"),
+        (start, tmp_path / "base", "it already exists"),
     ):
         with pytest.raises(SystemExit, match=message):
             train(adapter, own, "-o", output)

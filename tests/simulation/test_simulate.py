@@ -310,7 +310,7 @@ def test_a_federation_of_one_rank_is_simulated_too(place: Place) -> None:
 def test_nobody_else_is_at_work_in_the_folder(done: Path) -> None:
     from fedlora_cli.files.alone import alone_in
 
-    with alone_in(done), pytest.raises(OutputError, match="another process is at work"):
+    with alone_in(done), pytest.raises(OutputError, match="another process is writing there"):
         simulate(done, OPTIONS)
 
 
@@ -324,7 +324,7 @@ def test_who_is_not_alone_removes_nothing(place: Place) -> None:
     (root / "seed-0/start").mkdir(parents=True)
     before = (root / "simulation.json").read_bytes()
 
-    with alone_in(root), pytest.raises(OutputError, match="another process is at work"):
+    with alone_in(root), pytest.raises(OutputError, match="another process is writing there"):
         simulate(root, replace(OPTIONS, setting=replace(SETTING, participation=0.5)))
 
     assert (root / "seed-0/start").is_dir()

@@ -48,7 +48,7 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "config is a list": (raw_config("[]"), "a JSON list"),
     "config is null": (raw_config("null"), "a JSON NoneType"),
     "config nested without end": (raw_config("[" * 100_000), "nested too deeply"),
-    "a key twice": (raw_config(twice("")), "the key 'r' stands twice"),
+    "a key twice": (raw_config(twice("")), "the key 'r' appears twice"),
     "NaN in the config": (raw_config(twice("").replace("64", "NaN")), "NaN is not a JSON number"),
     "a number of 5000 digits": (raw_config('{"r": ' + "9" * 5000 + "}"), "not valid JSON"),
     "not UTF-8": (lambda f: void((f / CONFIG).write_bytes(b"\xff\xfe{}")), "not Unicode text"),

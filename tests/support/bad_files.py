@@ -89,7 +89,7 @@ CONTAINERS: dict[str, tuple[Damage, str]] = {
     "true as a side": (entry(shape=[True, 60]), "has shape [True, 60]"),
     "more numbers than bytes": (entry(shape=[2**24] * 5), "claims bytes"),
     "sides beyond all memory": (entry(shape=[2**33, 2**33]), "has shape [8589934592"),
-    "a lying shape": (entry(shape=[20, 3, 2]), "the header lies"),
+    "a lying shape": (entry(shape=[20, 3, 2]), "the header does not match"),
     "a giant of nothing": (
         entry(shape=[2**40, 0], data_offsets=[0, 0]),
         "has shape [1099511627776",
@@ -104,11 +104,11 @@ CONTAINERS: dict[str, tuple[Damage, str]] = {
     "a scalar factor": (replace_tensor(Q_A, torch.tensor(1.0)), "has shape []"),
     "a tensor twice": (
         raw_header(f'{{"x":{described("I32")},"x":{ONE}}}', 4),
-        "the key 'x' stands twice",
+        "the key 'x' appears twice",
     ),
     "metadata twice": (
         raw_header(f'{{"__metadata__":{{"a":"1","a":"2"}},"x":{ONE}}}', 4),
-        "the key 'a' stands twice",
+        "the key 'a' appears twice",
     ),
     "metadata of numbers": (
         header(lambda h: h.update(__metadata__={"a": 1})),
