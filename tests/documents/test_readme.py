@@ -265,7 +265,7 @@ def test_every_command_has_help_an_example_and_a_section() -> None:
 
 def test_the_tables_of_options_have_all_options() -> None:
     for name, command in get_command(app).commands.items():
-        shown = readme_options.options_table(name) + readme_options.common_table()
+        shown = readme_options.options_table(name) + readme_options.shared_table()
         flags = [flag for one in command.params for flag in (*one.opts, *one.secondary_opts)]
         for flag in flags:
             if flag.startswith("-"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -14,6 +15,9 @@ from fedlora_cli.cli import app
 COMMANDS = get_command(app).commands
 
 REFERENCE = "fedlora_cli/cli/README.md"
+
+#: Commands that must have an option before it is shown once for all of them.
+_MANY = 3
 
 _HEADS = "| option | does |\n|---|---|\n"
 
@@ -37,28 +41,30 @@ def _row(parameter: Any, context: typer.Context) -> tuple[str, str, str]:
     return getattr(parameter, "rich_help_panel", None) or "", option, " ".join(help_text.split())
 
 
-def _common() -> list[tuple[str, str, str]]:
-    """The options that all commands have, with the same help."""
-    first, *others = (options_of(name) for name in COMMANDS)
-    return [row for row in first if all(row in other for other in others)]
+def _shared() -> list[tuple[str, str]]:
+    """The options, with their help, that three commands or more have."""
+    rows = [row[1:] for name in COMMANDS for row in options_of(name)]
+    return [row for row, count in Counter(rows).items() if count >= _MANY]
 
 
 def _line(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def common_table() -> str:
-    return _HEADS + "".join(_line(f"`{option}`", text) for _, option, text in _common())
+def shared_table() -> str:
+    return _HEADS + "".join(_line(f"`{option}`", text) for option, text in _shared())
 
 
 def options_table(name: str) -> str:
-    """The options of a command but for the common ones, with a line for each panel."""
+    """The options of a command, panel by panel, and the names of those that it shares."""
+    shared = _shared()
     table = _HEADS
-    rows = [row for row in options_of(name) if row not in _common()]
-    for panel, group in groupby(rows, key=lambda row: row[0]):
+    own = [row for row in options_of(name) if row[1:] not in shared]
+    for panel, group in groupby(own, key=lambda row: row[0]):
         table += _line(f"**{panel}**", "") if panel else ""
         table += "".join(_line(f"`{option}`", text) for _, option, text in group)
-    return table
+    names = ", ".join(f"`{row[1]}`" for row in options_of(name) if row[1:] in shared)
+    return table + _line("**Shared**", names)
 
 
 def commands_table() -> str:
@@ -72,6 +78,6 @@ def commands_table() -> str:
 
 TABLES = {
     "commands": commands_table,
-    "options common": common_table,
+    "options shared": shared_table,
     **{f"options {name}": partial(options_table, name) for name in COMMANDS if name != "methods"},
 }
