@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import partial
 from itertools import groupby
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from fedlora_cli.cli import app
 
-COMMANDS = get_command(app).commands
+_GROUP = get_command(app)
+assert isinstance(_GROUP, TyperGroup)
+COMMANDS = _GROUP.commands
 
 REFERENCE = "fedlora_cli/cli/README.md"
 
@@ -63,8 +67,10 @@ def options_table(name: str) -> str:
     for panel, group in groupby(own, key=lambda row: row[0]):
         table += _line(f"**{panel}**", "") if panel else ""
         table += "".join(_line(f"`{option}`", text) for _, option, text in group)
-    names = ", ".join(f"`{row[1]}`" for row in options_of(name) if row[1:] in shared)
-    return table + _line("**Shared**", names)
+    names = re.findall(
+        r"--[\w-]+", " ".join(row[1] for row in options_of(name) if row[1:] in shared)
+    )
+    return table + _line("**Shared**", ", ".join(f"`{flag}`" for flag in names))
 
 
 def commands_table() -> str:
