@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--only", choices=FIGURES, action="append", metavar="NAME", help=only)
     parser.add_argument("--output", type=Path, help="where benchmark.json and benchmark.svg go")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
-    text = f"measure nothing: write {RESULTS.name} of this folder into the README"
+    text = f"measure nothing: write {RESULTS.name} of this folder into its README.md"
     parser.add_argument("--readme", action="store_true", help=text)
     chosen = parser.parse_args()
     if chosen.readme:

@@ -115,8 +115,8 @@ def test_the_sample_rounds_are_as_accurate_as_the_readme_says(method: str, share
         found = float((model(images).logits.argmax(1) == labels).float().mean())
 
     assert found == pytest.approx(share, abs=0.02)
-    readme = (SAMPLES.parent / "README.md").read_text()
-    assert f"{100 * share:.0f} %" in readme.split("A collapse is a fact", 1)[1].split("\n\n", 1)[0]
+    page = (SAMPLES.parent / "fedlora_cli/analysis/README.md").read_text()
+    assert f"{100 * share:.0f} %" in page.split("A collapse is a fact", 1)[1].split("\n\n", 1)[0]
 
 
 @pytest.mark.long

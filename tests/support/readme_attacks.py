@@ -1,4 +1,4 @@
-"""The README's table of attacks, from `samples/attacks.json`, which `test_attacks.py` writes."""
+"""The table of attacks, from `samples/attacks.json`, which `test_attacks.py` writes."""
 
 from __future__ import annotations
 

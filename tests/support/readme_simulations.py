@@ -1,4 +1,4 @@
-"""The README's tables of trained federations, from the reports in `samples/simulations`.
+"""The tables of trained federations, from the reports in `samples/simulations`.
 
 Each report is what `fedlora simulate ... --json` printed for the command that stands above its
 table; to train all of them again takes hours, to look at them nothing.
