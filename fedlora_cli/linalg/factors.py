@@ -1,6 +1,6 @@
-"""An update that is never formed: ΔW = scale · B A.
+"""A low-rank update ΔW = scale · B A, stored as its factors and never formed.
 
-Letters, fixed everywhere: clients k = 1..K, samples n_k, ranks r_k, `B (out, rank)`,
+Letters in all modules: clients k = 1..K, samples n_k, ranks r_k, `B (out, rank)`,
 `A (rank, in)`, rank index i = 0..R-1, singular values `s` in descending order, energy = s².
 """
 

@@ -1,6 +1,6 @@
-"""The algebra of low-rank updates, in float64: sum, average, decompose, store.
+"""The algebra of low-rank updates in float64: sums, averages, decompositions.
 
-An out × in matrix is formed in one case only: when the stacked factors would be larger than it.
+An out × in matrix is formed only if the concatenated factors would be larger.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Split = Literal["balanced", "left", "right"]
 
 
 class NotShared(ValueError):
-    """A factor A differs from the one that all should share; `position` says whose."""
+    """The factor A of the term at `position` is not the A that all terms must share."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"term {position} has an A of its own")
@@ -39,13 +39,12 @@ class Svd:
 
 @dataclass(frozen=True, eq=False)
 class QrSum:
-    """The terms of sum_k s_k B_k diag(w_k) A_k, prepared once for any weights w.
+    """The sum over k of s_k B_k diag(w_k) A_k, prepared for any weights w.
 
-    With L = [s_1 B_1 .. s_K B_K] (out, S) and R = [A_1; ..; A_K] (S, in), S = sum r_k, the bases
-    are L = QL RL and Rᵀ = QR RR, and the update is QL (RL diag(w) RRᵀ) QRᵀ: all that depends on the
-    weights is a core of S × S. No bases are kept where S reaches the smaller side; the update
-    itself is then the smaller core. `lengths` (S,) are ‖b_i‖ ‖a_i‖ of the rank-one pieces: what
-    rounding is measured by where the pieces cancel.
+    Let L = [s_1 B_1 .. s_K B_K] (out, S) and R = [A_1; ..; A_K] (S, in), with S = sum r_k. With the
+    bases L = QL RL and Rᵀ = QR RR, the sum is QL (RL diag(w) RRᵀ) QRᵀ: only the S × S core depends
+    on the weights. If S reaches the smaller side, there are no bases, and the core is the sum
+    itself. `lengths` (S,) are ‖b_i‖ ‖a_i‖ of the rank-one pieces, the measure of rounding.
     """
 
     terms: tuple[Factors, ...]
@@ -54,7 +53,7 @@ class QrSum:
 
     @property
     def rank(self) -> int:
-        """S = sum r_k, the rank of the stack."""
+        """S = sum r_k, the total rank of the terms."""
         return sum(term.rank for term in self.terms)
 
 
@@ -67,7 +66,7 @@ class _Bases:
 
 
 def double(factors: Factors) -> Factors:
-    """The same update in float64, scale folded into B."""
+    """The update in float64, with the scale multiplied into B."""
     return Factors(factors.B.double() * factors.scale, factors.A.double())
 
 
@@ -80,7 +79,7 @@ def signs(U: Tensor) -> Tensor:
 
 
 def orthogonalize(terms: Sequence[Factors]) -> QrSum:
-    """Prepare terms for their weighted sums. All must have one shape (out, in)."""
+    """Prepare terms of the same shape (out, in) for weighted sums."""
     doubled = tuple(_doubled(terms))
     length = torch.linalg.vector_norm
     lengths = torch.cat([length(term.B, dim=0) * length(term.A, dim=1) for term in doubled])
@@ -92,7 +91,7 @@ def orthogonalize(terms: Sequence[Factors]) -> QrSum:
 
 
 def size(total: QrSum, weights: Tensor) -> float:
-    """sum_i |w_i| ‖b_i‖ ‖a_i‖: how large the weighted sum would be if no pieces cancelled."""
+    """sum_i |w_i| ‖b_i‖ ‖a_i‖, the size of the weighted sum if no pieces cancelled."""
     return float((total.lengths * weights.abs()).sum())
 
 
@@ -110,8 +109,8 @@ def core(total: QrSum, weights: Tensor) -> Tensor:
 def svd(total: QrSum, weights: Tensor, rank: int | None = None) -> tuple[Svd, Tensor]:
     """The leading `rank` directions of the weighted sum, and all of its singular values.
 
-    The first is the best approximation of that rank (Eckart and Young), the exact sum if `rank` is
-    None. Directions below max(out, in) · eps · `size` are rounding, not update, and are left out.
+    The directions are the best approximation of that rank (Eckart and Young), or the exact sum if
+    `rank` is None. Directions below max(out, in) · eps · `size` are rounding, and are left out.
     """
     U, kept, Vh, s = _leading(total, weights, rank)
     if total.bases is not None:
@@ -121,21 +120,21 @@ def svd(total: QrSum, weights: Tensor, rank: int | None = None) -> tuple[Svd, Te
 
 
 def truncated_core(total: QrSum, weights: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
-    """The core of the best approximation at that rank, and all singular values of the sum."""
+    """The core of the best approximation of that rank, and all singular values of the sum."""
     U, kept, Vh, s = _leading(total, weights, rank)
     return (U * kept) @ Vh, s
 
 
 def coordinates(total: QrSum, factors: Factors) -> Tensor:
-    """The core of an update whose factors lie in the spaces of the stack: QLᵀ (s B A) QR."""
-    one = double(factors)
+    """The core of an update within the bases of `total`: QLᵀ (s B A) QR."""
+    update = double(factors)
     if total.bases is None:
-        return one.B @ one.A
-    return (total.bases.QL.T @ one.B) @ (one.A @ total.bases.QR)
+        return update.B @ update.A
+    return (total.bases.QL.T @ update.B) @ (update.A @ total.bases.QR)
 
 
 def singular_values(total: QrSum, weights: Tensor) -> Tensor:
-    """The singular values alone, descending, null directions left out."""
+    """The singular values of the weighted sum, descending, without null directions."""
     matrix = core(total, weights)
     if matrix.shape[0] != matrix.shape[1]:
         tall = matrix if matrix.shape[0] > matrix.shape[1] else matrix.T
@@ -145,25 +144,24 @@ def singular_values(total: QrSum, weights: Tensor) -> Tensor:
 
 
 def spectrum(factors: Factors) -> Tensor:
-    """The singular values of one update, descending, null directions left out. Shape (k,).
+    """The singular values of an update, descending, without null directions. Shape (k,).
 
     >>> spectrum(Factors(torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0]]), scale=0.5))
     tensor([5.], dtype=torch.float64)
     """
-    one = double(factors)
+    update = double(factors)
     length = torch.linalg.vector_norm
-    lengths = length(one.B, dim=0) * length(one.A, dim=1)
-    # No Q is needed, and only R where a factor has more rows than columns.
-    L, R = (torch.linalg.qr(side, mode="r")[1] for side in (one.B, one.A.T))
+    lengths = length(update.B, dim=0) * length(update.A, dim=1)
+    L, R = (torch.linalg.qr(side, mode="r")[1] for side in (update.B, update.A.T))
     s: Tensor = torch.linalg.svdvals(L @ R.T)
     eps = torch.finfo(torch.float64).eps
-    return s[: int((s > float(lengths.sum()) * max(one.shape) * eps).sum())]
+    return s[: int((s > float(lengths.sum()) * max(update.shape) * eps).sum())]
 
 
 def canonical(factors: Factors) -> Factors:
-    """The same update in SVD order: rank index i is the i-th singular direction, split evenly.
+    """The update in SVD order: rank index i is the i-th singular direction, split evenly.
 
-    The rank stays what it was; directions without energy are zero in both factors.
+    The rank stays the same; directions without energy are zero in both factors.
     """
     ordered = orthogonalize([factors])
     exact, _ = svd(ordered, torch.ones(factors.rank, dtype=torch.float64, device=factors.B.device))
@@ -177,7 +175,7 @@ def canonical(factors: Factors) -> Factors:
 
 
 def split(update: Svd, where: Split, scale: float) -> Factors:
-    """Factors with scale · B A = U diag(s) Vh; the singular values go to both sides, to B or to A.
+    """Factors with scale · B A = U diag(s) Vh. `where` puts the singular values into both, B or A.
 
     >>> one = Svd(torch.ones(1, 1), torch.tensor([8.0]), torch.ones(1, 1))
     >>> [split(one, where, scale=2.0).B.item() for where in ("balanced", "left", "right")]
@@ -190,14 +188,14 @@ def split(update: Svd, where: Split, scale: float) -> Factors:
 
 
 def distance(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float:
-    """‖sum_k s_k B_k diag(w_k) A_k - s B A‖_F, through the core of all terms together."""
+    """‖sum_k s_k B_k diag(w_k) A_k - s B A‖_F, from the core of all terms."""
     difference = orthogonalize([*terms, other])
     signed = torch.cat([weights, weights.new_full((other.rank,), -1.0)])
     return float(torch.linalg.vector_norm(core(difference, signed)))
 
 
 def outside(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float:
-    """‖(I - Q Qᵀ) T‖_F: what of the weighted sum T no matrix with the columns of B could hold.
+    """‖(I - Q Qᵀ) T‖_F: the part of the weighted sum T outside the column space of B.
 
     Q is an orthonormal basis of B's columns; columns of zeros span nothing.
     """
@@ -211,7 +209,7 @@ def outside(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float:
 
 
 def concatenate(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -> Factors:
-    """[s_k B_k diag(w_k)] and [A_k], side by side: the weighted sum exactly, at rank sum r_k.
+    """The weighted sum exactly, at rank sum r_k: [s_k B_k diag(w_k)] and [A_k] concatenated.
 
     Source: FLoRA, arXiv:2409.05976.
     """
@@ -222,15 +220,15 @@ def concatenate(terms: Sequence[Factors], weights: Sequence[Tensor], scale: floa
 def averaged(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -> Factors:
     """(sum √s_k B_k diag(w_k)) (sum √s_k diag(w_k) A_k), zero-padded, with its cross terms.
 
-    Each scaling is shared evenly by the two factors, so that equal scalings fold out as one. Rank
-    indices without any weight are left out: in both factors zero, they could never be trained.
+    Each scaling is split evenly between the factors, so that equal scalings cancel. Rank indices
+    without weight are left out: zero in both factors, they could never be trained.
     """
-    held = [int(weight.count_nonzero()) for weight in weights]
-    rank = max(held)
+    counts = [int(weight.count_nonzero()) for weight in weights]
+    rank = max(counts)
     out_features, in_features = terms[0].shape
     B = terms[0].B.new_zeros(out_features, rank, dtype=torch.float64)
     A = terms[0].A.new_zeros(rank, in_features, dtype=torch.float64)
-    for term, weight, r in zip(terms, weights, held, strict=True):
+    for term, weight, r in zip(terms, weights, counts, strict=True):
         root = (term.scale / scale) ** 0.5
         B[:, :r] += term.B[:, :r].double() * weight[:r] * root
         A[:r] += term.A[:r].double() * weight[:r, None] * root
@@ -238,7 +236,7 @@ def averaged(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) 
 
 
 def shared(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) -> Factors:
-    """(sum s_k B_k diag(w_k)) A, where every A_k is the first r_k rows of one A. Raises NotShared.
+    """(sum s_k B_k diag(w_k)) A, if each A_k is the first r_k rows of A; else raises NotShared.
 
     Source: FFA-LoRA, arXiv:2403.12313.
     """
@@ -253,15 +251,15 @@ def shared(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) ->
 
 Merge = Callable[[Sequence[Factors], Sequence[Tensor], float], Factors]
 
-#: What `Method.merge` names, but for "sum": those that make one term of many.
+#: The merges of `Method.merge` that result in a single pair of factors; "sum" is apart.
 MERGES: dict[str, Merge] = {"average": averaged, "shared": shared}
 
 
 def pad(factors: Factors, rank: int, seed: int) -> Factors:
-    """The same update at a higher rank: zero columns in B, random rows in A.
+    """The update at a higher rank: zero columns in B, random rows in A.
 
-    Zero in both factors would be a direction whose gradient is zero for ever. The rows are
-    uniform in ±1/sqrt(in), as PEFT initializes A, and depend on the seed alone.
+    With zeros in both factors the gradient would stay zero. The rows are uniform in ±1/sqrt(in), as
+    PEFT initializes A, and depend on the seed only.
     """
     missing = rank - factors.rank
     bound = factors.shape[1] ** -0.5
@@ -280,9 +278,9 @@ def _doubled(terms: Sequence[Factors]) -> list[Factors]:
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD, the longer side of the matrix reduced by QR first.
+    """The thin SVD, after a QR decomposition that removes the longer side.
 
-    LAPACK alone takes three times as long at 1024 × 4096 (4.8 against 1.6 s, one core).
+    LAPACK alone takes three times as long for 1024 × 4096 (4.8 s against 1.6 s on one core).
     """
     rows, columns = matrix.shape
     if rows < columns:
@@ -299,7 +297,7 @@ def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _leading(
     total: QrSum, weights: Tensor, rank: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The leading directions of the core, U, s and Vh of `rank` of them, and all s."""
+    """U, s and Vh of the `rank` leading directions of the core, and all its singular values."""
     U, s, Vh = _decompose(core(total, weights))
     s = s[: _numerical_rank(total, weights, s)]
     kept = s[:rank]
@@ -307,6 +305,6 @@ def _leading(
 
 
 def _numerical_rank(total: QrSum, weights: Tensor, s: Tensor) -> int:
-    """How many of the descending singular values stand above rounding."""
+    """The number of singular values above rounding."""
     eps = torch.finfo(torch.float64).eps
     return int((s > size(total, weights) * max(total.terms[0].shape) * eps).sum())

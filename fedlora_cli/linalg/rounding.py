@@ -1,25 +1,25 @@
-"""Whether two tensors are the same numbers, each rounded to a dtype of its own."""
+"""Comparison of tensors that may have been rounded to different dtypes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: From coarse to fine, where numbers are not tiny.
+#: From coarse to fine, for numbers that are not tiny.
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-#: The spacing of the smallest numbers of float16, which rounds what is smaller to 0. No base models
-#: differ by so little, and other dtypes do not show that a number came through float16.
+#: The smallest positive number of float16, which rounds anything smaller to 0. Other dtypes do not
+#: show that a number was once a float16, and base models never differ by so little.
 _TINY = 2.0**-24
 
-#: Numbers that are compared at a time, so that no whole tensor is there in float64.
+#: Numbers compared at a time, so that no whole tensor is copied to float64.
 _CHUNK = 1 << 22
 
 
 def precision(tensor: Tensor) -> torch.dtype:
-    """The coarsest dtype that holds every number of the tensor.
+    """The coarsest dtype that represents every number of the tensor exactly.
 
-    A model that was loaded in bfloat16 and cast to float32 has the numbers of bfloat16.
+    A model loaded in bfloat16 and cast to float32 has precision bfloat16.
     """
     for dtype in _DTYPES:
         if tensor.is_floating_point() and torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
@@ -28,8 +28,9 @@ def precision(tensor: Tensor) -> torch.dtype:
 
 
 def same_up_to_rounding(one: Tensor, other: Tensor) -> bool:
-    """Whether both may be roundings of the same numbers: of one precision, they are equal but for
-    `_TINY`.
+    """Whether both tensors may be roundings of the same numbers.
+
+    Tensors of the same precision must be equal up to `_TINY`.
     """
     if one.shape != other.shape:
         return False
@@ -47,5 +48,5 @@ def _is_near(a: Tensor, b: Tensor, error: float) -> bool:
 
 
 def _relative_error(dtype: torch.dtype) -> float:
-    """The most by which rounding to the dtype moves a number, relative to it."""
+    """The largest relative error of rounding to the dtype."""
     return torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0

@@ -1,9 +1,8 @@
-"""How large an update is, in figures that hold where its pieces cancel, and which updates are at
-fault for that.
+"""The size of an update, correct also if its pieces cancel, and the faults that it shows.
 
-tr((BᵀB)(AAᵀ)) is ‖ΔW‖² by subtraction: its rounding goes by the rank-one pieces b_i a_i, not by
-what is left of them. So it counts only where the pieces are about as large as the update.
-Elsewhere B = Q L and Aᵀ = P R by Householder's QR, whose rounding is relative to every column, and
+tr((BᵀB)(AAᵀ)) is ‖ΔW‖², but with the rounding of the rank-one pieces b_i a_i, which may be far
+larger than the update. So it is used only if the pieces are about as large as the update. Otherwise
+B = Q L and Aᵀ = P R by Householder's QR, whose rounding is relative to each column, and
 ‖ΔW‖ = ‖L Rᵀ‖ within 1e-13 of the sum of the pieces.
 """
 
@@ -20,27 +19,29 @@ from torch import Tensor
 from fedlora_cli.errors import InputError, without_norm
 from fedlora_cli.linalg.factors import Factors
 
-#: How many times larger than their sum the pieces of an update may be. Float32 factors know their
-#: pieces to 6e-8: beyond this, a tenth of the update is rounding. Adapters that were trained from
-#: random factors have 1 to 10. After one step at a learning rate of 1e-3, 600 where they are a
-#: difference, converted from PiSSA, and 90 from an orthogonal start; 100 times that at 1e-5.
+#: Largest ratio of the pieces of an update to the update. Float32 factors have an error of 6e-8, so
+#: beyond this a tenth of the update is rounding. Adapters trained from random factors have a ratio
+#: of 1 to 10. After one step at a learning rate of 1e-3 it is 600 for adapters converted from PiSSA
+#: and 90 for an orthogonal start; at 1e-5, 100 times that.
 CANCELLED = 1e6
 
-#: The norm beyond which squares, and their sums over modules, leave the range of float64.
+#: Largest norm whose squares, summed over modules, stay in the range of float64.
 LARGEST = 1e150
 
-#: The range of a factor's columns in which all products of them stay in that of float64.
+#: Lengths of columns whose products stay in the range of float64.
 RANGE = (1e-150, 1e150)
 
-#: How far pieces may exceed their sum where Gram matrices tell its norm: then within 1e-6 where
-#: they are in float64, within 1 % in float32.
+#: Largest ratio of pieces to update at which Gram matrices give the norm: within 1e-6 in float64,
+#: within 1 % in float32.
 CLOSE = {torch.float64: 1e3, torch.float32: 30.0}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of ΔW: `norm` is ‖ΔW‖_F, `part` the largest norm of its rank indices from some index
-    on, `pieces` is sum_i ‖b_i‖ ‖a_i‖. All are infinite where products leave the range of float64.
+    """Sizes of ΔW; infinite if products leave the range of float64.
+
+    - `norm`: ‖ΔW‖_F. `pieces`: sum_i ‖b_i‖ ‖a_i‖.
+    - `part`: the largest norm of the rank indices from any of the given indices on.
     """
 
     norm: float
@@ -49,11 +50,11 @@ class Sizes:
 
     @property
     def reach(self) -> float:
-        """How large the update can become under weights in [0, 1] that grow with the rank index,
-        up to a factor of two: its norm, or half of its largest part.
+        """A bound, up to a factor of two, on the update under weights in [0, 1] that grow with the
+        rank index: its norm, or half of its largest part.
 
-        With weights by rank index, parts that cancel each other no longer do. The half leaves
-        alone what merely is not orthogonal.
+        Such weights may undo the cancellation between parts. Half, because parts that are merely
+        not orthogonal are no fault.
         """
         return max(self.norm, self.part / 2)
 
@@ -64,11 +65,11 @@ class Sizes:
 def sizes(
     updates: Sequence[Factors], starts: Sequence[int] = (0,), precision: torch.dtype = torch.float64
 ) -> list[Sizes]:
-    """The sizes of these updates, whose parts begin at the rank indices `starts`, ascending from 0.
+    """The sizes of updates whose parts begin at the rank indices `starts`, ascending from 0.
 
-    In float32, norms are within 1 %; `norm` and `pieces` tell faults as surely as in float64.
+    In float32, norms are within 1 %, and faults are found as surely as in float64.
     """
-    # A float64 column may be so small that its square is 0: that is for `_exact`.
+    # The square of a small float64 column may be 0, so float64 goes to `_exact`.
     quick = [i for i, one in enumerate(updates) if torch.float64 not in (one.B.dtype, one.A.dtype)]
     found: dict[int, Sizes] = {}
     if quick:
@@ -81,7 +82,7 @@ def sizes(
 
 
 def norm(factors: Factors) -> float:
-    """‖ΔW‖_F; infinite where products leave the range of float64.
+    """‖ΔW‖_F; infinite if products leave the range of float64.
 
     >>> norm(Factors(torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0]]), scale=0.5))
     5.0
@@ -90,12 +91,12 @@ def norm(factors: Factors) -> float:
 
 
 def fault(adapter: object, module: str, found: Sizes) -> InputError | None:
-    """What is wrong with an update of these sizes, if anything.
+    """The fault that the sizes of an update show, or None.
 
     >>> fault("round-01/ann", "q_proj", Sizes(1.0, 1.0, 2e6)).found
     'the pieces of the update of q_proj cancel: their norms add up to 2e+06, the update has 1'
     """
-    if not found.reach <= LARGEST:  # nor where it is not a number
+    if not found.reach <= LARGEST:  # true for NaN
         return without_norm(adapter, module)
     if not found.pieces <= CANCELLED * found.norm:
         what = f"their norms add up to {found.pieces:.3g}, the update has {found.norm:.3g}"
@@ -105,14 +106,14 @@ def fault(adapter: object, module: str, found: Sizes) -> InputError | None:
 
 
 def _by_grams(factors: Factors, starts: Sequence[int], precision: torch.dtype) -> Tensor:
-    """Without the scale: 1 if all squares are in range, the largest ‖b_i‖ and ‖a_i‖, ‖ΔW‖² and that
-    of the largest part, and the sum of the pieces. In float64, shape (6,).
+    """Six figures in float64, without the scale, shape (6,): 1 if all squares are in range, the
+    largest ‖b_i‖, the largest ‖a_i‖, ‖ΔW‖², the square of the largest part, the sum of the pieces.
     """
     B, A = factors.B.to(precision), factors.A.to(precision)
     G_B, G_A = B.T @ B, A @ A.T
     least = torch.finfo(precision).tiny / torch.finfo(precision).eps
     inside = [torch.ones((), dtype=torch.bool, device=B.device)] * 2
-    if precision == torch.float32:  # no square of it is out of range in float64
+    if precision == torch.float32:  # in float64, its squares are always in range
         inside = [
             ((G.diagonal() > least) | (X.abs().amax(dim) == 0)).all()
             for G, X, dim in ((G_B, B, 0), (G_A, A, 1))
@@ -129,7 +130,7 @@ def _by_grams(factors: Factors, starts: Sequence[int], precision: torch.dtype) -
 
 
 def _known(row: Sequence[float], scale: float, close: float) -> Sizes | None:
-    """What `_by_grams` found, or None where it does not tell."""
+    """The sizes from the figures of `_by_grams`, or None if they are not reliable."""
     inside, b, a, whole, part, pieces = row
     if not (inside and _in_range(b * abs(scale), a) and math.isfinite(part)):
         return None
@@ -140,7 +141,7 @@ def _known(row: Sequence[float], scale: float, close: float) -> Sizes | None:
 
 
 def _exact(factors: Factors, starts: Sequence[int]) -> Sizes:
-    """Through QR, with every column scaled to a largest entry of 1."""
+    """The sizes by QR, with each column scaled to a largest entry of 1."""
     B, A = factors.B.double(), factors.A.double()
     b, a = B.abs().amax(dim=0), A.abs().amax(dim=1)
     scaled = b * abs(factors.scale)
@@ -164,7 +165,7 @@ def _exact(factors: Factors, starts: Sequence[int]) -> Sizes:
 
 
 def _norms_from(places: Sequence[int], L: Tensor, R: Tensor) -> list[float]:
-    """‖L[:, j:] R[j:]‖_F for every j of `places`, ascending."""
+    """‖L[:, j:] R[j:]‖_F for each j of `places`, ascending."""
     total = L.new_zeros(L.shape[0], R.shape[1])
     norms = []
     for first, stop in reversed([*pairwise([*places, R.shape[0]])]):
@@ -174,5 +175,5 @@ def _norms_from(places: Sequence[int], L: Tensor, R: Tensor) -> list[float]:
 
 
 def _in_range(*values: float) -> bool:
-    """Whether these lengths are 0, or neither too small nor too large to be multiplied."""
+    """Whether each length is 0 or in `RANGE`, so that products are in the range of float64."""
     return all(value == 0 or RANGE[0] <= value <= RANGE[1] for value in values)

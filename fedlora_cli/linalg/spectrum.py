@@ -22,8 +22,8 @@ def energy(s: FloatArray) -> float:
 def energy_ratio(spectra: Sequence[FloatArray], rank: int) -> float:
     """ρ_r = (energy in the first r directions) / (all energy), pooled over modules.
 
-    The energy of each module's first r directions is summed before dividing. Not a number if there
-    is no energy at all. Source: arXiv:2602.13486, where ρ at the shared rank shows the collapse.
+    Energies are summed over the modules before dividing. NaN if there is no energy. Source:
+    arXiv:2602.13486, where ρ at the shared rank shows the collapse.
 
     >>> energy_ratio([np.array([3.0, 1.0])], rank=1)
     0.9
@@ -33,18 +33,16 @@ def energy_ratio(spectra: Sequence[FloatArray], rank: int) -> float:
 
 
 def rank_for_energy(s: FloatArray, fraction: float) -> int:
-    """The smallest number of leading directions that hold `fraction` of the energy.
-
-    0 where there is no energy at all.
+    """The smallest number of leading directions that hold `fraction` of the energy; 0 without any.
 
     >>> rank_for_energy(np.array([3.0, 1.0]), 0.9), rank_for_energy(np.array([3.0, 1.0]), 0.91)
     (1, 2)
     """
     if s.size == 0 or s[0] == 0.0:
         return 0
-    # Relative to the first, because the square of a tiny number may be no number at all.
+    # Relative to the first, because the square of a tiny number may underflow.
     cumulative = np.cumsum(np.square(s / s[0]))
-    # The last entry is exactly the total, so fraction 1 never asks for more than there is.
+    # Relative to the last entry, so that rounding cannot make a fraction of 1 unreachable.
     return int(np.searchsorted(cumulative, fraction * cumulative[-1]) + 1)
 
 
@@ -63,24 +61,25 @@ def pooled_energy(spectra: Sequence[FloatArray]) -> FloatArray:
 def mean_share(
     energies: Sequence[Sequence[float]], samples: Sequence[float], first: int, last: int | None
 ) -> float | None:
-    """The share of their own energy that clients have in rank indices first..last - 1, averaged by
-    samples, or evenly if there are none. None if nobody has any energy.
+    """The mean over clients of the share of their energy in rank indices first..last - 1.
+
+    Weighted by samples, or evenly if there are none. None if no client has any energy.
 
     >>> mean_share([[3.0, 1.0], [1.0, 1.0], [0.0]], samples=[30, 10, 5], first=1, last=None)
     0.3125
     """
-    found = [(e, n) for e, n in zip(energies, samples, strict=True) if sum(e) > 0]
-    if not found:
+    nonzero = [(e, n) for e, n in zip(energies, samples, strict=True) if sum(e) > 0]
+    if not nonzero:
         return None
-    shares = [sum(e[first:last]) / sum(e) for e, _ in found]
-    counts = [n for _, n in found]
+    shares = [sum(e[first:last]) / sum(e) for e, _ in nonzero]
+    counts = [n for _, n in nonzero]
     return float(np.average(shares, weights=counts if any(counts) else None))
 
 
 def effective_rank(s: FloatArray) -> float:
-    """exp(-sum_i p_i ln p_i) with p_i = s_i / sum s: how many directions there seem to be.
+    """exp(-sum_i p_i ln p_i) with p_i = s_i / sum s: the effective number of directions.
 
-    From 1 to the number of directions; 0 without any. Source: Roy and Vetterli, EUSIPCO 2007.
+    From 1 to the number of directions; 0 without energy. Source: Roy and Vetterli, EUSIPCO 2007.
 
     >>> round(effective_rank(np.array([1.0, 1.0, 1.0])), 12), effective_rank(np.zeros(0))
     (3.0, 0.0)

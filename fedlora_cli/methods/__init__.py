@@ -1,5 +1,6 @@
-"""The table of methods. Being listed here puts a method in `--method`, in `fedlora methods`, in the
-README's table and under the contract tests.
+"""The table of methods.
+
+A method listed here is in `--method`, `fedlora methods`, the README and the contract tests.
 """
 
 from __future__ import annotations
@@ -22,4 +23,4 @@ def find(name: str) -> Method:
         return METHODS[name]
     near = get_close_matches(name.lower(), METHODS, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
-    raise UsageError("--method", f"no method is called {name}", f"{guess}see `fedlora methods`")
+    raise UsageError("--method", f"unknown method {name}", f"{guess}see `fedlora methods`")

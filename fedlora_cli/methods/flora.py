@@ -1,4 +1,4 @@
-"""FLoRA: the sample-weighted mean of the updates, exactly, as one stack of all factors.
+"""FLoRA: the sample-weighted mean of the updates, exactly, as the concatenation of all factors.
 
 ΔW = [p_1 s_1 B_1 .. p_K s_K B_K] [A_1; ..; A_K] at rank sum r_k. Nothing is lost, and the rank
 grows with the number of clients; `flexlora` is its truncation. Source: arXiv:2409.05976.

@@ -1,4 +1,4 @@
-"""A method is three choices: rule × merge × compress. This module knows no torch."""
+"""An aggregation method: a rule, a merge and a compression. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fedlora_cli.methods.weights import Rule
 
 @dataclass(frozen=True)
 class Method:
-    """One way to aggregate: ΔW = merge(factors, rule(holdings)), then compress.
+    """An aggregation: ΔW = merge(factors, rule(holdings)), then compressed.
 
-    - `rule`: who counts how much at each rank index (`fedlora_cli.methods.weights`).
+    - `rule`: the weight of each client at each rank index (`fedlora_cli.methods.weights`).
     - `merge`: "sum", the weighted sum exactly; "average", the product of averaged factors, with
-      its cross terms; "shared", B averaged over one A that all clients have.
+      its cross terms; "shared", B averaged over an A that all clients share.
     - `compress`: "svd", the best approximation at the output rank; "none".
-    - `basis_free`: the result depends on the updates alone, not on how a client stores its factors,
+    - `basis_free`: the result depends only on the updates, not on how a client stores its factors:
       (B, A) or (B Q, Qᵀ A).
-    - `uses_previous`: the previous global adapter is one more term of the sum.
-    - `with_quorum`: the rule for a quorum other than the method's own, where it has that choice.
+    - `uses_previous`: the previous global adapter is a further term of the sum.
+    - `with_quorum`: the rule for another quorum, if the method has one.
     """
 
     name: str

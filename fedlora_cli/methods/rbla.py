@@ -1,4 +1,4 @@
-"""RBLA: factors averaged row by row over the clients that own the row.
+"""RBLA: factors averaged row by row over the clients that hold the row.
 
 ΔW = (sum_k √s_k B_k diag(w_k)) (sum_k √s_k diag(w_k) A_k), w_k[i] = n_k / N(i): raFLoRA's weights,
 but on the factors instead of the updates, so the cross terms stay. Source: arXiv:2408.08699.
@@ -17,7 +17,7 @@ def rule(holdings: Holdings) -> Weights:
 
 METHOD = Method(
     name="rbla",
-    summary="factors averaged over the clients that own each row",
+    summary="factors averaged over the clients that hold each row",
     formula="n_k / N(i), on both factors",
     source="arXiv:2408.08699",
     rule=rule,

@@ -1,8 +1,8 @@
-"""Residual: what a low-rank client could not hold is kept from the previous global adapter.
+"""Residual: the previous global adapter keeps what low-rank clients cannot hold.
 
-ΔW = sum_k p_k s_k B_k A_k + s_g B_g diag(1 - c) A_g: a client that holds rank index i votes on it
-with its share p_k, and the share of the others, 1 - c_i, stays with the previous global adapter in
-SVD order. That is the rule by holders at quorum 1; without a previous adapter it is FlexLoRA.
+ΔW = sum_k p_k s_k B_k A_k + s_g B_g diag(1 - c) A_g: a client that holds rank index i has the
+weight p_k there, and the previous global adapter, in SVD order, has the rest, 1 - c_i. This is the
+rule by holders at quorum 1; without a previous adapter it is FlexLoRA.
 Idea: FedHL, arXiv:2505.18494.
 """
 

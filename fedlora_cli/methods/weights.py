@@ -1,7 +1,7 @@
-"""The vocabulary of rules: how much each client counts at each rank index.
+"""Rules: the weight of each client at each rank index.
 
-A rule is a pure function `Holdings -> Weights` for one module. Partitions by distinct rank and
-weights by rank index are the same thing, so everything here goes by index.
+A rule is a pure function `Holdings -> Weights` for a module. Weights by rank index are equivalent
+to the papers' partitions by distinct rank.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Holdings:
-    """Who holds which rank index of one module.
+    """The rank indices that each client holds in a module.
 
     Shapes: `ranks`, `samples` and `norms` are (K,). A client that does not adapt the module has
-    rank 0: it holds nothing. `norms` are ‖ΔW_k‖_F. `previous_rank` is the rank of the previous
+    rank 0. `norms` are ‖ΔW_k‖_F. `previous_rank` is the rank of the previous
     global adapter in this module, 0 without one.
     """
 
@@ -32,7 +32,7 @@ class Holdings:
 
     @property
     def rank(self) -> int:
-        """R, the number of rank indices that anyone holds."""
+        """R, the number of rank indices that any client or the previous adapter holds."""
         return max(int(self.ranks.max(initial=0)), self.previous_rank)
 
     @property
@@ -66,9 +66,9 @@ def coverage(holdings: Holdings) -> FloatArray:
 
 
 def by_samples(holdings: Holdings) -> Weights:
-    """w_k[i] = p_k = n_k / N for every index that k holds; the previous adapter counts nothing.
+    """w_k[i] = p_k = n_k / N for each index that k holds; the previous adapter has weight 0.
 
-    The columns sum to the coverage c_i, which is why energy sinks into the shared ranks.
+    The columns sum to the coverage c_i, so the energy sinks into the shared ranks.
 
     >>> example = Holdings(np.array([1, 2]), np.array([30.0, 10.0]), np.ones(2))
     >>> by_samples(example).clients
@@ -79,7 +79,7 @@ def by_samples(holdings: Holdings) -> Weights:
 
 
 def uniform(holdings: Holdings) -> Weights:
-    """w_k[i] = 1 / K over the K clients that adapt the module at all."""
+    """w_k[i] = 1 / K over the K clients that adapt the module."""
     adapts = (holdings.ranks > 0).astype(np.float64)
     return _scalar(holdings, _fraction(adapts, adapts.sum()))
 
@@ -94,7 +94,7 @@ def by_norm(holdings: Holdings) -> Weights:
 def by_holders(holdings: Holdings, quorum: float) -> Weights:
     """w_k[i] = n_k / D(i) for the holders of i, w_g[i] = 1 - N(i) / D(i), D(i) = max(N(i), q N).
 
-    The previous global adapter takes what the holders leave, all of it where nobody holds i.
+    The previous global adapter has the rest of the weight: all of it if no client holds i.
     The quorum q = 0 is raFLoRA (arXiv:2602.13486), q = 1 the residual form (arXiv:2505.18494).
 
     >>> example = Holdings(np.array([1, 2]), np.array([30.0, 10.0]), np.ones(2), previous_rank=3)
@@ -113,11 +113,11 @@ def by_holders(holdings: Holdings, quorum: float) -> Weights:
 
 
 def capped(weights: Weights, limit: float, previous_rank: int = 0) -> Weights:
-    """No client's weight at any rank index above `limit`, in (0, 1].
+    """Limit the weight of each client at each rank index to `limit`, in (0, 1].
 
-    What is cut off goes to the other holders of the index in proportion to their weights, until
-    all of them are at the limit; the rest to the previous global adapter, whose rank is
-    `previous_rank`, where it holds the index. Only where it does not is weight lost.
+    The excess goes to the other holders of the index in proportion to their weights, until all are
+    at the limit. The rest goes to the previous global adapter of rank `previous_rank`. At an index
+    that it does not hold, the rest is lost.
 
     >>> rule = Weights(np.array([[0.5, 0.0], [0.3, 0.6], [0.2, 0.4]]), np.zeros(2))
     >>> capped(rule, 0.4).clients
@@ -131,33 +131,33 @@ def capped(weights: Weights, limit: float, previous_rank: int = 0) -> Weights:
     # Sorted by weight, so that no sum depends on the order of the clients.
     none_left = np.zeros((1, clients.shape[1]))
     descending = np.concatenate([np.sort(clients, axis=0)[::-1], none_left])
-    # With the j heaviest at the limit, `spare` is for the others, who have `rest` now.
+    # With the j heaviest at the limit, `spare` is left for the others, whose sum is now `rest`.
     rest = np.cumsum(descending[::-1], axis=0)[::-1]
     spare = rest[0] - limit * np.arange(len(descending))[:, None]
-    # The first j that leaves the next one, lifted like all others, within the limit.
+    # The smallest j at which the next weight, scaled up like all others, is within the limit.
     j = (spare * descending <= limit * rest).argmax(axis=0, keepdims=True)
     lightest, spare, rest = (np.take_along_axis(one, j, 0)[0] for one in (descending, spare, rest))
     lifted = np.minimum(clients * _fraction(spare, rest), limit)
     left = np.where(rest > 0, 0.0, np.maximum(spare, 0.0))
     kept = np.arange(clients.shape[1]) < previous_rank
     return Weights(
-        # Equal weights are never parted: if one of them does not fit, neither does the next.
+        # Equal weights are treated equally: all or none of them are at the limit.
         clients=np.where(clients > lightest, limit, lifted),
         previous=weights.previous + np.where(kept, left, 0.0),
     )
 
 
 def _scalar(holdings: Holdings, share: FloatArray) -> Weights:
-    """One number per client, at every index it holds."""
+    """The same weight at each index that a client holds."""
     return Weights(holdings.held * share[:, None], np.zeros(holdings.rank))
 
 
 def _previous_only(holdings: Holdings, weights: FloatArray) -> FloatArray:
-    """A previous adapter has no weight beyond its own rank."""
+    """The weights of the previous adapter: 0 beyond its rank."""
     return np.where(np.arange(holdings.rank) < holdings.previous_rank, weights, 0.0)
 
 
 def _fraction(part: FloatArray, whole: FloatArray | float) -> FloatArray:
-    """part / whole, and 0 where the whole is 0: clients without samples have no vote."""
+    """part / whole, and 0 where the whole is 0."""
     shape = np.broadcast_shapes(np.shape(part), np.shape(whole))
     return np.divide(part, whole, out=np.zeros(shape), where=np.broadcast_to(whole, shape) > 0)

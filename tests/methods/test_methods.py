@@ -177,7 +177,7 @@ def test_every_method_names_its_paper(method) -> None:
 
 
 def test_an_unknown_method_is_told_its_nearest_name() -> None:
-    with pytest.raises(UsageError, match=r"no method is called raflra; did you mean raflora\?"):
+    with pytest.raises(UsageError, match=r"unknown method raflra; did you mean raflora\?"):
         find("raflra")
 
 

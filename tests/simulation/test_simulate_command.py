@@ -159,7 +159,7 @@ def test_all_linear_is_no_name_of_a_module_and_seeds_may_be_counted(called: Call
     ("arguments", "message"),
     [
         (("--preset", "digit"), "no preset is called digit; use one of digits"),
-        (("-m", "fedprox"), "no method is called fedprox"),
+        (("-m", "fedprox"), "unknown method fedprox"),
         (("-m", "raflora:beta=1"), "'raflora:beta=1' is no arm; write raflora or"),
         (("-m", "raflora:quorum=a"), "'a' is no number"),
         (("-m", "raflora,,flexlora"), "'' is no arm"),
