@@ -1,6 +1,6 @@
-"""Calls and results on their way between processes: plain pickles, tensors in them as their bytes.
+"""Calls and results sent between processes: plain pickles with tensors as bytes.
 
-They are the program's own. Clients' files are read on the worker, by position, and never unpickled.
+Only the program's own pickles are loaded. Files from clients are never unpickled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def versions_here() -> tuple[str, ...]:
-    """What the bytes of a result depend on."""
+    """The versions on which the bytes of a result depend."""
     libraries = (
         f"{name} {metadata.version(name).partition('+')[0]}" for name in ("torch", "numpy")
     )
@@ -31,29 +31,29 @@ def versions_here() -> tuple[str, ...]:
 
 
 def run_elsewhere(call: bytes, versions: tuple[str, ...]) -> bytes:
-    """`run_here` for a worker that may be another machine, in another folder."""
+    """`run_here` for a worker that may be on another machine, in another folder."""
     place, own = f"worker on {platform.node()}", versions_here()
     if own != versions:
-        found = f"{', '.join(own)}, where {', '.join(versions)} asks"
+        found = f"the worker has {', '.join(own)}, this machine has {', '.join(versions)}"
         cure = "install the same versions on all machines"
         return packed((None, ClusterError(place, found, cure)))
     result, error = _outcome(call)
     path = error.path if isinstance(error, InputError) else None
-    # Path.exists raises where a folder on the way may not be entered.
+    # Path.exists raises if a parent folder may not be entered.
     if isinstance(path, Path) and not os.path.exists(path):  # noqa: PTH110
-        found = f"not to be found by the {place}"
-        cure = "all workers must see the same files at the same path: share the folder, or give "
+        found = f"the {place} cannot find it"
+        cure = "share the folder with all workers at the same path, or give "
         error = InputError(path, found, f"{cure}URLs such as s3://")
     elif isinstance(path, Path) and error is not None and error.found.startswith("changed"):
-        cure = f"{error.cure}; or the {place} sees a copy, which is another file: share the folder"
+        cure = f"{error.cure}; if the {place} has a copy, share the folder instead"
         error = InputError(path, error.found, cure)
     return packed((result, error))
 
 
 def run_here(call: bytes) -> bytes:
-    """What a packed pair of a function and its argument gives, and its FedloraError, packed.
+    """Call a packed function with its packed argument. Returns the packed result and FedloraError.
 
-    Dask would run what raises an error a second time, and log it.
+    The error is returned, because Dask would repeat and log a call that raises.
     """
     return packed(_outcome(call))
 
@@ -61,9 +61,9 @@ def run_here(call: bytes) -> bytes:
 def _outcome(call: bytes) -> tuple[Any, FedloraError | None]:
     import torch
 
-    # Sums are never split differently. Not put back: others may be computing in this process.
+    # With one thread, sums are always split the same way. Not reset: other calls may be running.
     torch.set_num_threads(1)
-    function, item = pickle.loads(call)  # noqa: S301 - our own
+    function, item = pickle.loads(call)  # noqa: S301 - written by this program
     try:
         return function(item), None
     except FedloraError as error:
@@ -71,19 +71,19 @@ def _outcome(call: bytes) -> tuple[Any, FedloraError | None]:
 
 
 def taken(outcome: bytes) -> Any:
-    """A result, or its error raised."""
-    result, error = pickle.loads(outcome)  # noqa: S301 - our own
+    """Unpack a result, or raise its error."""
+    result, error = pickle.loads(outcome)  # noqa: S301 - written by this program
     if error is not None:
         raise error
     return result
 
 
 def packed(value: object, home: Path | None = None) -> bytes:
-    """A plain pickle, tensors in it as their bytes: torch would write all memory that a view is a
-    part of, or leave it in shared memory, of which containers have little.
+    """A pickle with tensors as bytes.
 
-    With `home`, paths that are relative to it are written in full. Raises UsageError for places
-    that only this process sees.
+    torch would pickle the whole memory behind a view, or use shared memory, which is small in
+    containers. With `home`, paths relative to it are written in full. Raises UsageError for
+    memory:// places, which only this process has.
     """
     import torch
 
@@ -98,8 +98,10 @@ def packed(value: object, home: Path | None = None) -> bytes:
 
 def _seen(place: Remote) -> Any:
     if place.protocol == "memory":
-        found = f"{place} is in the memory of this process, where no other sees it"
-        raise UsageError("--cluster", found, "leave it out, or give files that all see")
+        found = f"{place} is in the memory of this process"
+        raise UsageError(
+            "--cluster", found, "leave --cluster out, or give files that all workers see"
+        )
     return place.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
 
 

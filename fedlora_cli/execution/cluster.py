@@ -1,4 +1,4 @@
-"""Who runs calls beyond this process: processes of this machine, or a Dask cluster."""
+"""The workers that `--cluster` names: processes of this machine, or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LAST_PORT = 65535
 
 
 def check_form(cluster: str) -> None:
-    """Whether this says where calls are run. Raises UsageError.
+    """Raise UsageError unless `cluster` has a valid form.
 
     >>> check_form("processes:4"), check_form("local:2"), check_form("tcp://head:8786")
     (None, None, None)
@@ -25,17 +25,17 @@ def check_form(cluster: str) -> None:
     if not found or not 1 <= int(found[3] or 1) <= _LAST_PORT:
         cure = "give tcp://HOST:PORT or tls://HOST:PORT of a scheduler, local:N or processes:N"
         cure += f", N from 1 to 9999, PORT from 1 to {_LAST_PORT}"
-        raise UsageError("--cluster", f"{cluster[:80]!r} is no cluster", cure)
+        raise UsageError("--cluster", f"{cluster[:80]!r} is not a cluster", cure)
 
 
 def connected(cluster: str) -> AbstractContextManager[Workers]:
-    """The workers of that name, while the block runs. Raises UsageError and ClusterError.
+    """The workers that `cluster` names, for the block. Raises UsageError and ClusterError.
 
-    Functions must stand in a module, so that they can be pickled.
+    Functions to run must be defined in a module, so that they can be pickled.
     """
-    # What they need takes a tenth of a second to import.
     check_form(cluster)
     kind, _, rest = cluster.partition(":")
+    # Imported when needed: each takes a tenth of a second.
     if kind == "processes":
         from fedlora_cli.execution.processes import on_processes
 

@@ -1,7 +1,4 @@
-"""Dask clusters: one of this machine, or one whose scheduler runs already.
-
-Nothing else in the package knows Dask.
-"""
+"""Dask clusters, on this machine or with a running scheduler. The only module that uses Dask."""
 
 from __future__ import annotations
 
@@ -24,30 +21,30 @@ from fedlora_cli.text import first_line
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
-#: Seconds within which a scheduler answers, and has a worker.
+#: Seconds to wait for a scheduler to answer, and to have a worker.
 _PATIENCE = 10
 
-#: Seconds of waiting for a result after which it is asked whether there is a worker.
+#: Seconds to wait for a result before checking that there is a worker.
 _PAUSE = 1
 
-#: How often Dask runs a call again that failed by more than bad input: by a network, for example.
+#: How often Dask repeats a call that failed for other reasons than bad input, such as the network.
 _RETRIES = 2
 
 
 @contextmanager
 def on_dask(cluster: str) -> Iterator[Workers]:
-    """The workers of the scheduler at tcp:// or tls://, or so many as `local:N` says, one thread
-    each, while the block runs. A call whose worker is lost runs again on another one.
+    """The workers of a scheduler at tcp:// or tls://, or N new ones for `local:N`, for the block.
 
-    Raises UsageError and ClusterError.
+    Local workers have one thread each. If a worker is lost, its calls run on another. Raises
+    UsageError and ClusterError.
     """
     try:
-        import distributed  # noqa: F401 - whether it is there
+        import distributed  # noqa: F401 - is it installed?
     except ImportError:
         found, cure = f"{cluster} needs Dask", "pip install 'fedlora[cluster]'"
         raise UsageError("--cluster", found, cure) from None
     kind, _, rest = cluster.partition(":")
-    with _hushed():
+    with _muted():
         if kind == "local":
             with _local(int(rest)) as own, _client(cluster, own) as client:
                 yield _workers(cluster, client)
@@ -80,15 +77,15 @@ def _workers(cluster: str, client: Client) -> Workers:
 
 
 def _awaited(cluster: str, client: Client, future: Future[Any]) -> Any:
-    """Its result, and a warning where nobody is there to give it."""
-    told = False
+    """The result of a call. Warns once if there are no workers left."""
+    warned = False
     while not future.done():
         wait([future], _PAUSE)
-        # What a lost scheduler does to the future is told by the future.
+        # If the scheduler is lost, the future raises the error.
         with suppress(OSError):
-            if told or future.done() or client.nthreads() or _has_worker(client):
+            if warned or future.done() or client.nthreads() or _has_worker(client):
                 continue
-            told = True
+            warned = True
             cure = "" if cluster.startswith("local") else f": dask worker {cluster}"
             text = f"{cluster}: no worker left; waiting for one{cure}"
             warnings.warn(text, ClusterWarning, stacklevel=2)
@@ -96,7 +93,7 @@ def _awaited(cluster: str, client: Client, future: Future[Any]) -> Any:
 
 
 def _has_worker(client: Client) -> bool:
-    """Whether there is one, or comes in time."""
+    """Whether there is a worker within `_PATIENCE` seconds."""
     try:
         client.wait_for_workers(1, timeout=_PATIENCE)
     except (OSError, asyncio.TimeoutError):
@@ -106,13 +103,13 @@ def _has_worker(client: Client) -> bool:
 
 @contextmanager
 def _present(cluster: str) -> Iterator[None]:
-    """What Dask raises when a cluster fails us, as a ClusterError."""
+    """Raise errors of Dask during a call as a ClusterError."""
     import distributed
 
     try:
         yield
     except distributed.KilledWorker:
-        found = "its workers end again and again at the same modules"
+        found = "its workers were killed repeatedly at the same modules"
         raise ClusterError(cluster, found, "give them more memory; see their logs") from None
     except (CancelledError, distributed.CancelledError, OSError) as error:
         found = f"the scheduler is lost ({first_line(error)})"
@@ -127,8 +124,8 @@ def _present(cluster: str) -> Iterator[None]:
 def _local(number: int) -> Iterator[LocalCluster]:
     import distributed
 
-    # Whoever reaches a scheduler runs programs as its owner: others on this machine cannot without
-    # the certificate, which never leaves memory.
+    # A scheduler runs any program that it receives. The certificate, which stays in memory, keeps
+    # other users of this machine out.
     secret = distributed.Security.temporary()
     try:
         with _uninterrupted():
@@ -136,7 +133,7 @@ def _local(number: int) -> Iterator[LocalCluster]:
                 n_workers=number,
                 threads_per_worker=1,
                 memory_limit=0,
-                # Its usual port may be somebody's already.
+                # The default port may be in use.
                 scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 security=secret,
                 silence_logs=logging.CRITICAL,
@@ -150,13 +147,14 @@ def _local(number: int) -> Iterator[LocalCluster]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Threads and processes that begin in the block, and theirs, never see an interruption: it is
-    this thread's to handle, after the block.
+    """Threads and processes that start in this block never receive SIGINT.
+
+    The main thread handles it after the block.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    # Where it begins later, it lets interruptions through again.
+    # Started later, the tracker would unblock SIGINT again.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -166,10 +164,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _check_answer(cluster: str) -> None:
-    """Whether a scheduler answers there: a client waits for one that is silent without an end.
-
-    Raises ClusterError.
-    """
+    """Raise ClusterError if no scheduler answers. Dask's client would wait forever."""
     import distributed
     from distributed.utils import LoopRunner
 
@@ -187,16 +182,16 @@ def _check_answer(cluster: str) -> None:
 
 @contextmanager
 def _client(cluster: str, target: str | LocalCluster) -> Iterator[Client]:
-    """A client of the scheduler, with a worker at least. Raises ClusterError."""
+    """A client of a scheduler that has at least one worker. Raises ClusterError."""
     import distributed
 
-    with _reached(cluster), warnings.catch_warnings(record=True) as told:
+    with _reached(cluster), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         client = distributed.Client(target, timeout=_PATIENCE, set_as_default=False)
     with client:
-        for one in told:
-            if one.category.__name__ == "VersionMismatchWarning":
-                text = " ".join(str(one.message).split())
+        for warning in caught:
+            if warning.category.__name__ == "VersionMismatchWarning":
+                text = " ".join(str(warning.message).split())
                 warnings.warn(f"{cluster}: {text}", ClusterWarning, stacklevel=2)
         if not _has_worker(client):
             found = f"the scheduler has no worker for {_PATIENCE} s"
@@ -206,21 +201,21 @@ def _client(cluster: str, target: str | LocalCluster) -> Iterator[Client]:
 
 @contextmanager
 def _reached(cluster: str) -> Iterator[None]:
-    """What is raised where no scheduler answers, as a ClusterError."""
+    """Raise the errors of a scheduler that does not answer as a ClusterError."""
     try:
         yield
     except asyncio.TimeoutError:
         found = f"no Dask scheduler answers within {_PATIENCE} s"
         raise ClusterError(cluster, found, "start one: dask scheduler") from None
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        found = f"no Dask scheduler can be asked there ({first_line(error)})"
-        cure = "look at its address, its protocol and Dask's configuration"
+        found = f"cannot connect to a Dask scheduler ({first_line(error)})"
+        cure = "check the address, the protocol and Dask's configuration"
         raise ClusterError(cluster, found, cure) from None
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Dask logs nothing here: what goes wrong is raised."""
+def _muted() -> Iterator[None]:
+    """Switch off Dask's logs in this block. Errors are still raised."""
     names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
     names += ["tornado", "tornado.application", "asyncio"]
     before = {name: logging.getLogger(name).level for name in names}

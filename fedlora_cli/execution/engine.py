@@ -1,5 +1,6 @@
-"""Runs one function over many items: in turn, on threads, on processes or on a cluster. The results
-do not depend on which.
+"""Run a function on many items: serially, on threads, on processes or on a cluster.
+
+The results are the same for all of them.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ Each = TypeVar("Each", covariant=True)
 
 
 class Items(Protocol[Each]):
-    """So many of them, each made when it is its turn."""
+    """A collection of known length whose items may be made one by one."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Each]: ...
 
 
-#: Told after every result: how many are done, of how many.
+#: Called after each result with the numbers of finished and of all items.
 Progress = Callable[[int, int], None]
 
-#: Told what is being done, before every stage of the work, and gives the progress of that stage.
+#: Called with the name of a stage of the work. Returns the progress callback of that stage.
 Stage = Callable[[str], Progress]
 
 
 def quiet(stage: str) -> Progress:
-    """The stage of those who want to hear nothing."""
+    """A stage without progress."""
     return lambda done, total: None
 
 
 def available_cores() -> int:
-    """The processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -51,12 +52,11 @@ def run(
     executor: Workers | int,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[Result]:
-    """`function` of every item, in the order of the items. A number is one of threads.
+    """Yield `function(item)` for each item, in order. A number as `executor` means threads.
 
-    Every call uses one core: the parallelism is across items, and sums are never split
-    differently, so that any number of workers gives the same bytes. At most two results per worker
-    wait to be taken, which bounds the memory. On processes and clusters, the function must stand in
-    a module, and an item have all that it needs, and little else.
+    Each call uses one core, so sums are always split the same way and any number of workers gives
+    the same bytes. At most two results per worker wait to be taken, which bounds the memory. For
+    processes and clusters, the function must be defined in a module, and items should be small.
     """
     if isinstance(executor, int):
         with _one_core_per_call(), _threads(executor) as workers:
@@ -77,19 +77,18 @@ def run(
 
 @contextmanager
 def executor(cluster: str | None, jobs: int) -> Iterator[Workers]:
-    """Who runs the calls of `run`: a cluster as `--cluster` names it, or else so many threads.
+    """The workers for `run`, for the block: a cluster as `--cluster` names it, or `jobs` threads.
 
-    It may be used again and again while the block runs. Raises UsageError and ClusterError.
+    Raises UsageError and ClusterError.
     """
-    # What the caller computes meanwhile is the same, whoever else computes.
+    # The caller's own computations also use one core, so that their bytes do not depend on it.
     chosen = _threads(jobs) if cluster is None else connected(cluster)
     with _one_core_per_call(), chosen as workers:
         yield workers
 
 
-#: glibc gives a large block of memory back to the system at once, and then keeps all that are
-#: smaller: this one is for that, just below the limit of 32 MiB. Pages that every module would ask
-#: for anew take a twentieth of its time.
+#: Bytes, just below glibc's limit of 32 MiB. Once a block of this size is freed, glibc keeps freed
+#: blocks up to that size for reuse. This saves a twentieth of the time of a module.
 KEPT = 31 * 1024 * 1024
 
 
@@ -101,13 +100,13 @@ def _threads(number: int) -> Iterator[Workers]:
     if number == 1:
         yield Workers(submit=_done, result=Future.result, window=lambda: 1)
         return
-    # A new thread takes all cores for its first call unless it is told itself.
+    # Without the initializer, a new thread uses all cores for its first call.
     with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield Workers(submit=pool.submit, result=Future.result, window=lambda: 2 * number)
 
 
 def _done(function: Callable[[Any], Any], item: Any) -> Future[Any]:
-    """A call that is over when it has begun."""
+    """Run a call at once. Returns its result as a finished future."""
     future: Future[Any] = Future()
     future.set_result(function(item))
     return future

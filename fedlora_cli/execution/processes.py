@@ -1,4 +1,4 @@
-"""Processes of this machine, which end with this one."""
+"""Worker processes on this machine. They end with this process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fedlora_cli.execution.workers import Workers
 
 @contextmanager
 def on_processes(number: int) -> Iterator[Workers]:
-    """So many processes of this machine, while the block runs. Raises ClusterError."""
-    # A forked copy of a process that has used torch's threads may hang.
+    """`number` processes, for the block. Raises ClusterError."""
+    # A fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(number, context, initializer=_begin)
     try:
@@ -29,11 +29,11 @@ def on_processes(number: int) -> Iterator[Workers]:
             window=lambda: 2 * number,
         )
     except BrokenProcessPool:
-        found = "a process was ended: for memory, or it could not begin, as under a script without "
-        found += "`if __name__ == '__main__'`"
-        raise ClusterError(f"processes:{number}", found, "give fewer, or none") from None
+        found = "a process was killed (too little memory?), or could not start (a script without "
+        found += "`if __name__ == '__main__'`?)"
+        raise ClusterError(f"processes:{number}", found, "use fewer processes, or none") from None
     except BaseException:
-        # Nobody waits for calls whose results nobody wants. Python 3.14 has a public way.
+        # Do not wait for calls that are no longer needed. Python 3.14 has a public method for this.
         for process in list((pool._processes or {}).values()):
             process.terminate()
         raise
@@ -42,9 +42,7 @@ def on_processes(number: int) -> Iterator[Workers]:
 
 
 def _begin() -> None:
-    """What every process does first: an interruption is its parent's to handle, whose end it
-    shares.
-    """
+    """Initialize a process: ignore SIGINT, which the parent handles, and end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

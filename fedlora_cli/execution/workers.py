@@ -1,4 +1,4 @@
-"""Those who run calls, whoever they are."""
+"""Workers: the interface of threads, processes and clusters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workers:
-    """Who runs calls. `submit` takes a function and its argument, `result` waits for what it gave.
+    """`submit` starts a call of a function with an argument; `result` waits for its result.
 
-    `window` tells how many calls may be under way or wait to be taken: two for every worker that
-    there is now.
+    `window` returns how many calls may be running or waiting to be taken: two for each worker.
     """
 
     submit: Callable[[Callable[[Any], Any], Any], Future[Any]]
@@ -24,4 +23,4 @@ class Workers:
 
 
 class ClusterWarning(UserWarning):
-    """Something about a cluster that its owner should know."""
+    """A problem of a cluster that does not end the command."""

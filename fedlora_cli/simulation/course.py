@@ -1,4 +1,4 @@
-"""One run: all rounds of one arm at one learning rate with one seed, file by file."""
+"""A run: all rounds of an arm at a learning rate with a seed, stored in files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from fedlora_cli.simulation.training import Diverged, making, starting_from, tra
 
 @dataclass(frozen=True, eq=False)
 class Federation:
-    """What the runs of one seed have in common. `base` is the model, on its device."""
+    """Data shared by the runs of a seed. `base` is the base model, on its device."""
 
     root: Path
     options: SimulateOptions
@@ -50,7 +50,7 @@ class Federation:
 
 
 def course(root: Path, run: Run, rounds: int, after: int = 0) -> Iterator[dict[str, Any]]:
-    """The metrics of the whole rounds of a run `after` some, up to the first that diverged."""
+    """The metrics of the finished rounds of a run from `after` + 1 on, up to a diverged round."""
     for number in range(after + 1, rounds + 1):
         path = round_folder(run.folder(root), number) / METRICS
         if not path.exists():
@@ -62,7 +62,7 @@ def course(root: Path, run: Run, rounds: int, after: int = 0) -> Iterator[dict[s
 
 
 def is_done(root: Path, run: Run, rounds: int) -> bool:
-    """Whether nothing is left of a run: all its rounds, or those until it diverged, diagnosed."""
+    """Whether a run has all its rounds, or diverged, and is diagnosed."""
     known = list(course(root, run, rounds))
     if not known or (len(known) < rounds and not known[-1]["diverged"]):
         return False
@@ -73,27 +73,26 @@ def is_done(root: Path, run: Run, rounds: int) -> bool:
     return whole == (len(read_object(path)["adapters"]) if path.exists() else 0)
 
 
-def perform(federation: Federation, run: Run, tell: Callable[[], None]) -> None:
-    """What is left of a run, from its last whole round on; `tell` is called after every round.
+def perform(federation: Federation, run: Run, on_round: Callable[[], None]) -> None:
+    """Do the remaining rounds of a run, and call `on_round` after each.
 
-    Interrupted and performed again it writes what it would have written at once. Raises
-    FedloraError.
+    A run that was interrupted and resumed writes the same files. Raises FedloraError.
     """
     folder = run.folder(federation.root)
     rounds = federation.options.rounds
     known = list(course(federation.root, run, rounds))
     while len(known) < rounds and not (known and known[-1]["diverged"]):
         known.append(_round(federation, run, len(known) + 1))
-        tell()
+        on_round()
     if not known[-1]["diverged"] and "accuracy" not in known[-1]:
-        # It was not to be the last one when it was made.
+        # It was not scored, because it was not the last round then.
         last = round_folder(folder, rounds)
         known[-1] |= _scores(federation, last / "global")
         _write_metrics(last, known[-1])
     whole = [metrics for metrics in known if not metrics["diverged"]]
     if whole:
         ranks = federation.setting.ranks
-        # With one rank for all there is nothing beyond it, and the adapters say so themselves.
+        # If all ranks are equal, there are no rank indices beyond the shared rank.
         shared = min(ranks) if min(ranks) < max(ranks) else None
         options = DiagnoseOptions("rounds", shared, jobs=1)
         report = diagnose([round_folder(folder, m["round"]) / "global" for m in whole], options)
@@ -101,9 +100,9 @@ def perform(federation: Federation, run: Run, tell: Callable[[], None]) -> None:
 
 
 def _round(federation: Federation, run: Run, number: int) -> dict[str, Any]:
-    """One round: distribute, train, aggregate, score. What it came to is written last."""
+    """A round: distribute, train, aggregate, score. The metrics are written last."""
     folder = round_folder(run.folder(federation.root), number)
-    shutil.rmtree(folder, ignore_errors=True)  # what an interruption left of it
+    shutil.rmtree(folder, ignore_errors=True)  # left by an interruption
     with making(folder):
         folder.mkdir(parents=True)
     clients, result = folder / "clients", folder / "global"
@@ -154,7 +153,7 @@ def _write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def _start(federation: Federation, run: Run, number: int, present: tuple[int, ...]) -> Path:
-    """The folder with what clients of every rank start this round from."""
+    """The folder with the adapters, one for each rank, from which clients start this round."""
     if number == 1:
         return start_folder(federation.root, run.seed)
     last = round_folder(run.folder(federation.root), number - 1) / "global"
@@ -172,7 +171,7 @@ def _train(
     start: Path,
     clients: Path,
 ) -> list[float]:
-    """The loss of every client of the round. Raises Diverged."""
+    """Train all clients of the round. Returns their losses. Raises Diverged."""
     setting = federation.setting
     losses = []
     for rank in sorted({setting.ranks[k] for k in present}):
@@ -194,9 +193,9 @@ def _train(
 
 
 def _aggregate(federation: Federation, run: Run, clients: Path, result: Path) -> AggregateReport:
-    """The global adapter, at the largest rank of all clients whoever is present.
+    """Aggregate at the largest rank of all clients, present or not.
 
-    Raises Diverged where the clients' updates go beyond any number.
+    Raises Diverged if the clients' updates overflow.
     """
     options = AggregateOptions(
         method=run.arm.method,
@@ -204,7 +203,7 @@ def _aggregate(federation: Federation, run: Run, clients: Path, result: Path) ->
         momentum=run.arm.momentum,
         rank=max(federation.setting.ranks),
         rounds=run.folder(federation.root),
-        # The split deals out the examples, few or many; all clients are our own.
+        # All clients are simulated, so any sample count and equal weights are legitimate.
         max_count_ratio=MOST_SAMPLES,
         allow_copies=True,
         jobs=1,

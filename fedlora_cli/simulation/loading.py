@@ -12,13 +12,13 @@ from fedlora_cli.simulation.task import Task
 from fedlora_cli.simulation.tasks import digits, families
 from fedlora_cli.text import first_line
 
-#: What is held out never depends on the seed of a run.
+#: The seed of the test split, the same for all runs.
 _HELD_OUT_BY = 0
 
 
 @lru_cache(maxsize=1)
 def loaded(source: Source, root: Path, device: str) -> tuple[Task, Any]:
-    """The task, and its base model on the device. Raises InputError and UsageError."""
+    """The task and its base model on the device. Raises InputError and UsageError."""
     if source.family == "digits":
         task = digits.make_task(root / "base", source.limit)
     else:

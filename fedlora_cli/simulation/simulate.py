@@ -1,4 +1,4 @@
-"""Whole federations with real training, compared: arms × learning rates × seeds in one setting."""
+"""Compare whole federations with real training: arms × learning rates × seeds."""
 
 from __future__ import annotations
 
@@ -43,13 +43,12 @@ def simulate(
     options: SimulateOptions = DEFAULTS,
     stage: engine.Stage = engine.quiet,
 ) -> SimulateReport:
-    """Train federations and compare their arms; every file is left in the folder `output`.
+    """Train federations and compare their arms. All files stay in the folder `output`.
 
-    Every round is `distribute`, clients that train with PEFT, `aggregate` with `--rounds`, through
-    the same functions as the commands, into `output/seed-<s>/<arm>-lr<rate>/round-<t>/`. Called
-    again for the same folder it goes on from the last whole rounds: with more rounds, arms, rates
-    or seeds, but never with another setting. The same options give the same run. Raises UsageError,
-    InputError and OutputError.
+    Each round is `distribute`, training with PEFT, and `aggregate` with `--rounds`, by the same
+    functions as the commands, in `output/seed-<s>/<arm>-lr<rate>/round-<t>/`. Another call for the
+    same folder resumes it, and may add rounds, arms, rates or seeds, but not change the setting.
+    Equal options give equal results. Raises UsageError, InputError and OutputError.
     """
     root = Path(output)
     _make_folder(root)
@@ -98,33 +97,33 @@ def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> Simu
 
 
 def _make_folder(root: Path) -> None:
-    """The folder, new or empty or with a simulation, and its lock. Raises OutputError."""
+    """Create the folder and its lock. It may hold a simulation or nothing. Raises OutputError."""
     if root.exists() and not (root / SETTING).exists() and not _is_empty(root):
-        raise OutputError(root, "it exists and holds no simulation", "choose another folder")
+        raise OutputError(root, "it exists and is not a simulation", "choose another folder")
     try:
         root.mkdir(exist_ok=True)
         (root / LOCK).touch()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise OutputError(root, f"cannot be made ({reason})", "check the path") from None
+        raise OutputError(root, f"cannot be created ({reason})", "check the path") from None
 
 
 def _is_empty(root: Path) -> bool:
-    """But for the lock, which is all that an interruption at the very beginning leaves."""
+    """Whether the folder is empty except for the lock, as after an early interruption."""
     return root.is_dir() and all(path.name == LOCK for path in root.iterdir())
 
 
 def _settle(root: Path, options: SimulateOptions) -> dict[str, Any]:
-    """The setting that all runs of the folder share, as its file has it. Raises OutputError."""
+    """The setting of the folder, from its file or written to it. Raises OutputError."""
     setting: dict[str, Any] = json.loads(json.dumps(asdict(options.setting)))
     path = root / SETTING
     known = read_object(path).get("setting") if path.exists() else None
     if known == setting:
         return setting
     if any(root.glob("seed-*/*/round-*")):
-        found = f"it holds a simulation of another setting ({_difference(known, setting)})"
-        raise OutputError(root, found, "give the options of its first call, or another folder")
-    # Nothing was trained: what was wrong with the setting has been put right.
+        found = f"a simulation with another setting ({_difference(known, setting)})"
+        raise OutputError(root, found, "give the options of the first call, or another folder")
+    # Nothing was trained with the old setting, so it may be corrected.
     for folder in root.glob("seed-*"):
         shutil.rmtree(folder)
     text = json.dumps({"version": __version__, "setting": setting}, indent=2) + "\n"
@@ -133,17 +132,17 @@ def _settle(root: Path, options: SimulateOptions) -> dict[str, Any]:
 
 
 def _difference(known: object, wanted: object, where: str = "setting") -> str:
-    """Where two settings differ first, in words."""
+    """The first difference between two settings, as text."""
     if isinstance(known, dict) and isinstance(wanted, dict):
         for name in wanted:
             if known.get(name) != wanted[name]:
                 return _difference(known.get(name), wanted[name], name)
-    said = ["not given" if value is None else str(value)[:60] for value in (known, wanted)]
-    return f"{where}: {said[0]} there, {said[1]} now"
+    old, new = ("not given" if value is None else str(value)[:60] for value in (known, wanted))
+    return f"{where}: {old} there, {new} now"
 
 
 def _start(root: Path, seed: int, task: Task, options: SimulateOptions) -> float:
-    """The accuracy of a seed's initial adapter, which is made if it is not there yet."""
+    """The accuracy of the initial adapter of a seed, which is created if it is missing."""
     setting, folder = options.setting, start_folder(root, seed)
     if not folder.exists():
         seed_folder(root, seed).mkdir(exist_ok=True)
@@ -170,13 +169,13 @@ def _start(root: Path, seed: int, task: Task, options: SimulateOptions) -> float
 def _looking(
     root: Path, runs: Sequence[Run], rounds: int, progress: engine.Progress
 ) -> Callable[[], None]:
-    """What tells how many rounds need no more work, by the files that are there since last time."""
+    """A function that reports how many rounds are finished, from the new files in the folder."""
     counts = dict.fromkeys(runs, 0)
 
     def look() -> None:
         for run, known in counts.items():
             new = list(course(root, run, rounds, known))
-            # What has diverged has no more rounds to come.
+            # A diverged run has no further rounds.
             over = any(metrics["diverged"] for metrics in new)
             counts[run] = rounds if over else known + len(new)
         progress(sum(counts.values()), len(runs) * rounds)
@@ -195,7 +194,7 @@ def _warnings(
 ) -> tuple[str, ...]:
     warnings = []
     if known:
-        warnings.append(f"{known} of {runs} runs were there already")
+        warnings.append(f"{known} of {runs} runs were already finished")
     if len(options.seeds) < 3:
         warnings.append("fewer than 3 seeds: differences between the arms may be chance")
     if len(options.rates) == 1 and len(options.arms) > 1:

@@ -1,4 +1,4 @@
-"""Who has which examples, and who takes part in which round. All of it follows from the seed."""
+"""The examples of each client and the clients of each round, drawn from the seed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fedlora_cli.errors import UsageError
 from fedlora_cli.simulation.options import Setting, Split
 from fedlora_cli.simulation.task import IntArray
 
-#: What a random stream is for: the streams of one seed have nothing in common.
+#: Random streams: streams of the same seed are independent.
 _SPLIT, _ROUND, _CLIENT = 1, 2, 3
 
 
 def deal(labels: IntArray, ranks: Sequence[int], split: Split, seed: int) -> tuple[IntArray, ...]:
-    """The positions of every client's examples, each example once. Raises UsageError.
+    """The positions of the examples of each client; no example is used twice. Raises UsageError.
 
     >>> labels = np.array([0, 1] * 10)
     >>> parts = deal(labels, (4, 8), Split(dirichlet=0.5), seed=0)
@@ -42,7 +42,7 @@ def deal(labels: IntArray, ranks: Sequence[int], split: Split, seed: int) -> tup
         for mine, part in zip(held, np.split(positions, cuts), strict=True):
             mine.append(part)
     parts = [np.sort(np.concatenate(mine)) for mine in held]
-    # A client without a single example could never take part: the richest gives it one.
+    # A client needs at least one example: the client with the most examples gives one.
     for k, part in enumerate(parts):
         if not part.size:
             richest = max(range(len(parts)), key=lambda j: parts[j].size)
@@ -53,9 +53,9 @@ def deal(labels: IntArray, ranks: Sequence[int], split: Split, seed: int) -> tup
 def _takers(
     classes: int, clients: int, wanted: int | None, rng: np.random.Generator
 ) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """Which client has which class, (clients, classes): all, or `wanted` of them each.
+    """Which client has which class, (clients, classes): all classes, or `wanted` for each client.
 
-    Classes are dealt like cards, so that each one has about as many clients as any other.
+    Classes are dealt like cards, so that each class has about the same number of clients.
     """
     if wanted is None or wanted >= classes:
         return np.ones((clients, classes), dtype=np.bool_)
@@ -69,20 +69,20 @@ def _takers(
                 continue
             result[k, fresh[0]] = True
             deck.remove(fresh[0])
-    for column in np.flatnonzero(~result.any(axis=0)):  # with few clients, some class has nobody
+    for column in np.flatnonzero(~result.any(axis=0)):  # classes without a client, if there are few
         result[int(rng.integers(clients)), column] = True
     return result
 
 
 def drawn(setting: Setting, seed: int, number: int) -> tuple[int, ...]:
-    """The positions of the clients that take part in a round, the same for every arm."""
+    """The positions of the clients of a round, the same for each arm."""
     rng = np.random.default_rng([seed, _ROUND, number])
     chosen = rng.choice(len(setting.ranks), setting.present, replace=False)
     return tuple(sorted(int(k) for k in chosen))
 
 
 def training_seed(seed: int, number: int, client: int) -> int:
-    """The seed of one client's training in one round."""
+    """The seed for the training of a client in a round."""
     return int(np.random.SeedSequence([seed, _CLIENT, number, client]).generate_state(1)[0])
 
 

@@ -1,4 +1,4 @@
-"""From the files of the runs to what is compared: means and deviations over seeds."""
+"""Rows for the comparison of arms: means and standard deviations over seeds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedlora_cli.simulation.course import course
 from fedlora_cli.simulation.options import Arm, SimulateOptions
 from fedlora_cli.simulation.places import DIAGNOSIS, Run
 
-#: Rounds of one run as its files tell them.
-Course = list[dict[str, Any]]
+#: The metrics of the rounds of a run.
+RunMetrics = list[dict[str, Any]]
 
 
 def spread(values: Iterable[float | None]) -> Spread:
-    """Mean and sample standard deviation of what is known of these.
+    """Mean and sample standard deviation of the values that are not None.
 
     >>> spread([1.0, 3.0, None])
     Spread(mean=2.0, sd=1.4142135623730951)
@@ -32,7 +32,7 @@ def spread(values: Iterable[float | None]) -> Spread:
 
 
 def arm_rows(root: Path, options: SimulateOptions) -> tuple[ArmRow, ...]:
-    """Every arm at every rate, marked where it is the best rate of its arm."""
+    """A row for each arm at each rate; the best rate of each arm is marked."""
     rows: list[ArmRow] = []
     for arm in options.arms:
         own = [_row(root, arm, rate, options) for rate in options.rates]
@@ -42,9 +42,7 @@ def arm_rows(root: Path, options: SimulateOptions) -> tuple[ArmRow, ...]:
 
 
 def _rank(row: ArmRow) -> tuple[int, float, float]:
-    """Sorts rates from good to bad: one at which more runs diverged is worse, whatever the others
-    came to; of equal ones the smaller is better.
-    """
+    """A sort key, best rate first: fewer diverged runs, better validation, smaller rate."""
     return len(row.diverged), -(row.validation.mean or 0.0), row.rate
 
 
@@ -87,11 +85,11 @@ def _row(root: Path, arm: Arm, rate: float, options: SimulateOptions) -> ArmRow:
     )
 
 
-def _point(courses: Sequence[Course], index: int) -> RoundPoint:
+def _point(courses: Sequence[RunMetrics], index: int) -> RoundPoint:
     at = [rounds[index] for rounds in courses]
     return RoundPoint(
         round=index + 1,
-        # The mean of some seeds is no mean of all.
+        # Only if all seeds have a score in this round.
         accuracy=_over(at if all("accuracy" in one for one in at) else (), "accuracy"),
         energy_ratio=_over(at, "energy_ratio"),
         norm=_over(at, "norm"),

@@ -1,4 +1,4 @@
-"""What a federation trains: a base model, examples, and when an answer is right."""
+"""A task: a base model, examples, and the count of right answers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
 
-#: The arguments of a model's forward, labels included, for the examples at these positions.
+#: Returns the arguments of a model's forward, with labels, for the examples at these positions.
 Batch = Callable[[IntArray], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Examples that are made into tensors when they are asked for.
+    """Examples, converted to tensors batch by batch.
 
-    `labels` (n,) are their classes, all zero where there are none: what skewed splits go by.
+    `labels` (n,) are the classes that skewed splits use; all zero if there are none.
     """
 
     labels: IntArray
@@ -34,9 +34,9 @@ class Examples:
 class Task:
     """A task as simulated clients see it.
 
-    `model` is the folder or the name of the base model, which adapters name; `load` brings it,
-    with the head that the adapters have. `right(model, examples, positions)` counts the examples
-    that a model gets right. The rest is what `fedlora init` must know.
+    `model` is the path or name of the base model in adapters; `load` returns the model with the
+    head that adapters have. `right(model, examples, positions)` counts the right answers of a
+    model. The other fields are options of `fedlora init`.
     """
 
     name: str

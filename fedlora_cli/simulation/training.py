@@ -1,4 +1,4 @@
-"""What clients do in a round: load an adapter, train it on their own examples, save it."""
+"""The training of a client in a round: load an adapter, train it, save it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from fedlora_cli.text import first_line
 
 
 class Diverged(Exception):
-    """The training of a client left the range of numbers."""
+    """The training of a client diverged to NaN or infinity."""
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A base model with an adapter that can be trained, its parameters, and what it began with."""
+    """A base model with a trainable adapter, its parameters, and their initial values."""
 
     model: Any
     trained: tuple[torch.nn.Parameter, ...]
@@ -37,9 +37,10 @@ class Start:
 
 @contextmanager
 def starting_from(base: Any, adapter: Path) -> Iterator[Start]:
-    """The adapter in this folder on the base model, which is as it was afterwards.
+    """Load an adapter onto the base model, which is restored after the block.
 
-    PEFT takes longer to wrap a small model than to train it: clients of one rank share this.
+    Clients of the same rank share it, because PEFT takes longer to wrap a small model than the
+    training takes.
     """
     with wrapped(base, adapter, trainable=True) as model:
         own = {name: one for name, one in model.train().named_parameters() if one.requires_grad}
@@ -56,11 +57,10 @@ def train_client(
     seed: int,
     output: Path,
 ) -> float:
-    """Train from the start on the examples at `mine`, save the adapter to `output` with its sample
-    count, and return the mean loss of the last epoch. Raises Diverged.
+    """Train on the examples at `mine` and save the adapter with its sample count to `output`.
 
-    AdamW (arXiv:1711.05101) without weight decay, one rate, batches in an order drawn from the
-    seed.
+    Uses AdamW (arXiv:1711.05101) without weight decay at a constant rate, with batches in random
+    order. Returns the mean loss of the last epoch. Raises Diverged.
     """
     model = start.model
     torch.manual_seed(seed)
@@ -78,7 +78,7 @@ def train_client(
             optimizer.step()
             total += loss.item() * len(chosen)
     if not (math.isfinite(total) and all(bool(one.isfinite().all()) for one in start.trained)):
-        raise Diverged(f"{output.name} went beyond any number")
+        raise Diverged(f"{output.name} diverged to NaN or infinity")
     with making(output):
         _save(model, output)
         (output / "fedlora.json").write_text(json.dumps({"samples": len(mine)}), encoding="utf-8")
@@ -87,10 +87,7 @@ def train_client(
 
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """What the libraries cannot write is one error, and the round is made again next time.
-
-    Raises OutputError.
-    """
+    """Raise errors of writing `folder` as an OutputError. The next call repeats the round."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -100,12 +97,12 @@ def making(folder: Path) -> Iterator[None]:
 
 
 def _save(model: Any, output: Path) -> None:
-    """What save_pretrained writes, without the model card, which took a quarter of the time."""
+    """Save as save_pretrained does, without the model card, which took a quarter of the time."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     output.mkdir(parents=True)
-    # Base weights are nobody's to send: PEFT must not look for resized embeddings.
+    # Clients send no base weights: PEFT must not save resized embeddings.
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     contiguous = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
     save_file(contiguous, output / WEIGHTS, metadata={"format": "pt"})

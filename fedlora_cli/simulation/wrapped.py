@@ -1,4 +1,4 @@
-"""A base model with an adapter on it, and as it was afterwards."""
+"""A base model with an adapter, restored afterwards."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from fedlora_cli.text import first_line
 
 @contextmanager
 def wrapped(base: Any, adapter: Path, *, trainable: bool = False) -> Iterator[Any]:
-    """The adapter in this folder on the base model, as PEFT loads it.
+    """Load an adapter onto the base model with PEFT, and restore the model after the block.
 
-    Afterwards the base model is what it was: `unload` alone leaves it the head of the adapter, and
-    layers that count what they see (BatchNorm) would carry that from client to client. Raises
-    InputError.
+    PEFT's `unload` alone keeps the head of the adapter, and the statistics of layers such as
+    BatchNorm. Raises InputError.
     """
     from peft import PeftModel
 
@@ -29,7 +28,7 @@ def wrapped(base: Any, adapter: Path, *, trainable: bool = False) -> Iterator[An
         model: Any = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable)
     except (OSError, SafetensorError) as error:
         found = f"cannot be read ({first_line(error)})"
-        raise InputError(adapter, found, "put it back, or begin in another folder") from error
+        raise InputError(adapter, found, "restore it, or start in another folder") from error
     heads = {
         name: module.original_module
         for name, module in base.named_modules()
@@ -46,12 +45,12 @@ def wrapped(base: Any, adapter: Path, *, trainable: bool = False) -> Iterator[An
 
 
 def buffers_of(model: Any) -> dict[str, Tensor]:
-    """What a model holds that is no parameter, as it is now."""
+    """Copies of the buffers of a model."""
     return {name: one.clone() for name, one in model.named_buffers()}
 
 
 def restore(model: Any, values: dict[str, Tensor]) -> None:
-    """Its parameters or buffers of these names as they were."""
+    """Set the parameters or buffers of these names to the given values."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in values.items():

@@ -275,7 +275,7 @@ def test_what_is_sent_is_as_large_as_its_modules_not_as_the_plan(tmp_path: Path)
 def test_a_file_that_a_worker_does_not_see_is_told_as_such(
     tmp_path: Path, cheap: dict[str, Workers]
 ) -> None:
-    found = r"not to be found by the worker on .*; all workers must see the same files .* s3://"
+    found = r"the worker on .* cannot find it; share the folder with all workers .* s3://"
     with pytest.raises(InputError, match=found) as raised:
         list(engine.run(executors.read_whole, [tmp_path / "absent"], cheap["dask"]))
     assert raised.value.path == tmp_path / "absent"
@@ -284,7 +284,7 @@ def test_a_file_that_a_worker_does_not_see_is_told_as_such(
 def test_a_copy_that_a_worker_sees_is_told_as_such(tmp_path: Path) -> None:
     error = InputError(tmp_path, "changed while being read", "wait until it is uploaded")
 
-    with pytest.raises(InputError, match=r"uploaded; or the worker on .* sees a copy"):
+    with pytest.raises(InputError, match=r"uploaded; if the worker on .* has a copy, share the folder"):
         taken(run_elsewhere(packed((executors.refused, error)), versions_here()))
 
 
@@ -298,7 +298,10 @@ def test_what_only_this_process_sees_is_not_sent() -> None:
 def test_a_worker_with_other_versions_is_refused() -> None:
     call = packed((executors.square, 3))
 
-    with pytest.raises(ClusterError, match=r"fedlora .* asks; install the same versions"):
+    with pytest.raises(
+        ClusterError,
+        match=r"the worker has fedlora .*, this machine has .*; install the same versions",
+    ):
         taken(run_elsewhere(call, ("fedlora 0.0.1", "torch 1.0", "numpy 1.0")))
 
 
@@ -316,7 +319,7 @@ def test_a_worker_with_other_versions_is_refused() -> None:
     ],
 )
 def test_what_is_no_cluster_is_wrong_usage(cluster: str) -> None:
-    with pytest.raises(UsageError, match=r"--cluster: '.*' is no cluster; give tcp://HOST:PORT"):
+    with pytest.raises(UsageError, match=r"--cluster: '.*' is not a cluster; give tcp://HOST:PORT"):
         AggregateOptions(cluster=cluster)
 
 
@@ -340,7 +343,7 @@ def test_where_no_scheduler_answers_it_is_said_soon(monkeypatch: pytest.MonkeyPa
         port = silent.getsockname()[1]
         for name, found in (
             (f"tcp://127.0.0.1:{port}", "no Dask scheduler answers within"),
-            (f"tls://127.0.0.1:{port}", "no Dask scheduler can be asked there"),
+            (f"tls://127.0.0.1:{port}", "cannot connect to a Dask scheduler"),
         ):
             with pytest.raises(ClusterError, match=found), engine.executor(name, 0):
                 pass
