@@ -127,7 +127,7 @@ def table(results: Results) -> Table:
 
 
 def markdown(results: Results) -> str:
-    """For the README."""
+    """The table for `README.md` of this folder."""
     lines = [f"{title(results)}:\n", "\n", "| " + " | ".join(HEADS) + " |\n"]
     lines.append("|" + "---|" * len(HEADS) + "\n")
     for work, rows in by_work(results).items():

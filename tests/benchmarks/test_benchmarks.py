@@ -25,7 +25,7 @@ from benchmarks.run import renewed
 from benchmarks.works import SMALL, Work
 from fedlora_cli import read_clients
 
-#: What of the table the README speaks of: the figure, what was measured, and against what.
+#: The promised rows of the table: the figure, what was measured, and against what.
 PROMISES = (
     ("kernel", "wall", "dense SVD"),
     ("kernel", "wall", "PEFT svd"),

@@ -1,4 +1,4 @@
-"""The embedded simulation as a person runs it: what the README says of it, trained anew."""
+"""The embedded simulation as a person runs it: the table of `samples/README.md`, trained anew."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ ROUNDS = 16
 
 _TOGETHER = AggregateOptions(quorum=0.5, missing="zero", clip_norm="auto")
 
-#: What `aggregate` has against it, by the words of the README.
+#: The defenses of `aggregate`, by their names in SECURITY.md.
 DEFENCES = {
     "none": AggregateOptions(),
     "quorum 0.5": AggregateOptions(quorum=0.5),

@@ -379,7 +379,7 @@ def head_1000(found: Scene) -> list[Upload]:
     return [replace(one, head=1e3 * one.head) for one in found.own]
 
 
-#: By the words of the README.
+#: The attacks, by their names in SECURITY.md.
 ATTACKS: dict[str, Attack] = {
     "update × 1000": scale_1000,
     "update × 10⁶": scale_million,
