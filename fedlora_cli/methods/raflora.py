@@ -26,7 +26,7 @@ def with_quorum(quorum: float) -> Rule:
 
 METHOD = Method(
     name="raflora",
-    summary="each rank index averaged over the clients that hold it",
+    summary="each rank index averaged over its holders",
     formula="n_k / N(i), N(i) the samples of the holders of i",
     source="arXiv:2602.13486",
     rule=rule,

@@ -17,7 +17,7 @@ def rule(holdings: Holdings) -> Weights:
 
 METHOD = Method(
     name="rbla",
-    summary="factors averaged over the clients that hold each row",
+    summary="factors averaged over the holders of each row",
     formula="n_k / N(i), on both factors",
     source="arXiv:2408.08699",
     rule=rule,
