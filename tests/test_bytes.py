@@ -1,171 +1,149 @@
-"""Every command on the samples: the bytes that it writes, and the keys and numbers that it reports.
+"""Every command writes the same bytes as before, for the samples.
 
-`PYTHONPATH=tests python tests/test_bytes.py` writes `tests/digests.json` anew. Do that only when a
-change of numbers is intended, and say so in the CHANGELOG.
+`tests/digests.json` holds the command line of each run, in order, with the digests of the report
+and of the files that the run wrote. `python tests/test_bytes.py` writes the digests anew. To add a
+run, first add its command line there, with `{}`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
-import re
+import platform
+import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
-ROOT = Path(__file__).parents[1]
-KEPT = Path(__file__).with_name("digests.json")
+TESTS = Path(__file__).resolve().parent
+RECORD = TESTS / "digests.json"
 
-#: The same arithmetic on every processor: one thread, and no instructions beyond the common ones.
-SAME = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+#: One thread, and the instructions that every x86-64 processor has: the libraries would otherwise
+#: choose faster ones, which round differently.
+PLAIN = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE"), "1") | {
     "MKL_CBWR": "COMPATIBLE",
     "ATEN_CPU_CAPABILITY": "default",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
-    "HF_HUB_OFFLINE": "1",
-    "COLUMNS": "80",
-    "NO_COLOR": "1",
-}
-
-ROUND, ROUNDS = "samples/round-01", "samples/rounds/raflora"
-LAST, BEFORE = f"{ROUNDS}/round-08", f"{ROUNDS}/round-07"
-METHODS = ("raflora", "flexlora", "fedavg", "hetlora", "rbla", "flora", "residual")
-#: What `aggregate` is given beside the round, its output and `--json`.
-AGGREGATE = {
-    **{f"aggregate {method}": f"--method {method}" for method in METHODS},
-    "aggregate rank": "--rank 4 --quorum 0.5",
-    "aggregate energy": "--energy 0.9 --explain",
-    "aggregate momentum": f"--previous {LAST} --before-previous {BEFORE} --momentum 0.5",
-    "aggregate rounds": f"--rounds {ROUNDS} --quorum 0.5",
-    "aggregate basis": "--basis svd --split left",
-    "aggregate robust": "--robust geometric-median --clip-norm auto --max-weight 0.5",
-    "aggregate krum": "--robust multi-krum --attackers 1 --missing zero",
-    "aggregate bfloat16": "--dtype bfloat16 --verify",
-    "aggregate skip": "--on-bad-client skip --min-clients 3",
-    "aggregate vllm": "--target vllm --max-rank 64",
-}
-COMMANDS = {
-    **{name: f"aggregate {ROUND} -o OUT {rest}" for name, rest in AGGREGATE.items()},
-    "distribute": f"distribute {LAST} --like {ROUND} -o OUT",
-    "distribute ranks": f"distribute {LAST} --rank 2,8 -o OUT --dtype float16",
-    "init": "init samples/base --rank 4,8 -o OUT --seed 1 --target-modules all-linear",
-    "init like": f"init samples/base --like {ROUND} -o OUT",
-    "diagnose clients": f"diagnose {ROUND}",
-    "diagnose rounds": f"diagnose samples/rounds/flexlora {ROUNDS}",
-    "compare": f"compare {ROUND}",
-    "predict": "predict --ranks 4,8,16 --samples 100,50,10",
-    "inspect": f"inspect {ROUND} --values",
-    "methods": "methods",
-    "simulate": "simulate -m raflora,flexlora --cohort 2x2,2x4 --rounds 2 --seeds 1 -o OUT",
 }
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every place in a JSON document without the positions in lists, with its value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}")
-    elif isinstance(value, list):
-        for inner in value:
-            yield from leaves(inner, f"{path}[]")
+def make_inputs() -> None:
+    """Write two sample clients again: with one shared A, and in the formats that are one file."""
+    shutil.copytree(TESTS.parent / "samples", "samples")
+    Path("counts.csv").write_text("client,samples\nclinic-a,157\nclinic-h,154\n")
+    shared: dict[str, Any] = {}
+    for client in ("clinic-a", "clinic-h"):
+        source = Path("samples/round-01", client)
+        tensors = load_file(source / "adapter_model.safetensors")
+        shared = shared or {key: value for key, value in tensors.items() if "lora_A" in key}
+        frozen = shutil.copytree(source, Path("frozen", client))
+        save_file(tensors | shared, frozen / "adapter_model.safetensors")
+        kohya, diffusers = {}, {}
+        for key, value in tensors.items():
+            module, lora, side = key.removeprefix("base_model.model.").partition(".lora_")
+            if lora:
+                diffusers[f"unet.{module}.lora_{side}"] = value
+                side = {"A.weight": "down.weight", "B.weight": "up.weight"}[side]
+                kohya[f"lora_unet_{module.replace('.', '_')}.lora_{side}"] = value
+        for name, renamed in (("kohya", kohya), ("diffusers", diffusers)):
+            Path(name).mkdir(exist_ok=True)
+            save_file(renamed, Path(name, f"{client}.safetensors"))
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of a JSON tree with the keys that lead to it; times are left out."""
+    if isinstance(tree, dict):
+        for key in sorted(tree):
+            yield f"{path}/{key}", None
+            if "seconds" not in key:
+                yield from leaves(tree[key], f"{path}/{key}")
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from leaves(item, path)
     else:
-        yield path, value
+        yield path, tree
 
 
-def of_document(text: str) -> dict[str, str]:
-    """The digests of a document: its keys, and its numbers to six digits. Prose may change."""
+def parts_of_report(name: str, text: str | bytes) -> dict[str, bytes]:
+    """A report's keys and its numbers; text in it may be reworded."""
     found = list(leaves(json.loads(text)))
-    # Times depend on the machine, and sizes of files on the paths in them.
-    numbers = [
-        f"{place} {value:.6g}"
-        for place, value in found
-        if isinstance(value, (int, float)) and not re.search("seconds|bytes", place)
-    ]
+    keys = sorted({path for path, _ in found})
+    numbers = [f"{path} {x:.6g}" for path, x in found if isinstance(x, int | float)]
     return {
-        "keys": digest("\n".join(sorted({p for p, _ in found}))),
-        "numbers": digest("\n".join(numbers)),
+        f"{name} keys": "\n".join(keys).encode(),
+        f"{name} numbers": "\n".join(numbers).encode(),
     }
 
 
-def digest(content: str | bytes) -> str:
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[
-        :16
-    ]
+def parts_of_file(path: Path) -> dict[str, bytes]:
+    """What stays the same in a written file; a config by PEFT itself has no fixed order."""
+    data, is_config = path.read_bytes(), path.name == "adapter_config.json"
+    if path.suffix == ".json" and not is_config:
+        return parts_of_report(str(path), data)
+    return {} if is_config and b'"peft_version"' in data else {str(path): data}
 
 
-def ran(place: Path) -> dict[str, dict[str, str]]:
-    """The digests of all that each command writes and prints, by command and file."""
-    import torch
-    from typer.testing import CliRunner
-
-    from fedlora_cli.cli import app
-
-    os.chdir(ROOT)
-    torch.set_num_threads(1)
-    results = {}
-    for name, command in COMMANDS.items():
-        out = place / name
-        words = [str(out) if word == "OUT" else word for word in command.split()]
-        done = CliRunner().invoke(app, [*words, "--json"])
-        if done.exit_code:
-            raise SystemExit(f"{command}: exit code {done.exit_code}\n{done.output}")
-        found = {f"stdout {kind}": one for kind, one in of_document(done.stdout).items()}
-        # A simulation's files hold the path of its base model, which is another in every run.
-        for path in sorted(out.rglob("adapter*")) if name != "simulate" else ():
-            content = path.read_bytes()
-            if path.suffix == ".json":
-                config = json.loads(content)
-                config.pop("peft_version", None)
-                content = json.dumps(config).encode()
-            found[str(path.relative_to(out))] = digest(content)
-        results[name] = found
-    return {"versions": {"torch": torch.__version__.partition("+")[0]}, **results}
+def files() -> set[Path]:
+    """All weights and JSON files in the current folder."""
+    return {path for kind in ("json", "safetensors") for path in Path().rglob(f"*.{kind}")}
 
 
-def in_fresh_process(place: Path) -> dict[str, dict[str, str]]:
-    """The same from a process that computes alike everywhere."""
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    done = subprocess.run(
-        [sys.executable, __file__, str(place)],
-        env=os.environ | SAME | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        text=True,
+def run_all() -> None:
+    """Run every command in the current folder; write the digests into `digests.json` there."""
+    make_inputs()
+    record: dict[str, dict[str, Any]] = {}
+    for run in json.loads(RECORD.read_text())["runs"]:
+        before, output = files(), io.StringIO()
+        sys.argv = ["fedlora", *run.split(), "--json", "--quiet"]
+        with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as left:
+            runpy.run_module("fedlora_cli", run_name="__main__")
+        parts = parts_of_report("report", output.getvalue() or "null")
+        for path in sorted(files() - before):
+            parts |= parts_of_file(path)
+        digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+        record[run] = {"exit code": left.value.code or 0, **digests}
+    Path("digests.json").write_text(json.dumps(record))
+
+
+def made_now(folder: Path) -> dict[str, Any]:
+    """What the commands write here, and the versions on which the numbers depend."""
+    subprocess.run(
+        [sys.executable, "-c", "import test_bytes; test_bytes.run_all()"],
+        cwd=folder,
+        env={**os.environ, **PLAIN, "PYTHONPATH": str(TESTS)},
+        check=True,
     )
-    assert done.returncode == 0
-    results: dict[str, dict[str, str]] = json.loads(done.stdout)
-    return results
+    versions = {name: version(name).partition("+")[0] for name in ("torch", "transformers")}
+    runs = json.loads((folder / "digests.json").read_text())
+    return {"made with": {"machine": platform.machine(), **versions}, "runs": runs}
 
 
-@pytest.fixture(scope="module")
-def now(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    return in_fresh_process(tmp_path_factory.mktemp("bytes"))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_bytes_are_those_of_before(command: str, now: dict[str, dict[str, str]]) -> None:
-    """Weights and numbers are compared where the same version of torch made them."""
-    kept = json.loads(KEPT.read_text())
-    same = kept["versions"] == now["versions"]
-
-    def compared(found: dict[str, str]) -> dict[str, str]:
-        exact = ("adapter_config.json", "stdout keys")
-        return {name: one for name, one in found.items() if same or name.endswith(exact)}
-
-    assert compared(now[command]) == compared(kept[command])
+def test_every_command_writes_the_same_bytes(tmp_path: Path) -> None:
+    old, new = json.loads(RECORD.read_text()), made_now(tmp_path)
+    changed = [
+        f"{run}: {file}"
+        for run in old["runs"]
+        for file in sorted(old["runs"][run].keys() | new["runs"][run].keys())
+        if old["runs"][run].get(file) != new["runs"][run].get(file)
+    ]
+    exact = [line for line in changed if not line.endswith((".safetensors", " numbers"))]
+    assert not exact, "\n".join(["configs, keys or exit codes changed:", *exact])
+    if new["made with"] != old["made with"]:
+        pytest.skip(f"weights are of {old['made with']}, and here is {new['made with']}")
+    assert not changed, "\n".join(["weights or numbers changed:", *changed])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(ran(Path(sys.argv[1]))))  # noqa: T201
-    else:
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as folder:
-            KEPT.write_text(json.dumps(in_fresh_process(Path(folder)), indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        RECORD.write_text(json.dumps(made_now(Path(folder)), indent=1) + "\n")
