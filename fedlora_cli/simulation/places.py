@@ -1,4 +1,4 @@
-"""Where everything is in the folder of a simulation."""
+"""Paths in the folder of a simulation."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from fedlora_cli.simulation.options import Arm, short
 
 #: The setting that all runs of a folder share.
 SETTING = "simulation.json"
-#: What a process holds while it is at work there, as `files.alone` names it.
+#: The lock of the process that works in the folder, as `files.alone` names it.
 LOCK = ".lock"
 #: The report of the last call, as `--json` prints it.
 REPORT = "report.json"
-#: Written last into the folder of a round: what it came to. A round without it is not whole.
+#: The metrics of a round, written last. A round without them is unfinished.
 METRICS = "metrics.json"
-#: What `fedlora diagnose` says of all rounds of a run.
+#: The report of `fedlora diagnose` on all rounds of a run.
 DIAGNOSIS = "diagnosis.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm at one learning rate with one seed."""
+    """An arm at a learning rate with a seed."""
 
     arm: Arm
     rate: float
@@ -36,7 +36,7 @@ def seed_folder(root: Path, seed: int) -> Path:
 
 
 def start_folder(root: Path, seed: int) -> Path:
-    """The initial adapters of a seed, one for every rank: what `fedlora init` writes."""
+    """The initial adapters of a seed, one for each rank, from `fedlora init`."""
     return seed_folder(root, seed) / "start"
 
 

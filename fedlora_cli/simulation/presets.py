@@ -1,9 +1,8 @@
-"""Simulations by name: settings to begin with, of which every option can be given otherwise.
+"""Simulations by name: settings whose options can be overridden.
 
-The models and the data of all but `digits` are the pairs that raFLoRA was tried on
-(arXiv:2602.13486). Its hyperparameters could not be read: ranks, participation, split, rates,
-rounds and the rest are ours, of the size that is usual for LoRA on such models. Numbers of these
-presets are no reproduction of that paper.
+Except for `digits`, models and data are those of raFLoRA's experiments (arXiv:2602.13486). The
+paper's other settings could not be read; the values here are usual for LoRA on such models. So
+these presets do not reproduce the paper's numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 
 from fedlora_cli.simulation.options import Setting, SimulateOptions, Source, Split, Training
 
-#: The first one is what is simulated where nobody says.
+#: The first preset is the default.
 PRESETS: Mapping[str, SimulateOptions] = {
     "digits": SimulateOptions(),
     "vit-cifar100": SimulateOptions(
@@ -62,7 +61,7 @@ PRESETS: Mapping[str, SimulateOptions] = {
                 max_new_tokens=256,
                 dtype="bfloat16",
             ),
-            # There are no classes to be uneven in: only the numbers of examples differ.
+            # Without classes, clients differ only in their numbers of examples.
             split=Split(dirichlet=5.0),
             training=Training(batch_size=8),
         ),
@@ -72,7 +71,7 @@ PRESETS: Mapping[str, SimulateOptions] = {
     ),
 }
 
-#: What each of them is, in a line.
+#: A description of each preset.
 NOTES: Mapping[str, str] = {
     "digits": "a tiny vision transformer on scikit-learn's digits; minutes on a CPU, no network",
     "vit-cifar100": "ViT-Base (ImageNet-21k) on CIFAR-100; for a GPU",

@@ -1,4 +1,4 @@
-"""How many examples an adapter gets right."""
+"""The accuracy of an adapter."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ import torch
 from fedlora_cli.simulation.task import Examples, IntArray, Task
 from fedlora_cli.simulation.wrapped import wrapped
 
-#: Examples in one forward pass, none of which keeps anything for a backward pass.
+#: Examples in a forward pass, without gradients.
 _AT_ONCE = 256
 
 
 def count_right(model: Any, examples: Examples, positions: IntArray) -> int:
-    """The examples whose class has the largest logit."""
+    """The number of examples whose class has the largest logit."""
     batch = {name: one.to(model.device) for name, one in examples.batch(positions).items()}
     labels = batch.pop("labels")
     return int((model(**batch).logits.argmax(-1) == labels).sum())
 
 
 def score(task: Task, base: Any, adapter: Path, *, at_once: int = _AT_ONCE) -> tuple[float, float]:
-    """The shares that a global adapter gets right, of the validation and of the test examples.
-
-    `base` is as it was afterwards.
-    """
+    """The accuracy of a global adapter on the validation and on the test examples."""
     with wrapped(base, adapter) as model, torch.no_grad():
         model.eval()
         validation, test = (

@@ -92,7 +92,7 @@ def making(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = (getattr(error, "strerror", None) or first_line(error)).lower()
-        cure = "free some space; the same command goes on from here"
+        cure = "free some space; the same command then resumes"
         raise OutputError(folder, f"cannot be written ({reason})", cure) from error
 
 

@@ -1,4 +1,4 @@
-"""Runs on processes, each of which loads the model once."""
+"""Runs on several processes. Each process loads the model once."""
 
 from __future__ import annotations
 
@@ -22,22 +22,19 @@ from fedlora_cli.simulation.places import Run
 from fedlora_cli.simulation.split import deal
 from fedlora_cli.text import first_line
 
-#: Seconds between two looks at how far the processes are.
+#: Seconds between updates of the progress.
 _PAUSE = 0.3
 
 
 def perform_all(
     root: Path, options: SimulateOptions, runs: Sequence[Run], jobs: int, look: Callable[[], None]
 ) -> None:
-    """What is left of all of these runs; `look` is called again and again meanwhile.
-
-    Raises FedloraError.
-    """
+    """Do the remaining rounds of all runs, and call `look` repeatedly. Raises FedloraError."""
     if jobs == 1:
         for run in runs:
             _perform(root, options, run, look)
         return
-    # A forked copy of a process that has used torch's threads may hang.
+    # A fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, context, initializer=_begin)
@@ -50,36 +47,36 @@ def perform_all(
             look()
         pool.shutdown()
     except BrokenProcessPool:
-        found = "a process that trained was ended: for memory, or it could not begin, as under a "
-        found += "script without `if __name__ == '__main__'`"
-        raise InputError(root, found, "give --jobs 1, and the same command again") from None
+        found = "a training process was killed (too little memory?), or could not start (a script "
+        found += "without `if __name__ == '__main__'`?)"
+        raise InputError(root, found, "run the same command with --jobs 1") from None
     finally:
-        # Whoever is interrupted does not wait for rounds to end: they are begun anew.
+        # After an interruption, unfinished rounds are stopped and later repeated.
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
 
 
 def _begin() -> None:
-    """What every process does first: an interruption is its parent's to handle."""
+    """Initialize a process: ignore SIGINT, which the parent handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_parent() -> None:
-    """A process whose parent was killed ends with the round that it is at."""
+    """End this process if its parent was killed. Called between rounds."""
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
-        os._exit(1)  # an exception would be a result, and the next run be begun
+        os._exit(1)  # after an exception, the next run would start
 
 
 def _perform(
-    root: Path, options: SimulateOptions, run: Run, tell: Callable[[], None] = _check_parent
+    root: Path, options: SimulateOptions, run: Run, on_round: Callable[[], None] = _check_parent
 ) -> None:
     _check_parent()
     with muted(), threads(options.threads), _memory(root):
         task, base = loaded(options.setting.source, root, options.device)
         parts = deal(task.train.labels, options.setting.ranks, options.setting.split, run.seed)
-        perform(Federation(root, options, task, base, parts), run, tell)
+        perform(Federation(root, options, task, base, parts), run, on_round)
 
 
 @contextmanager
@@ -87,14 +84,14 @@ def _memory(root: Path) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        found = f"no memory left on the device ({first_line(error)})"
-        cure = "give a smaller --batch-size or fewer --jobs; the same command goes on from here"
+        found = f"the device has too little memory ({first_line(error)})"
+        cure = "give a smaller --batch-size or fewer --jobs; the same command then resumes"
         raise InputError(root, found, cure) from None
 
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """torch on that many cores: more would change how sums are split, and so the rounding."""
+    """Let torch use `number` cores. Another number would split, and so round, sums differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

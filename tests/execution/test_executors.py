@@ -284,7 +284,9 @@ def test_a_file_that_a_worker_does_not_see_is_told_as_such(
 def test_a_copy_that_a_worker_sees_is_told_as_such(tmp_path: Path) -> None:
     error = InputError(tmp_path, "changed while being read", "wait until it is uploaded")
 
-    with pytest.raises(InputError, match=r"uploaded; if the worker on .* has a copy, share the folder"):
+    with pytest.raises(
+        InputError, match=r"uploaded; if the worker on .* has a copy, share the folder"
+    ):
         taken(run_elsewhere(packed((executors.refused, error)), versions_here()))
 
 

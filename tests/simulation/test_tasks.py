@@ -151,7 +151,7 @@ def test_models_that_are_not_there_or_not_fit_are_one_line(
         replace(image, model=str(tmp_path / "empty"))
     )
     assert "its configuration cannot be read" in refused(replace(image, model=text.model))
-    assert "--dtype: int8 is not known" in refused(replace(image, dtype="int8"))
+    assert "--dtype: unknown dtype int8" in refused(replace(image, dtype="int8"))
     bare = save_model(LlamaForCausalLM(llama_config()), tmp_path / "bare")
     save_tokenizer(bare)
     assert "no token for padding" in refused(replace(text, model=str(bare)))

@@ -170,7 +170,7 @@ def test_wrong_columns_are_named_with_those_there_are(sources: dict[str, Source]
         ([{"text": "a", "label": "x"}, {"text": None, "label": "y"}], "text is empty in 10 of 20"),
         (
             [{"text": "a", "label": ""}, {"text": "a", "label": "x"}],
-            "leaves the class of some rows",
+            "has no class in some rows",
         ),
         ([{"image": "a.png", "label": "x"}], "no column text, sentence, content or question"),
     ],
@@ -188,7 +188,7 @@ def test_paths_to_images_are_not_followed(sources: dict[str, Source], tmp_path: 
 
     found = refused(replace(sources["image-classification"], data=(str(path),)))
 
-    assert "the column image holds string; name one of images" in found
+    assert "the column image holds string; name a column of images" in found
 
 
 def test_unlabelled_examples_are_refused(sources: dict[str, Source], tmp_path: Path) -> None:
@@ -201,9 +201,7 @@ def test_unlabelled_examples_are_refused(sources: dict[str, Source], tmp_path: P
 
     found = refused(replace(sources["text-classification"], data=(str(tmp_path),)))
 
-    assert (
-        "leaves the class of some rows open; leave them out, or name another --test-split" in found
-    )
+    assert "has no class in some rows; leave these rows out, or name another --test-split" in found
 
 
 def test_too_few_examples_are_refused(sources: dict[str, Source], tmp_path: Path) -> None:
@@ -223,7 +221,11 @@ def test_too_few_examples_are_refused(sources: dict[str, Source], tmp_path: Path
         ("a.parquet", b"PAR1", "cannot be read (Parquet"),
         ("a.csv", b"", "cannot be read (No columns"),
         ("folder", None, "cannot be read ("),
-        ("tarred", None, "its files are read as webdataset; save them as parquet"),
+        (
+            "tarred",
+            None,
+            "its files need the reader webdataset, which is not allowed; save them as parquet",
+        ),
         ("scripted", None, "cannot be read (Dataset scripts are no longer supported"),
     ],
 )
@@ -253,7 +255,7 @@ def test_damaged_data_is_one_line(
 def test_data_that_is_neither_here_nor_there_is_one_line(sources: dict[str, Source]) -> None:
     source = sources["text-classification"]
 
-    assert "no such path here, and not to be had from the hub" in refused(
+    assert "no such path, and the hub does not give it" in refused(
         replace(source, data=("nobody/nothing",))
     )
     # These are names of the library's readers, which would read whatever is in this folder.

@@ -1,1 +1,1 @@
-"""What is trained: the embedded digits, and families of tasks with the user's model and data."""
+"""Tasks: the embedded digits, and families of tasks with the user's model and data."""

@@ -1,4 +1,4 @@
-"""The two columns of a table that are trained on, and the classes in one of them."""
+"""The columns of inputs and labels in a table, and the classes of the labels."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _STRINGS = ("string", "large_string")
 
 @dataclass(frozen=True)
 class Wanted:
-    """The usual names of the columns, the first that is there, and what the first one holds.
+    """Usual names of the columns of inputs and labels; the first that exists is taken.
 
-    `answers`: the second one holds texts, not classes.
+    `holds` is the type of the inputs. With `answers`, labels are texts, not classes.
     """
 
     inputs: tuple[str, ...]
@@ -30,8 +30,9 @@ class Wanted:
 
 
 def two_columns(source: Source, tables: Sequence[Any], wanted: Wanted) -> tuple[str, str]:
-    """The columns of inputs and of labels, with a value in every row. Raises InputError and
-    UsageError.
+    """The names of the columns of inputs and labels, which must have a value in each row.
+
+    Raises InputError and UsageError.
     """
     names = list(tables[0].column_names)
     chosen = _named(source, names, "--input", source.input, wanted.inputs)
@@ -51,7 +52,9 @@ def two_columns(source: Source, tables: Sequence[Any], wanted: Wanted) -> tuple[
     for name in [*texts, label] if wanted.answers else texts:
         kind = getattr(tables[0].features[name], "dtype", "nested values")
         if kind not in _STRINGS:
-            raise InputError(where(source), f"the column {name} holds {kind}", "name one of texts")
+            raise InputError(
+                where(source), f"the column {name} holds {kind}", "name a column of texts"
+            )
     return chosen, label
 
 
@@ -69,9 +72,9 @@ def _named(
 
 
 def classes(source: Source, tables: Sequence[Any], label: str) -> tuple[list[IntArray], int]:
-    """The classes of the rows of every table, from 0 on, and how many there are.
+    """The class of each row of each table, from 0 on, and the number of classes.
 
-    A `ClassLabel` has its own numbers; other values are numbered in sorted order over all tables.
+    The numbers of a `ClassLabel` are kept; other values are numbered in sorted order of all tables.
     Raises InputError.
     """
     feature = tables[0].features[label]
@@ -80,15 +83,15 @@ def classes(source: Source, tables: Sequence[Any], label: str) -> tuple[list[Int
     kind = getattr(feature, "dtype", "nested values")
     if names is None and kind not in (*_STRINGS, "bool") and not kind.startswith(("int", "uint")):
         found = f"the column {label} holds {kind}, not classes"
-        raise InputError(where(source), found, "name one of texts or whole numbers")
+        raise InputError(where(source), found, "name a column of texts or whole numbers")
     values = {value for column in columns for value in column}
     if "" in values or (names is not None and -1 in values):
-        found = f"the column {label} leaves the class of some rows open"
-        raise InputError(where(source), found, "leave them out, or name another --test-split")
+        found = f"the column {label} has no class in some rows"
+        raise InputError(where(source), found, "leave these rows out, or name another --test-split")
     known = {value: k for k, value in enumerate(range(len(names)) if names else sorted(values))}
     rows = sum(len(column) for column in columns)
     if not 2 <= len(known) <= max(2, rows // 2):
         found = f"the column {label} holds {len(known)} different values in {rows} rows"
         raise InputError(where(source), found, "name a column of classes with --label")
-    numbered = [np.array([known[one] for one in column], dtype=np.int64) for column in columns]
+    numbered = [np.array([known[value] for value in column], dtype=np.int64) for column in columns]
     return numbered, len(known)

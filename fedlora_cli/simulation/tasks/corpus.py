@@ -1,4 +1,4 @@
-"""Examples to train on, to choose learning rates by, and to score with."""
+"""Examples for training, for the choice of learning rates, and for the test."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from fedlora_cli.simulation.task import IntArray
 from fedlora_cli.simulation.tasks.columns import Wanted, classes, two_columns
 from fedlora_cli.simulation.tasks.tables import read_tables, reading, where
 
-#: The part of all examples that is held out where the data has no test split.
+#: Share of the examples that is held out if the data has no test split.
 HELD_OUT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some rows of a table, which are read when they are asked for.
-
-    `labels` (n,) are their classes, all zero where the second column holds answers.
-    """
+    """Rows of a table, read when needed. `labels` (n,) are their classes, or zeros for answers."""
 
     table: Any
     columns: tuple[str, str]
@@ -33,22 +30,22 @@ class Part:
         return len(self.rows)
 
     def inputs(self, positions: IntArray) -> list[Any]:
-        """The first column at these positions of the part."""
+        """The inputs at these positions of the part."""
         return self._read(positions)[0]
 
     def pairs(self, positions: IntArray) -> list[tuple[Any, Any]]:
-        """Both columns at these positions of the part."""
+        """Inputs and labels at these positions of the part."""
         return list(zip(*self._read(positions), strict=True))
 
     def _read(self, positions: IntArray) -> tuple[list[Any], list[Any]]:
-        found = self.table[self.rows[positions].tolist()]
+        rows = self.table[self.rows[positions].tolist()]
         first, second = self.columns
-        return found[first], found[second]
+        return rows[first], rows[second]
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """The three parts, which share no row, and how many classes there are, 0 for answers."""
+    """Three parts without common rows, and the number of classes, 0 for answers."""
 
     train: Part
     validation: Part
@@ -57,11 +54,11 @@ class Corpus:
 
 
 def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:
-    """The data of a source, its rows dealt out by the seed.
+    """Read the data of a source and split its rows by the seed.
 
-    The test split, or a fifth of the examples where there is none, is halved into validation and
-    test. `source.limit` bounds the training rows and those held out. Where there are classes, every
-    part has them in their proportions. Raises InputError and UsageError.
+    The test split, or a fifth of the examples if there is none, is halved into validation and test.
+    `source.limit` bounds the training rows and the held-out rows. Each part has the classes in
+    their proportions. Raises InputError and UsageError.
     """
     trained, tested = read_tables(source)
     tables = [trained] if tested is None else [trained, tested]
@@ -71,7 +68,7 @@ def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:
     else:
         labels, count = classes(source, tables, columns[1])
     rng = np.random.default_rng(seed)
-    orders = [_mixed(one, rng) for one in labels]
+    orders = [_mixed(of_table, rng) for of_table in labels]
     cut = round(HELD_OUT * len(trained)) if tested is None else 0
     train = orders[0][cut:][: source.limit]
     held_out = (orders[0][:cut] if tested is None else orders[1])[: source.limit]
@@ -92,23 +89,25 @@ def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:
 
 
 def _mixed(labels: IntArray, rng: np.random.Generator) -> IntArray:
-    """A random order in which every stretch has the classes in about their proportions."""
+    """A random order in which each stretch has the classes in about their proportions."""
     order = rng.permutation(len(labels))
     place = np.empty(len(labels))
     for label in np.unique(labels):
-        own = order[labels[order] == label]
-        place[own] = (np.arange(len(own)) + rng.random()) / len(own)
+        of_class = order[labels[order] == label]
+        place[of_class] = (np.arange(len(of_class)) + rng.random()) / len(of_class)
     return np.argsort(place, kind="stable")
 
 
 def _undecoded(source: Source, table: Any, column: str) -> Any:
-    """The table with images as the bytes or the files that they are. Raises InputError."""
+    """The table with images as bytes or files, not decoded. Raises InputError."""
     from datasets import Image
 
     feature = table.features[column]
     stored = isinstance(feature, dict) and "bytes" in feature
     if not (stored or isinstance(feature, Image) or getattr(feature, "dtype", "") == "binary"):
         kind = getattr(feature, "dtype", "nested values")
-        raise InputError(where(source), f"the column {column} holds {kind}", "name one of images")
+        raise InputError(
+            where(source), f"the column {column} holds {kind}", "name a column of images"
+        )
     with reading(source):
         return table.cast_column(column, Image(decode=False))

@@ -1,4 +1,4 @@
-"""The embedded task: handwritten digits, and a tiny vision transformer that knows half of them."""
+"""The embedded task: handwritten digits, and a tiny vision transformer that knows five of them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fedlora_cli.files.folder import new_folder, other_than
 from fedlora_cli.simulation.scoring import count_right
 from fedlora_cli.simulation.task import Examples, IntArray, Task
 
-#: The digits that the base model is trained on, by the server, before any client trains.
+#: The number of digits on which the server trains the base model.
 KNOWN = 5
-#: Of all images: those held out, and the part of them that only learning rates are chosen by.
+#: Share of the images that is held out, and the share of these for choosing learning rates.
 HELD_OUT, VALIDATION = 0.3, 1 / 3
-#: Of the training images of known digits: those that the server has for itself.
+#: Share of the training images of known digits that the server uses.
 SERVER = 0.5
 
-#: The data never changes with the seed of a run: seeds deal the clients' part out differently.
+#: The split of the data is the same for all runs; their seeds split only the clients' part.
 _SEED = 20260213
 _EPOCHS, _RATE, _BATCH = 20, 1e-3, 16
 
 
 def make_task(folder: Path, limit: int | None = None) -> Task:
-    """The task with its base model in `folder`, made there if there is none. Raises InputError.
+    """The task with its base model in `folder`, trained if it is missing. Raises InputError.
 
-    With a `limit`, clients, validation and test have no more than that many examples each.
+    `limit` bounds the examples of clients, of validation and of the test.
 
-    scikit-learn's digits: 1797 images of 8 × 8 pixels, a part of the UCI ML hand-written digits.
+    The data are scikit-learn's digits: 1797 images of 8 × 8 pixels from the UCI ML repository.
     """
     images, labels = _images()
     server, clients, validation, test = _parts(labels)
@@ -70,16 +70,18 @@ def _images() -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError:
         cure = "pip install 'fedlora[simulate]'"
-        raise InputError("simulate", "the digits come with scikit-learn", cure) from None
+        raise InputError(
+            "simulate", "scikit-learn, which has the digits, is not installed", cure
+        ) from None
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
     return images, torch.tensor(bunch.target)
 
 
 def _parts(labels: Tensor) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """Positions of the server's images, the clients', those for validation, and for the test.
+    """Positions of the images of the server, of the clients, of validation, and of the test.
 
-    Every part but the server's has all digits in the proportions of the whole.
+    Except for the server's, each part has all digits in their proportions.
     """
     rng = np.random.default_rng(_SEED)
     parts: tuple[list[IntArray], ...] = ([], [], [], [])

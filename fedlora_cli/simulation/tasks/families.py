@@ -1,4 +1,4 @@
-"""The families of tasks that come with the user's own model and data."""
+"""The families of tasks for the user's own model and data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fedlora_cli.simulation.options import Family, Source
 from fedlora_cli.simulation.task import Task
 from fedlora_cli.simulation.tasks import images, language, texts
 
-#: A task of a source, its examples held out by a seed.
+#: For each family, the function that makes a task from a source and a seed for the test split.
 FAMILIES: Mapping[Family, Callable[[Source, int], Task]] = {
     "image-classification": images.make_task,
     "text-classification": texts.make_task,
@@ -17,5 +17,5 @@ FAMILIES: Mapping[Family, Callable[[Source, int], Task]] = {
 
 
 def make_task(source: Source, seed: int) -> Task:
-    """The task of a source, of any family but the digits. Raises InputError and UsageError."""
+    """The task of a source. Raises InputError and UsageError."""
     return FAMILIES[source.family](source, seed)

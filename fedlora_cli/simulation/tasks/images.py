@@ -1,4 +1,4 @@
-"""Images and their classes, by any model that transformers has for it."""
+"""Image classification with any model of transformers for it."""
 
 from __future__ import annotations
 
@@ -38,18 +38,17 @@ _WANTED = Wanted(
 
 _CLASS = "AutoModelForImageClassification"
 
-#: Pillow's names of images by the number of their channels.
+#: Pillow's modes by the number of channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-#: Images of a batch to pixels (n, channels, height, width).
+#: Converts images to pixels (n, channels, height, width).
 Processor = Callable[[Sequence[Any]], Tensor]
 
 
 def make_task(source: Source, seed: int) -> Task:
     """Image classification with the model and the data of a source.
 
-    Images are decoded and processed when their batch is asked for. Raises InputError and
-    UsageError.
+    Images are decoded batch by batch. Raises InputError and UsageError.
     """
     _check_library()
     model, dtype = model_name(source), dtype_of(source)

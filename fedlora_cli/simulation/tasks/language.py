@@ -1,4 +1,4 @@
-"""Questions and their answers, by a language model that writes them."""
+"""Question answering with a causal language model."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _WANTED = Wanted(
     answers=True,
 )
 
-#: What the loss passes over.
+#: The label that the loss ignores.
 _IGNORED = -100
 
-#: The final answer of a worked one comes after it, in GSM8K (arXiv:2110.14168).
+#: In GSM8K (arXiv:2110.14168), the final answer follows this mark.
 _FINAL = "####"
 
-#: Answers that are written at a time: all of them are in memory, token by token.
+#: Answers generated at a time, which must fit into memory.
 _AT_ONCE = 32
 
 
 def make_task(source: Source, seed: int) -> Task:
-    """Answers that are written out, with the model and the data of a source.
+    """Question answering with the model and the data of a source.
 
-    An example is the question, a new line and the answer; a tokenizer's template for chats is left
-    alone. An answer is right whose end is (see `same_answer`). Raises InputError and UsageError.
+    An example is the question, a new line and the answer, without a chat template. `same_answer`
+    decides whether an answer is right. Raises InputError and UsageError.
     """
     model = model_name(source)
     corpus = read_corpus(source, _WANTED, seed)
@@ -55,7 +55,7 @@ def make_task(source: Source, seed: int) -> Task:
         found = "its tokenizer has no token for the end of a text"
         raise InputError(model, found, "add one to it, and save it again")
     longest_text = longest(tokenizer, read_config(model))
-    # Some tokenizers begin every text with a token of their own.
+    # Some tokenizers put a token at the beginning of each text.
     first = tokenizer("")["input_ids"]
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in first else []
 
@@ -68,7 +68,7 @@ def make_task(source: Source, seed: int) -> Task:
         import transformers
 
         loaded = load_model(source, "AutoModelForCausalLM", saved)
-        # Not the model's own, which may sample: the likeliest token, up to the end of the text.
+        # Greedy decoding instead of the model's configuration, which may sample.
         config: Any = transformers.GenerationConfig
         loaded.generation_config = config(
             do_sample=False,
@@ -127,7 +127,7 @@ class Dialogues:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def prompts(self, chosen: IntArray) -> tuple[dict[str, Tensor], list[str]]:
-        """Questions to be answered, padded on the left, and the right answers."""
+        """Prompts, padded on the left, and the reference answers."""
         pairs = self.part.pairs(chosen)
         room = self.longest - len(self.begin) - self.source.max_new_tokens
         texts = [self._prompt(question, room) for question, _ in pairs]
@@ -138,17 +138,17 @@ class Dialogues:
         return {"input_ids": tokens, "attention_mask": mask}, [answer for _, answer in pairs]
 
     def _prompt(self, question: str, room: int) -> list[int]:
-        """What stands before the answer: one token or more, the last of them if need be."""
+        """The tokens before the answer: at least one; if they are too many, the last ones."""
         tokens = self._tokens(question + "\n") or [self.tokenizer.eos_token_id]
         return [*self.begin, *tokens[-max(1, room) :]]
 
     def _tokens(self, text: str) -> list[int]:
-        # Long ones are cut here, of which the tokenizer knows nothing.
+        # Without a warning for long texts, which are cut later.
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def count_answers(model: Any, examples: Examples, positions: IntArray) -> int:
-    """The questions whose greedily written answer is right."""
+    """The number of questions with a right answer."""
     dialogues = cast("Dialogues", examples.batch)  # the examples are those of this task
     right = 0
     for chosen in np.split(positions, range(_AT_ONCE, len(positions), _AT_ONCE)):
@@ -164,8 +164,10 @@ def count_answers(model: Any, examples: Examples, positions: IntArray) -> int:
 
 
 def same_answer(text: str, reference: str) -> bool:
-    """Whether a text ends in the reference's final answer: what comes after its last "####", or all
-    of it where it has none. Space and commas within numbers do not count.
+    """Whether the text ends in the final answer of the reference.
+
+    The final answer follows the last "####"; without it, it is the whole text. Spaces and commas in
+    numbers are ignored.
 
     >>> same_answer("6 * 7 = 42 #### 1042", "12 + 1030 = 1042 #### 1,042")
     True

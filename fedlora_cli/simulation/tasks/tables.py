@@ -1,4 +1,4 @@
-"""Data through the `datasets` library: files, folders and names on the hub become tables."""
+"""Tables from files, folders and the hub, through the `datasets` library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedlora_cli.libraries import muted
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.text import first_line
 
-#: The readers of files by their ending.
+#: The reader of the library for each file suffix.
 _ENDINGS = {
     ".csv": "csv",
     ".json": "json",
@@ -22,10 +22,10 @@ _ENDINGS = {
     ".txt": "text",
 }
 
-#: The library's own readers that are let read: none of them runs or unpickles what it reads.
+#: Readers of the library that neither run nor unpickle files.
 _READERS = frozenset({*_ENDINGS.values(), "arrow", "imagefolder"})
 
-#: Words in the names of files that tell their split, as in `datasets`; all else is for training.
+#: Words in file names that mark a split, as in `datasets`; other files are for training.
 _SPLITS = {
     "test": {"test", "testing", "eval", "evaluation"},
     "validation": {"validation", "valid", "dev", "val"},
@@ -33,28 +33,28 @@ _SPLITS = {
 
 
 def where(source: Source) -> str:
-    """The data in an error."""
+    """The name of the data in errors."""
     more = len(source.data) - 1
     return source.data[0] + (f" and {more} more" if more else "")
 
 
 def title(source: Source) -> str:
-    """The data in the name of a task."""
+    """The name of the data in the name of a task."""
     return Path(source.data[0]).stem
 
 
 def read_tables(source: Source) -> tuple[Any, Any | None]:
-    """The table to train on, and the one to test on where there is one. Raises InputError.
+    """The table for training, and the table for the test or None. Raises InputError.
 
     Both are `datasets.Dataset`, memory-mapped from the library's cache.
     """
     with reading(source):
         datasets = _library()
         builder = _builder(datasets, source)
-        # The module is that of a reader of the library itself; a dataset has no code of its own.
+        # The module of the builder is a reader of the library: datasets with code are refused.
         reader = type(builder).__module__.rpartition(".")[2]
         if reader not in _READERS:
-            found = f"its files are read as {reader}"
+            found = f"its files need the reader {reader}, which is not allowed"
             raise InputError(where(source), found, "save them as parquet, JSON lines or CSV")
         builder.download_and_prepare()
         splits = builder.as_dataset()
@@ -63,10 +63,10 @@ def read_tables(source: Source) -> tuple[Any, Any | None]:
 
 @contextmanager
 def reading(source: Source) -> Iterator[None]:
-    """Whatever the library meets in a stranger's files is one InputError; it says nothing else."""
+    """Raise any error of the library in this block as an InputError, without its logs."""
     datasets = _library()
     verbosity, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    # What is logged as an error is raised as well.
+    # Errors that it logs are raised as well.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
@@ -74,7 +74,7 @@ def reading(source: Source) -> Iterator[None]:
             yield
     except FedloraError:
         raise
-    except Exception as error:  # each of its readers has errors of its own
+    except Exception as error:  # each of its readers has its own errors
         found = f"cannot be read ({first_line(innermost(error))})"
         raise InputError(where(source), found, "check the data") from error
     finally:
@@ -87,19 +87,19 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        found = f"data is read by the library datasets ({first_line(innermost(error))})"
+        found = f"the library datasets cannot be used ({first_line(innermost(error))})"
         raise InputError("simulate", found, "pip install 'fedlora[simulate]'") from error
     return datasets
 
 
 def _builder(datasets: Any, source: Source) -> Any:
-    """What reads the data, which has not been read yet."""
-    paths = [Path(one) for one in source.data]
+    """The builder of the library, which has not read the data yet."""
+    paths = [Path(given) for given in source.data]
     if len(paths) == 1 and paths[0].is_dir():
         return datasets.load_dataset_builder(str(paths[0].resolve()), source.config)
     if len(paths) == 1 and not paths[0].exists():
         name = source.data[0]
-        # Without an owner it may be the name of a reader, which would read the current folder.
+        # A name without an owner may be a reader, which would read the current folder.
         if paths[0].suffix in _ENDINGS or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
             found = "no such file or folder"
             raise InputError(name, found, "check the path; on the hub it is owner/name")
@@ -107,12 +107,12 @@ def _builder(datasets: Any, source: Source) -> Any:
     kinds = {_ENDINGS.get(path.suffix.lower()) for path in paths}
     for path in paths:
         if not path.is_file():
-            raise InputError(path, "no such file", "give one folder, or files")
+            raise InputError(path, "no such file", "give a single folder, or files")
     (kind,) = kinds if len(kinds) == 1 else (None,)
     if kind is None:
         found = f"files of {'different kinds' if len(kinds) > 1 else 'an unknown kind'}"
         raise InputError(where(source), found, f"give files of one kind: {', '.join(_ENDINGS)}")
-    # "NA" and "null" are texts like any other, and may be names of classes.
+    # "NA" and "null" are ordinary texts, and may be names of classes.
     options = {"keep_default_na": False} if kind == "csv" else {}
     return datasets.load_dataset_builder(kind, data_files=_by_split(source, paths), **options)
 
@@ -121,19 +121,17 @@ def _of_hub(datasets: Any, name: str, config: str | None) -> Any:
     try:
         return datasets.load_dataset_builder(name, config)
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        found = (
-            f"no such path here, and not to be had from the hub ({first_line(innermost(error))})"
-        )
+        found = f"no such path, and the hub does not give it ({first_line(innermost(error))})"
         raise InputError(name, found, "check the name, and the network") from error
 
 
 def _by_split(source: Source, paths: Sequence[Path]) -> Mapping[str, list[str]]:
-    """The files of every split. A file alone is all there is, whatever its name."""
+    """The files of each split. A single file is for training, whatever its name."""
     result: dict[str, list[str]] = {}
     for path in paths:
         words = set(re.split(r"[^a-z]+", path.stem.lower()))
-        told = next((split for split, known in _SPLITS.items() if words & known), None)
-        split = source.train_split if told is None or len(paths) == 1 else told
+        named = next((split for split, known in _SPLITS.items() if words & known), None)
+        split = source.train_split if named is None or len(paths) == 1 else named
         result.setdefault(split, []).append(str(path.resolve()))
     return result
 

@@ -1,4 +1,4 @@
-"""Texts and their classes, by any model that transformers has for it."""
+"""Text classification with any model of transformers for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WANTED = Wanted(
     holds="texts",
 )
 
-#: PEFT saves them for every text classifier.
+#: Heads that PEFT saves for each text classifier.
 _HEADS = ("classifier", "score")
 
 
@@ -40,7 +40,7 @@ def make_task(source: Source, seed: int) -> Task:
     corpus = read_corpus(source, _WANTED, seed)
     tokenizer = read_tokenizer(model)
     length = min(source.max_length, longest(tokenizer, read_config(model)))
-    # A text must not be without any token.
+    # Each text needs at least one token.
     blank = "" if tokenizer("")["input_ids"] else tokenizer.pad_token
 
     def examples(part: Part) -> Examples:
@@ -67,7 +67,7 @@ def make_task(source: Source, seed: int) -> Task:
             (*_HEADS, *saved),
             num_labels=corpus.classes,
             problem_type="single_label_classification",
-            # Decoders look for the last token before the padding.
+            # Decoders classify by the last token before the padding.
             pad_token_id=tokenizer.pad_token_id,
         ),
         train=examples(corpus.train),
