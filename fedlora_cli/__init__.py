@@ -4,8 +4,8 @@
 >>> METHODS["raflora"].source
 'arXiv:2602.13486'
 
-The names below are the public library, in the words of the command. They are imported when first
-used, so that `import fedlora_cli` costs nothing.
+The names below are the public library, in the words of the command. Each is imported when it is
+first used, so that `import fedlora_cli` costs nothing.
 """
 
 from __future__ import annotations
@@ -13,157 +13,104 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.version import __version__
+if TYPE_CHECKING:  # for type checkers, which cannot read the table
+    from fedlora_cli.adapters.adapter import Adapter as Adapter
+    from fedlora_cli.aggregation.options import AggregateOptions as AggregateOptions
+    from fedlora_cli.analysis.comparison.compare import compare as compare
+    from fedlora_cli.analysis.diagnosis.diagnose import diagnose as diagnose
+    from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions as DiagnoseOptions
+    from fedlora_cli.analysis.inspection.inspect import inspect as inspect
+    from fedlora_cli.analysis.inspection.options import InspectOptions as InspectOptions
+    from fedlora_cli.analysis.prediction.options import PredictOptions as PredictOptions
+    from fedlora_cli.analysis.prediction.predict import predict as predict
+    from fedlora_cli.clients.cohort import Client as Client
+    from fedlora_cli.clients.cohort import Cohort as Cohort
+    from fedlora_cli.clients.cohort import align as align
+    from fedlora_cli.clients.reading import read_clients as read_clients
+    from fedlora_cli.errors import ClusterError as ClusterError
+    from fedlora_cli.errors import FedloraError as FedloraError
+    from fedlora_cli.errors import InputError as InputError
+    from fedlora_cli.errors import OutputError as OutputError
+    from fedlora_cli.errors import UsageError as UsageError
+    from fedlora_cli.errors import VerificationError as VerificationError
+    from fedlora_cli.execution.cluster import ClusterWarning as ClusterWarning
+    from fedlora_cli.files.locations import location as location
+    from fedlora_cli.formats import read as read
+    from fedlora_cli.linalg.factors import Factors as Factors
+    from fedlora_cli.methods import METHODS as METHODS
+    from fedlora_cli.methods.method import Method as Method
+    from fedlora_cli.methods.weights import Holdings as Holdings
+    from fedlora_cli.methods.weights import Weights as Weights
+    from fedlora_cli.reports.aggregate import AggregateReport as AggregateReport
+    from fedlora_cli.reports.compare import CompareReport as CompareReport
+    from fedlora_cli.reports.diagnose import DiagnoseReport as DiagnoseReport
+    from fedlora_cli.reports.distribution import DistributeReport as DistributeReport
+    from fedlora_cli.reports.distribution import InitReport as InitReport
+    from fedlora_cli.reports.inspect import InspectReport as InspectReport
+    from fedlora_cli.reports.predict import PredictReport as PredictReport
+    from fedlora_cli.reports.simulate import SimulateReport as SimulateReport
+    from fedlora_cli.rounds.aggregate import aggregate as aggregate
+    from fedlora_cli.rounds.distribute import distribute as distribute
+    from fedlora_cli.rounds.initialize import initialize as initialize
+    from fedlora_cli.rounds.options import DistributeOptions as DistributeOptions
+    from fedlora_cli.rounds.options import InitOptions as InitOptions
+    from fedlora_cli.simulation.options import Arm as Arm
+    from fedlora_cli.simulation.options import Setting as Setting
+    from fedlora_cli.simulation.options import SimulateOptions as SimulateOptions
+    from fedlora_cli.simulation.options import Source as Source
+    from fedlora_cli.simulation.options import Split as Split
+    from fedlora_cli.simulation.options import Training as Training
+    from fedlora_cli.simulation.simulate import simulate as simulate
+    from fedlora_cli.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from fedlora_cli.adapters.adapter import Adapter
-    from fedlora_cli.aggregation.options import AggregateOptions
-    from fedlora_cli.analysis.comparison.compare import compare
-    from fedlora_cli.analysis.diagnosis.diagnose import diagnose
-    from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
-    from fedlora_cli.analysis.inspection.inspect import inspect
-    from fedlora_cli.analysis.prediction.predict import predict
-    from fedlora_cli.clients.cohort import Client, Cohort, align
-    from fedlora_cli.clients.reading import read_clients
-    from fedlora_cli.errors import (
-        ClusterError,
-        FedloraError,
-        InputError,
-        OutputError,
-        UsageError,
-        VerificationError,
-    )
-    from fedlora_cli.execution.cluster import ClusterWarning
-    from fedlora_cli.files.locations import location
-    from fedlora_cli.formats import read
-    from fedlora_cli.linalg.factors import Factors
-    from fedlora_cli.methods import METHODS
-    from fedlora_cli.methods.method import Method
-    from fedlora_cli.methods.weights import Holdings, Weights
-    from fedlora_cli.reports.aggregate import AggregateReport
-    from fedlora_cli.reports.compare import CompareReport
-    from fedlora_cli.reports.diagnose import DiagnoseReport
-    from fedlora_cli.reports.distribution import DistributeReport, InitReport
-    from fedlora_cli.reports.inspect import InspectReport
-    from fedlora_cli.reports.predict import PredictReport
-    from fedlora_cli.reports.simulate import SimulateReport
-    from fedlora_cli.rounds.aggregate import aggregate
-    from fedlora_cli.rounds.distribute import distribute
-    from fedlora_cli.rounds.initialize import initialize
-    from fedlora_cli.rounds.options import DistributeOptions, InitOptions
-    from fedlora_cli.simulation.options import (
-        Arm,
-        Setting,
-        SimulateOptions,
-        Source,
-        Split,
-        Training,
-    )
-    from fedlora_cli.simulation.simulate import simulate
-
-_HOMES = {
-    "Adapter": "adapters.adapter",
-    "AggregateOptions": "aggregation.options",
-    "AggregateReport": "reports.aggregate",
-    "Arm": "simulation.options",
-    "Client": "clients.cohort",
-    "ClusterError": "errors",
-    "ClusterWarning": "execution.cluster",
-    "Cohort": "clients.cohort",
-    "CompareReport": "reports.compare",
-    "DiagnoseOptions": "analysis.diagnosis.options",
-    "DiagnoseReport": "reports.diagnose",
-    "DistributeOptions": "rounds.options",
-    "DistributeReport": "reports.distribution",
-    "Factors": "linalg.factors",
-    "FedloraError": "errors",
-    "Holdings": "methods.weights",
-    "InitOptions": "rounds.options",
-    "InitReport": "reports.distribution",
-    "InputError": "errors",
-    "InspectReport": "reports.inspect",
-    "METHODS": "methods",
-    "Method": "methods.method",
-    "OutputError": "errors",
-    "PredictReport": "reports.predict",
-    "Setting": "simulation.options",
-    "SimulateOptions": "simulation.options",
-    "SimulateReport": "reports.simulate",
-    "Source": "simulation.options",
-    "Split": "simulation.options",
-    "Training": "simulation.options",
-    "UsageError": "errors",
-    "VerificationError": "errors",
-    "Weights": "methods.weights",
-    "aggregate": "rounds.aggregate",
-    "align": "clients.cohort",
-    "compare": "analysis.comparison.compare",
-    "diagnose": "analysis.diagnosis.diagnose",
-    "distribute": "rounds.distribute",
-    "initialize": "rounds.initialize",
-    "inspect": "analysis.inspection.inspect",
-    "location": "files.locations",
-    "predict": "analysis.prediction.predict",
-    "read": "formats",
-    "read_clients": "clients.reading",
-    "simulate": "simulation.simulate",
+#: The public names by module.
+_NAMES = {
+    "adapters.adapter": "Adapter",
+    "aggregation.options": "AggregateOptions",
+    "analysis.comparison.compare": "compare",
+    "analysis.diagnosis.diagnose": "diagnose",
+    "analysis.diagnosis.options": "DiagnoseOptions",
+    "analysis.inspection.inspect": "inspect",
+    "analysis.inspection.options": "InspectOptions",
+    "analysis.prediction.options": "PredictOptions",
+    "analysis.prediction.predict": "predict",
+    "clients.cohort": "Client Cohort align",
+    "clients.reading": "read_clients",
+    "errors": "ClusterError FedloraError InputError OutputError UsageError VerificationError",
+    "execution.cluster": "ClusterWarning",
+    "files.locations": "location",
+    "formats": "read",
+    "linalg.factors": "Factors",
+    "methods": "METHODS",
+    "methods.method": "Method",
+    "methods.weights": "Holdings Weights",
+    "reports.aggregate": "AggregateReport",
+    "reports.compare": "CompareReport",
+    "reports.diagnose": "DiagnoseReport",
+    "reports.distribution": "DistributeReport InitReport",
+    "reports.inspect": "InspectReport",
+    "reports.predict": "PredictReport",
+    "reports.simulate": "SimulateReport",
+    "rounds.aggregate": "aggregate",
+    "rounds.distribute": "distribute",
+    "rounds.initialize": "initialize",
+    "rounds.options": "DistributeOptions InitOptions",
+    "simulation.options": "Arm Setting SimulateOptions Source Split Training",
+    "simulation.simulate": "simulate",
+    "version": "__version__",
 }
 
-__all__ = [
-    "METHODS",
-    "Adapter",
-    "AggregateOptions",
-    "AggregateReport",
-    "Arm",
-    "Client",
-    "ClusterError",
-    "ClusterWarning",
-    "Cohort",
-    "CompareReport",
-    "DiagnoseOptions",
-    "DiagnoseReport",
-    "DistributeOptions",
-    "DistributeReport",
-    "Factors",
-    "FedloraError",
-    "Holdings",
-    "InitOptions",
-    "InitReport",
-    "InputError",
-    "InspectReport",
-    "Method",
-    "OutputError",
-    "PredictReport",
-    "Setting",
-    "SimulateOptions",
-    "SimulateReport",
-    "Source",
-    "Split",
-    "Training",
-    "UsageError",
-    "VerificationError",
-    "Weights",
-    "__version__",
-    "aggregate",
-    "align",
-    "compare",
-    "diagnose",
-    "distribute",
-    "initialize",
-    "inspect",
-    "location",
-    "predict",
-    "read",
-    "read_clients",
-    "simulate",
-]
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+if not TYPE_CHECKING:  # type checkers need a literal list, or none
+    __all__ = sorted(_MODULES)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.formats.peft.serving import TARGETS, Output, asks_for_ties, doubts, obstacles
+from fedlora_cli.formats.peft.serving import (
+    TARGETS,
+    VLLM_RANKS,
+    Output,
+    asks_for_ties,
+    doubts,
+    obstacles,
+)
 from fedlora_cli.formats.peft.writing import config_names
 
 
@@ -30,6 +37,11 @@ def check_server(plan: Plan, rank: int | None) -> None:
     if option is not None and all(one.option == option for one in found_all):
         raise UsageError(option, found, cure)
     raise InputError("--target", found, cure)
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest `--max-lora-rank` of vLLM for an adapter of that rank."""
+    return next(limit for limit in VLLM_RANKS if limit >= rank)
 
 
 def server_doubts(plan: Plan) -> tuple[str, ...]:

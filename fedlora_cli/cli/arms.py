@@ -1,4 +1,4 @@
-"""The arms of a simulation as the command line names them, and its seeds."""
+"""The arms of a simulation from the options of the command line."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from fedlora_cli.cli.shared import numbers, whole_numbers
-from fedlora_cli.errors import UsageError, require
+from fedlora_cli.errors import UsageError
 from fedlora_cli.methods import find
+from fedlora_cli.options import numbers
 from fedlora_cli.simulation.options import Arm
-
-#: As many seeds as a count may ask for.
-_MOST_SEEDS = 1000
 
 _EXAMPLE = "write raflora or raflora:quorum=0.5:momentum=0.8"
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A method with what was chosen for it alone, None where nothing was."""
+class _Item:
+    """A method with its own quorum and momentum, None where it has none."""
 
     method: str
     quorum: float | None = None
@@ -29,31 +26,30 @@ class _Named:
 def arms_of(
     methods: Sequence[str], quorum: str | None, momentum: str | None, known: Sequence[Arm]
 ) -> tuple[Arm, ...]:
-    """The arms that were named, or else the known ones, crossed with the lists of quorums and of
-    momenta: every method that has the choice and no value of its own. Raises UsageError.
+    """The given methods, or else the known arms, crossed with the lists of quorums and of momenta.
+
+    A list applies to each method that has the option and no value of its own. Raises UsageError.
 
     >>> [arm.name for arm in arms_of(["flexlora,raflora"], "0,0.5", None, ())]
     ['flexlora', 'raflora-q0', 'raflora-q0.5']
     >>> [arm.name for arm in arms_of(["raflora:quorum=1", "rbla"], None, "0,0.8", ())]
     ['raflora-q1', 'raflora-q1-b0.8', 'rbla']
     """
-    named = [_parsed(item) for text in methods for item in text.split(",")]
-    if not named:
+    items = [_parsed(item) for text in methods for item in text.split(",")]
+    if not items:
         every = (
-            _Named(
+            _Item(
                 arm.method,
                 arm.quorum if quorum is None else None,
                 arm.momentum if momentum is None else None,
             )
             for arm in known
         )
-        named = list(dict.fromkeys(every))
+        items = list(dict.fromkeys(every))
     quorums = None if quorum is None else numbers("--quorum", quorum)
     momenta = None if momentum is None else numbers("--momentum", momentum)
-    open_quorum = [one for one in named if one.quorum is None and find(one.method).with_quorum]
-    open_momentum = [
-        one for one in named if one.momentum is None and find(one.method).compress != "none"
-    ]
+    open_quorum = [i for i in items if i.quorum is None and find(i.method).with_quorum]
+    open_momentum = [i for i in items if i.momentum is None and find(i.method).compress != "none"]
     for flag, values, takers in (
         ("--quorum", quorums, open_quorum),
         ("--momentum", momenta, open_momentum),
@@ -61,33 +57,20 @@ def arms_of(
         if values is not None and not takers:
             raise UsageError(flag, "no method is left that takes it", "add raflora")
     return tuple(
-        Arm(one.method, q, b)
-        for one in named
+        Arm(item.method, q, b)
+        for item in items
         for q, b in product(
-            quorums if quorums is not None and one in open_quorum else (one.quorum,),
-            momenta if momenta is not None and one in open_momentum else (one.momentum or 0.0,),
+            quorums if quorums is not None and item in open_quorum else (item.quorum,),
+            momenta if momenta is not None and item in open_momentum else (item.momentum or 0.0,),
         )
     )
 
 
-def seeds_of(text: str) -> tuple[int, ...]:
-    """How many, or which: a comma tells. Raises UsageError.
-
-    >>> seeds_of("3"), seeds_of("4,7"), seeds_of("4,")
-    ((0, 1, 2), (4, 7), (4,))
-    """
-    if "," in text:
-        return whole_numbers("--seeds", text.removesuffix(","))
-    (size,) = whole_numbers("--seeds", text)
-    require(1 <= size <= _MOST_SEEDS, "--seeds", size, f"from 1 to {_MOST_SEEDS}")
-    return tuple(range(size))
-
-
-def _parsed(text: str) -> _Named:
+def _parsed(text: str) -> _Item:
     """`NAME[:quorum=Q][:momentum=B]`. Raises UsageError.
 
     >>> _parsed("raflora:momentum=0.8")
-    _Named(method='raflora', quorum=None, momentum=0.8)
+    _Item(method='raflora', quorum=None, momentum=0.8)
     """
     name, *choices = text.strip().split(":")
     chosen: dict[str, float] = {}
@@ -98,4 +81,4 @@ def _parsed(text: str) -> _Named:
         chosen[key] = numbers("--method", value)[0]
     if not name:
         raise UsageError("--method", f"{text[:60]!r} is no arm", _EXAMPLE)
-    return _Named(name, chosen.get("quorum"), chosen.get("momentum"))
+    return _Item(name, chosen.get("quorum"), chosen.get("momentum"))

@@ -8,30 +8,10 @@ from typing import Annotated
 
 import typer
 
-from fedlora_cli.aggregation.options import AggregateOptions, Dtype
-from fedlora_cli.cli.distribution import (
-    OUTPUT,
-    Alpha,
-    HandoutForce,
-    HandoutJobs,
-    Like,
-    LikeAdapter,
-    folders_like,
-    print_result,
-    ranks_of,
-)
-from fedlora_cli.cli.shared import (
-    Base,
-    Debug,
-    Json,
-    Null,
-    Quiet,
-    errors,
-    guarded,
-    heavy_imports,
-    option,
-    quoted,
-)
+from fedlora_cli.aggregation.options import AggregateOptions
+from fedlora_cli.cli.arguments import Like, Null, listed
+from fedlora_cli.cli.command import Only, command, heavy_imports
+from fedlora_cli.cli.console import Printing, errors, print_result, quoted, say_trained_next, warn
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.locations import location
 from fedlora_cli.methods import METHODS
@@ -43,80 +23,53 @@ from fedlora_cli.reports.provenance import read_provenance
 from fedlora_cli.rounds.options import DistributeOptions
 
 
-@guarded
+@partial(command, first=("source", "output", "like", "adapter"))
 def distribute(
-    source: Annotated[
-        str, typer.Argument(metavar="GLOBAL", help="The folder of the global adapter.")
-    ],
+    *,
+    source: Annotated[str, typer.Argument(metavar="GLOBAL", help="Folder of the global adapter.")],
     output: Annotated[
-        str, option("--output", "-o", metavar="DIR", help="Write a folder for each client here.")
+        str,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Folder for the folders of all adapters."
+        ),
     ],
     like: Like = None,
-    adapter: LikeAdapter = None,
-    rank: Annotated[
-        list[str] | None,
-        option(
-            "--rank", "--ranks", "-r", metavar="R,R,...", help="Instead: one adapter at each rank."
-        ),
-    ] = None,
-    alpha: Alpha = None,
-    base: Base = None,
-    dtype: Annotated[
-        Dtype | None,
-        option("--dtype", panel=OUTPUT, help="Default: the clients' own, or the global's."),
-    ] = None,
-    jobs: HandoutJobs = 0,
-    force: HandoutForce = False,
+    options: DistributeOptions,
     null: Null = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show every adapter and every module.")
-    ] = False,
-    debug: Debug = False,
+    printing: Annotated[Printing, Only(verbose="Show every adapter and every module.")],
 ) -> None:
-    """Hand the global adapter to every client at its own rank, to train from.
-
-    Examples:
+    """Examples:
 
     fedlora distribute global -o round-02 --like round-01
 
     fedlora distribute global -o by-rank --rank 4,8,16
     """
-    options = DistributeOptions(
-        ranks=ranks_of("--rank", rank or []),
-        alpha=alpha,
-        dtype=dtype,
-        base=base,
-        jobs=jobs,
-        force=force,
-        adapter=adapter,
-    )
-    place, clients = location(source), folders_like(like, null=null)
+    adapter = location(source)
+    clients = listed(like or [], null=null)
     with heavy_imports():
         from fedlora_cli.rounds.distribute import distribute as run
 
-    with progress_on(errors(), shown=not quiet) as stage:
-        report = run(place, output, clients, options, stage)
-    print_result(
-        report,
-        distribute_document,
-        partial(distribute_view, details=verbose),
-        json=json,
-        quiet=quiet,
-        following=f"fedlora aggregate CLIENTS -o DIR{_as_before(place)}",
-    )
+    with progress_on(errors(), shown=not printing.quiet) as stage:
+        report = run(adapter, output, clients, options, stage)
+    if not printing.quiet:
+        warn(report.warnings)
+    view = partial(distribute_view, details=printing.verbose)
+    print_result(printing, report, distribute_document, view)
+    if not printing.quiet:
+        say_trained_next(report.output, f"fedlora aggregate CLIENTS -o DIR{_next_options(adapter)}")
 
 
-def _as_before(source: Location) -> str:
-    """The options that go on as the global adapter was made, as far as its report can be read."""
-    known = None
+def _next_options(source: Location) -> str:
+    """The options of `aggregate` for the method of the global adapter, as far as its report can be
+    read.
+    """
+    provenance = None
     with suppress(InputError):
-        known = read_provenance(source)
-    method = METHODS.get(known.method) if known is not None else None
-    if known is None or method is None:
+        provenance = read_provenance(source)
+    method = METHODS.get(provenance.method) if provenance is not None else None
+    if provenance is None or method is None:
         return f" --previous {quoted(source)}"
     chosen = f" --method {method.name}" if method.name != AggregateOptions().method else ""
-    if known.quorum is not None:
-        chosen += f" --quorum {known.quorum:g}"
+    if provenance.quorum is not None:
+        chosen += f" --quorum {provenance.quorum:g}"
     return chosen + (f" --previous {quoted(source)}" if method.uses_previous else "")

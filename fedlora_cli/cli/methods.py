@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import typer
+from typing import Annotated
 
-from fedlora_cli.cli.shared import Debug, Json, Quiet, guarded, show
+from fedlora_cli.cli.command import Only, command
+from fedlora_cli.cli.console import Printing, print_result
 from fedlora_cli.methods import METHODS
 from fedlora_cli.render.views.methods import methods_view
-from fedlora_cli.reports.document import methods_document, to_json
+from fedlora_cli.reports.document import methods_document
 
 
-@guarded
-def methods(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """List the aggregation methods with their weights and papers.
-
-    Example: fedlora methods --json
-    """
-    if json:
-        typer.echo(to_json(methods_document(METHODS.values())), nl=False)
-    elif not quiet:
-        show(methods_view(METHODS.values()))
+@command
+def methods(*, printing: Annotated[Printing, Only("json", "quiet", "debug")]) -> None:
+    """Example: fedlora methods --json"""
+    print_result(printing, METHODS.values(), methods_document, methods_view)

@@ -1,96 +1,56 @@
-"""`fedlora predict`: what ranks and sample counts alone tell, before any training."""
+"""`fedlora predict`: a forecast from ranks and sample counts, before any training."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import Annotated
 
 import typer
 
+from fedlora_cli.analysis.prediction.options import PredictOptions
 from fedlora_cli.analysis.prediction.predict import predict as run
-from fedlora_cli.cli.federation import given
-from fedlora_cli.cli.pictures import Html, Plot, check_pictures, write_pictures
-from fedlora_cli.cli.shared import (
-    Debug,
-    Json,
-    Null,
-    Quiet,
-    errors,
-    guarded,
-    option,
-    say,
-    show,
-    warn,
-)
+from fedlora_cli.cli.arguments import FOLDERS, Null
+from fedlora_cli.cli.command import Only, command
+from fedlora_cli.cli.console import Printing
+from fedlora_cli.cli.forecast_clients import forecast_clients
+from fedlora_cli.cli.pictures import Pictures, print_with_pictures
 from fedlora_cli.render.views.predict import predict_view
-from fedlora_cli.reports.document import predict_document, to_json
-from fedlora_cli.reports.predict import PredictReport
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_ASSUMED = "Assumptions"
+from fedlora_cli.reports.document import predict_document
 
 
-@guarded
+@command
 def predict(
+    *,
     clients: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="CLIENTS",
-            show_default=False,
-            help="Adapter folders, or a folder of adapter folders, or - for a list on stdin.",
-        ),
+        list[str] | None, typer.Argument(metavar="CLIENTS", show_default=False, help=FOLDERS)
     ] = None,
     ranks: Annotated[
-        str | None, option("--ranks", metavar="R,R,...", help="Instead: the rank of every client.")
+        str | None,
+        typer.Option("--ranks", metavar="R,R,...", help="Rank of each client, instead of CLIENTS."),
     ] = None,
     cohort: Annotated[
         str | None,
-        option(
+        typer.Option(
             "--cohort",
             metavar="KxR[:N],...",
-            help="Instead: groups of K clients of rank R, with N samples each.",
+            help="Groups of K clients of rank R with N samples each, instead of CLIENTS.",
         ),
     ] = None,
     samples: Annotated[
         str | None,
-        option(
+        typer.Option(
             "--samples",
             metavar="N,N,...|FILE",
-            help="A count for every one of --ranks; or for CLIENTS a file, JSON or CSV.",
+            help="Sample counts: a number for each rank in --ranks, or for CLIENTS a JSON or CSV "
+            "file.",
         ),
     ] = None,
-    participation: Annotated[
-        float,
-        option(
-            "--participation",
-            "-p",
-            panel=_ASSUMED,
-            show_default=True,
-            help="Share of the clients in every round.",
-        ),
-    ] = 1.0,
-    start: Annotated[
-        float | None,
-        option("--start", panel=_ASSUMED, help="ρ of round 0; default: even over rank indices."),
-    ] = None,
-    quorum: Annotated[
-        float | None,
-        option("--quorum", panel=_ASSUMED, help="Also raflora with this quorum."),
-    ] = None,
-    plot: Plot = None,
-    html: Html = None,
+    options: PredictOptions,
+    pictures: Pictures,
     null: Null = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Annotated[
-        bool, option("--verbose", "-v", help="Show every method at every rank index.")
-    ] = False,
-    debug: Debug = False,
+    printing: Annotated[Printing, Only(verbose="Show every method at every rank index.")],
 ) -> None:
-    """Predict coverage, weights and rank collapse per method, before any training.
-
-    Examples:
+    """Examples:
 
     fedlora predict --ranks 4,8,16 --samples 100,50,10
 
@@ -98,32 +58,14 @@ def predict(
 
     fedlora predict round-01 --plot forecast.png
     """
-    check_pictures(plot, html)
-    federation = given(clients or [], ranks, cohort, samples, null=null)
-    report = run(
-        federation.ranks,
-        federation.samples,
-        participation=participation,
-        start=start,
-        quorum=quorum,
-        warnings=federation.warnings,
+    known = forecast_clients(clients or [], ranks, cohort, samples, null=null)
+    report = run(known.ranks, known.samples, options, known.warnings)
+    print_with_pictures(
+        "predict",
+        report,
+        printing,
+        pictures,
+        predict_document,
+        partial(predict_view, details=printing.verbose),
+        partial(predict_view, details=True),
     )
-
-    if not quiet:
-        warn(report.warnings)
-    written = write_pictures(
-        plot, html, lambda: _draw(report), lambda: predict_view(report, details=True)
-    )
-    if json:
-        typer.echo(to_json(predict_document(report)), nl=False)
-    elif not quiet:
-        show(predict_view(report, details=verbose))
-    if not quiet:
-        for path in written:
-            say(errors(), "wrote", str(path), "bold green")
-
-
-def _draw(report: PredictReport) -> Figure:
-    from fedlora_cli.render.figures.predict import predict_figure
-
-    return predict_figure(report)

@@ -1,14 +1,27 @@
-"""What `fedlora init` and `fedlora distribute` let a person choose, as frozen values."""
+"""The options of `fedlora init` and `fedlora distribute`, as frozen values."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora_cli.aggregation.options import Dtype
-from fedlora_cli.errors import UsageError, require
+from fedlora_cli.errors import UsageError
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA, TASK_TYPES
+from fedlora_cli.options import (
+    BELOW_ONE,
+    Check,
+    adapter_option,
+    at_least,
+    base_option,
+    check_options,
+    jobs_option,
+    names,
+    option,
+    whole_numbers,
+)
 
-#: lora_alpha / r where nobody says: the usual choice, and one scaling for all ranks.
+#: The default of lora_alpha / r: the usual choice, the same for all ranks.
 SCALING = 2.0
 
 #: The class of transformers for every task: PEFT's task types, and one that PEFT does not have.
@@ -22,64 +35,129 @@ CLASSES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
 }
 
-#: What a lora_alpha can be.
-ALPHAS = f"a positive number, at most {LARGEST_ALPHA:g}"
-
-#: PEFT's word for every linear layer but the head.
+#: PEFT's word for every linear layer except the head.
 ALL_LINEAR = "all-linear"
+
+
+_ALPHA = Check(
+    lambda alpha: 0 < alpha <= LARGEST_ALPHA, f"a positive number, at most {LARGEST_ALPHA:g}"
+)
+
+_TRAINED = "Trained modules"
+_START = "Initial values"
+_OUTPUT = "Output"
+
+
+def _ranks(flag: str, lists: Sequence[str]) -> tuple[int, ...]:
+    """The ranks in lists with commas, each once.
+
+    >>> _ranks("--rank", ["8,4", "16", "4"])
+    (4, 8, 16)
+    """
+    return tuple(sorted({rank for text in lists for rank in whole_numbers(flag, text)}))
+
+
+def target_names(flag: str, text: str) -> tuple[str, ...] | str:
+    """The names of modules in a list with commas, or "all-linear". Raises UsageError."""
+    given = names(flag, text)
+    return ALL_LINEAR if given == (ALL_LINEAR,) else given
+
+
+def _ranks_option(*flags: str) -> tuple[int, ...]:
+    return option(
+        (),
+        "Make one adapter for each rank, instead of --like.",
+        *flags,
+        metavar="R,R,...",
+        text=list[str],
+        parse=_ranks,
+        check=at_least(1),
+    )
+
+
+def _alpha_option() -> float | None:
+    return option(
+        None,
+        "lora_alpha of all adapters; default: that of each client, or the same scaling for all.",
+        check=_ALPHA,
+    )
+
+
+def _dtype_option(default: str) -> Dtype | None:
+    return option(None, f"Data type; default: that of each client, or {default}.", panel=_OUTPUT)
+
+
+def _force_option() -> bool:
+    return option(False, "Replace an existing folder of adapters.", "-f", panel=_OUTPUT)
 
 
 @dataclass(frozen=True)
 class InitOptions:
-    """The choices of a round 0.
+    """The options of round 0. Raises UsageError for a value out of its range.
 
-    - `ranks`: one adapter for each of them, unless there are clients to be like.
-    - `alpha`: lora_alpha of all; `scaling`: instead, alpha / r of all, so that every rank trains at
-      the same pace. None of both is the clients' own, or a scaling of 2.
-    - `target_modules`: names of modules, an expression, or "all-linear"; None is PEFT's default for
-      the architecture. `target_parameters`: names of parameters, such as those of fused experts.
-      `task`: which class the model is, a key of `CLASSES`; None takes the one
-      that the base was saved from.
-    - `modules_to_save`: heads to train in full. `num_labels`: how many classes a new head has.
-    - `seed`: of the random A and of new heads. `dropout`: lora_dropout. `dtype`: of the files.
-    - `revision`: of a base model on the hub. `jobs`: threads, 0 for all cores. `force`: replace a
-      folder of adapters. `adapter`: the folder in every client's own that has its adapter.
-
-    Raises UsageError for a value out of its range.
+    `target_modules` may also be a regular expression, as in PEFT.
     """
 
-    ranks: tuple[int, ...] = ()
-    alpha: float | None = None
-    scaling: float | None = None
-    target_modules: tuple[str, ...] | str | None = None
-    target_parameters: tuple[str, ...] = ()
-    task: str | None = None
-    modules_to_save: tuple[str, ...] = ()
-    num_labels: int | None = None
-    seed: int = 0
-    dropout: float | None = None
-    dtype: Dtype | None = None
-    revision: str | None = None
-    jobs: int = 0
-    force: bool = False
-    adapter: str | None = None
+    ranks: tuple[int, ...] = _ranks_option("--ranks", "--rank", "-r")
+    adapter: str | None = adapter_option()
+    alpha: float | None = _alpha_option()
+    scaling: float | None = option(
+        None, "alpha / r of all adapters, instead of --alpha; default: 2.", check=_ALPHA
+    )
+    target_modules: tuple[str, ...] | str | None = option(
+        None,
+        "Modules to adapt, or all-linear; default: PEFT's choice for the architecture.",
+        panel=_TRAINED,
+        metavar="NAME,NAME,...",
+        text=str,
+        parse=target_names,
+    )
+    target_parameters: tuple[str, ...] = option(
+        (),
+        "Parameters to adapt, such as experts.down_proj of a mixture of experts.",
+        panel=_TRAINED,
+        metavar="NAME,NAME,...",
+        text=str,
+        parse=names,
+    )
+    task: str | None = option(
+        None,
+        f"Task of the model: {', '.join(CLASSES)}; default: that of the base model.",
+        panel=_TRAINED,
+        words=tuple(CLASSES),
+    )
+    modules_to_save: tuple[str, ...] = option(
+        (),
+        "Heads to train in full, such as classifier.",
+        panel=_TRAINED,
+        metavar="NAME,NAME,...",
+        text=str,
+        parse=names,
+    )
+    num_labels: int | None = option(
+        None, "Number of classes of a new head.", panel=_TRAINED, check=at_least(1)
+    )
+    seed: int = option(
+        0,
+        "Seed of A and of new heads.",
+        panel=_START,
+        show_default=True,
+        check=Check(lambda seed: 0 <= seed < 2**63, "0 or more"),
+    )
+    dropout: float | None = option(
+        None, "lora_dropout; default: that of each client, or 0.", panel=_START, check=BELOW_ONE
+    )
+    revision: str | None = option(None, "Revision of a base model on the hub.", panel=_START)
+    dtype: Dtype | None = _dtype_option("float32")
+    jobs: int = jobs_option("Adapters", _OUTPUT)
+    force: bool = _force_option()
 
     def __post_init__(self) -> None:
-        for rank in self.ranks:
-            require(rank >= 1, "--ranks", rank, "1 or more")
-        require(is_alpha(self.alpha), "--alpha", self.alpha, ALPHAS)
-        require(is_alpha(self.scaling), "--scaling", self.scaling, ALPHAS)
+        check_options(self)
         if self.alpha is not None and self.scaling is not None:
             raise UsageError("--scaling", "given together with --alpha", "give one of them")
         if self.task is not None and self.task not in CLASSES:
-            found = f"no task {self.task}"
-            raise UsageError("--task", found, f"use one of {', '.join(CLASSES)}")
-        labels = self.num_labels
-        require(labels is None or labels >= 1, "--num-labels", labels, "1 or more")
-        require(0 <= self.seed < 2**63, "--seed", self.seed, "0 or more")
-        dropout = self.dropout
-        require(dropout is None or 0 <= dropout < 1, "--dropout", dropout, "in [0, 1)")
-        require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
+            raise UsageError("--task", f"no task {self.task}", f"use one of {', '.join(CLASSES)}")
 
     @property
     def task_type(self) -> str | None:
@@ -89,33 +167,18 @@ class InitOptions:
 
 @dataclass(frozen=True)
 class DistributeOptions:
-    """The choices of one distribution.
+    """The options of a distribution. Raises UsageError for a value out of its range.
 
-    - `ranks`: one adapter for each of them, instead of one for each client.
-    - `alpha`: lora_alpha of all, instead of the clients' own; with `ranks`, None keeps the global
-      adapter's scaling. `dtype`: None is that of the client, or of the global adapter.
-    - `base`: the base model, however the adapters name it. `jobs`: threads, 0 for all cores.
-      `force`: replace a folder of adapters. `adapter`: the folder in every client's own that has
-      its adapter.
-
-    Raises UsageError for a number out of its range.
+    Without `alpha`, adapters for `ranks` keep the scaling of the global adapter.
     """
 
-    ranks: tuple[int, ...] = ()
-    alpha: float | None = None
-    dtype: Dtype | None = None
-    base: str | None = None
-    jobs: int = 0
-    force: bool = False
-    adapter: str | None = None
+    ranks: tuple[int, ...] = _ranks_option("--rank", "--ranks", "-r")
+    adapter: str | None = adapter_option()
+    alpha: float | None = _alpha_option()
+    base: str | None = base_option()
+    dtype: Dtype | None = _dtype_option("that of the global adapter")
+    jobs: int = jobs_option("Adapters", _OUTPUT)
+    force: bool = _force_option()
 
     def __post_init__(self) -> None:
-        for rank in self.ranks:
-            require(rank >= 1, "--rank", rank, "1 or more")
-        require(is_alpha(self.alpha), "--alpha", self.alpha, ALPHAS)
-        require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is all cores")
-
-
-def is_alpha(value: float | None) -> bool:
-    """Whether it can be a lora_alpha that is read again; None is not given."""
-    return value is None or 0 < value <= LARGEST_ALPHA
+        check_options(self)

@@ -1,15 +1,36 @@
-"""Everything that `fedlora simulate` lets a person choose, as frozen values."""
+"""The options of `fedlora simulate`, as frozen values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from fedlora_cli.aggregation.options import Dtype
 from fedlora_cli.errors import UsageError, require
 from fedlora_cli.methods import find
-from fedlora_cli.rounds.options import SCALING
+from fedlora_cli.options import (
+    BELOW_ONE,
+    POSITIVE_SHARE,
+    Check,
+    at_least,
+    check_options,
+    names,
+    numbers,
+    option,
+    options_of,
+    whole_numbers,
+)
+from fedlora_cli.rounds.options import SCALING, target_names
 
 Family = Literal["digits", "image-classification", "text-classification", "causal-lm"]
+
+COMPARISON = "Comparison"
+FEDERATION = "Federation"
+_TRAINING = "Training"
+_DATA = "Model and data"
+
+#: The largest number of seeds that a count stands for.
+_MOST_SEEDS = 1000
 
 
 def short(value: float) -> str:
@@ -57,156 +78,218 @@ class Arm:
         return f"{self.method}{quorum}" + (f"-b{short(self.momentum)}" if self.momentum else "")
 
 
+def seeds_of(flag: str, text: str) -> tuple[int, ...]:
+    """The seeds in a list with commas, or the first ones by their number. Raises UsageError.
+
+    >>> seeds_of("--seeds", "3"), seeds_of("--seeds", "4,7"), seeds_of("--seeds", "4,")
+    ((0, 1, 2), (4, 7), (4,))
+    """
+    if "," in text:
+        return whole_numbers(flag, text.removesuffix(","))
+    (size,) = whole_numbers(flag, text)
+    require(1 <= size <= _MOST_SEEDS, flag, size, f"from 1 to {_MOST_SEEDS}")
+    return tuple(range(size))
+
+
 @dataclass(frozen=True)
 class Split:
-    """How the examples are dealt out to the clients.
-
-    - `dirichlet`: every class goes to the clients in proportions drawn from a Dirichlet
-      distribution of this concentration (arXiv:1909.06335); the smaller, the more uneven.
-    - `classes`: instead, every client has examples of that many classes only, the pathological
-      split of arXiv:1602.05629.
-    - `holdings`: samples go with rank to this power, on average: 0 is even, 1 gives the high ranks
-      more, -1 fewer.
+    """How the examples are split among the clients: by a Dirichlet distribution for each class
+    (arXiv:1909.06335), or by a number of classes for each client (arXiv:1602.05629).
     """
 
-    dirichlet: float = 1.0
-    classes: int | None = None
-    holdings: float = 0.0
+    dirichlet: float = option(
+        1.0,
+        "Concentration of the Dirichlet split by class; smaller is more uneven.",
+        panel=FEDERATION,
+        check=Check(lambda value: 0 < value <= 1e6, "above 0"),
+    )
+    classes: int | None = option(
+        None,
+        "Number of classes of each client, instead of --dirichlet.",
+        panel=FEDERATION,
+        check=at_least(1),
+    )
+    holdings: float = option(
+        0.0,
+        "Exponent of the mean sample count in the rank; 0: the same for all, 1: proportional.",
+        panel=FEDERATION,
+        check=Check(lambda value: -4 <= value <= 4, "in [-4, 4]"),
+    )
 
     def __post_init__(self) -> None:
-        require(0 < self.dirichlet <= 1e6, "--dirichlet", self.dirichlet, "above 0")
-        require(self.classes is None or self.classes >= 1, "--classes", self.classes, "1 or more")
-        require(-4 <= self.holdings <= 4, "--holdings", self.holdings, "in [-4, 4]")
+        check_options(self)
+
+
+def _strings(flag: str, given: list[str]) -> tuple[str, ...]:
+    return tuple(given)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The model and the data. What is None has the default of the family, or is found by itself.
+    """The model and the data. None is the default of the family, or found in the files.
 
-    - `model`: a local folder or a name on the hub. `data`: local files, a folder of them, or a
-      dataset's name on the hub; `config` its configuration there, `train_split` and `test_split`
-      its splits; without a test split, a fifth is held out.
-    - `input`, `label`: the columns of the images, texts or questions, and of classes or answers.
-    - `target_modules`, `modules_to_save`: of the adapters. `max_length`: of a text, in tokens;
-      `max_new_tokens`: of an answer. `limit`: take no more examples than that, of every split.
-    - `dtype`: to load the base model in.
+    Without a test split, a fifth of the data is held out.
     """
 
-    family: Family = "digits"
-    model: str | None = None
-    data: tuple[str, ...] = ()
-    config: str | None = None
-    train_split: str = "train"
-    test_split: str | None = None
-    input: str | None = None
-    label: str | None = None
-    target_modules: tuple[str, ...] | str | None = None
-    modules_to_save: tuple[str, ...] | None = None
-    max_length: int = 256
-    max_new_tokens: int = 64
-    limit: int | None = None
-    dtype: str = "float32"
+    family: Family = option("digits", "Task to train for other data.", "--task", panel=_DATA)
+    model: str | None = option(None, "Base model: a folder, or a name on the hub.", panel=_DATA)
+    data: tuple[str, ...] = option(
+        (),
+        "Data: a file, a folder or a name on the hub; repeatable.",
+        text=list[str],
+        parse=_strings,
+        panel=_DATA,
+    )
+    config: str | None = option(None, "Configuration of the data on the hub.", panel=_DATA)
+    train_split: str = option("train", "Split of the data to train on.", panel=_DATA)
+    test_split: str | None = option(
+        None, "Split of the data to test on; default: a held-out part.", panel=_DATA
+    )
+    input: str | None = option(None, "Column of images, texts or questions.", panel=_DATA)
+    label: str | None = option(None, "Column of classes or answers.", panel=_DATA)
+    target_modules: tuple[str, ...] | str | None = option(
+        None,
+        "Modules to adapt, or all-linear.",
+        metavar="NAME,NAME,...",
+        text=str,
+        parse=target_names,
+        panel=_DATA,
+    )
+    modules_to_save: tuple[str, ...] | None = option(
+        None,
+        "Modules to train in full.",
+        metavar="NAME,NAME,...",
+        text=str,
+        parse=names,
+        panel=_DATA,
+    )
+    max_length: int = option(256, "Longest text, in tokens.", check=at_least(1), panel=_DATA)
+    max_new_tokens: int = option(64, "Longest answer, in tokens.", check=at_least(1), panel=_DATA)
+    limit: int | None = option(
+        None, "Largest number of examples of each split.", check=at_least(1), panel=_DATA
+    )
+    dtype: Dtype = option("float32", "Data type of the base model.", panel=_DATA)
 
     def __post_init__(self) -> None:
+        check_options(self)
         own = self.family == "digits"
-        for flag, default in _UNUSED[self.family].items():
-            if getattr(self, flag) != default:
-                name = f"--{flag.replace('_', '-')}"
-                cure = "leave it out" if not own else "say which --task it is for"
-                raise UsageError(name, f"{self.family} has no use for it", cure)
+        for spec in options_of(Source):
+            if spec.name in _UNUSED[self.family] and getattr(self, spec.name) != spec.default:
+                cure = "give the --task that it is for" if own else "leave it out"
+                raise UsageError(spec.option.flags[0], f"{self.family} has no use for it", cure)
         if self.dtype == "float16":
             # AdamW divides by the root of a square, plus 1e-8: both are zero in float16.
             raise UsageError("--dtype", "float16 cannot be trained in", "give bfloat16 or float32")
         if not own and (self.model is None or not self.data):
             raise UsageError("--task", f"{self.family} needs both", "give --model and --data")
-        require(self.max_length >= 1, "--max-length", self.max_length, "1 or more")
-        require(self.max_new_tokens >= 1, "--max-new-tokens", self.max_new_tokens, "1 or more")
-        require(self.limit is None or self.limit >= 1, "--limit", self.limit, "1 or more")
 
 
-#: Options that a family has no use for, with what they are where nobody gives them.
-_TEXT = {"max_length": 256, "max_new_tokens": 64}
-_UNUSED: dict[str, dict[str, Any]] = {
-    "digits": {
-        **dict.fromkeys(
-            ("model", "config", "test_split", "input", "label", "target_modules", "modules_to_save")
-        ),
-        **{"data": (), "train_split": "train", "dtype": "float32"},
-        **_TEXT,
-    },
-    "image-classification": _TEXT,
-    "text-classification": {"max_new_tokens": 64},
-    "causal-lm": {},
+#: Options that a family has no use for.
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "digits": tuple(
+        spec.name for spec in options_of(Source) if spec.name not in ("family", "limit")
+    ),
+    "image-classification": ("max_length", "max_new_tokens"),
+    "text-classification": ("max_new_tokens",),
+    "causal-lm": (),
 }
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a client does in a round: AdamW without weight decay, at one rate."""
+    """The training of a client in a round: AdamW without weight decay, at a constant rate."""
 
-    epochs: int = 1
-    batch_size: int = 16
-    scaling: float = SCALING
-    dropout: float = 0.0
+    epochs: int = option(1, "Epochs of a client in a round.", panel=_TRAINING, check=at_least(1))
+    batch_size: int = option(16, "Examples in a batch.", panel=_TRAINING, check=at_least(1))
+    scaling: float = option(
+        SCALING,
+        "alpha / r of all adapters.",
+        panel=_TRAINING,
+        check=Check(lambda value: 0 < value <= 1e6, "a positive number"),
+    )
+    dropout: float = option(0.0, "lora_dropout.", panel=_TRAINING, check=BELOW_ONE)
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, "--epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 1, "--batch-size", self.batch_size, "1 or more")
-        require(0 < self.scaling <= 1e6, "--scaling", self.scaling, "a positive number")
-        require(0 <= self.dropout < 1, "--dropout", self.dropout, "in [0, 1)")
+        check_options(self)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that makes a run but for what is compared in it; the runs of one folder share it.
-
-    `ranks` are those of the clients, `participation` the share of them that every round draws.
-    """
+    """The part of a run that all runs of a folder share. `ranks` are those of the clients."""
 
     source: Source = Source()
     ranks: tuple[int, ...] = (4,) * 8 + (8,) * 6 + (16,) * 4 + (32,) * 2
-    participation: float = 0.5
+    participation: float = option(
+        0.5, "Share of the clients in each round.", "-p", panel=FEDERATION, check=POSITIVE_SHARE
+    )
     split: Split = Split()
     training: Training = Training()
 
     def __post_init__(self) -> None:
+        check_options(self)
         require(len(self.ranks) >= 1, "--cohort", len(self.ranks), "1 client or more")
         for rank in self.ranks:
             require(rank >= 1, "--cohort", rank, "ranks of 1 or more")
         if self.source.family == "causal-lm" and self.split.classes is not None:
             raise UsageError("--classes", "causal-lm has no classes", "give --dirichlet")
-        share = self.participation
-        require(0 < share <= 1, "--participation", share, "above 0 and at most 1")
 
     @property
     def present(self) -> int:
-        """How many clients every round has."""
+        """The number of clients in each round."""
         return max(1, round(self.participation * len(self.ranks)))
 
 
 @dataclass(frozen=True)
 class SimulateOptions:
-    """The choices of one simulation: a setting, and what is compared in it.
+    """The options of one simulation. Raises UsageError for a value out of its range.
 
-    Every arm runs at every rate with every seed; a seed sets the split, the initial adapter, who
-    takes part when, and every batch, so that arms differ in nothing else. `score_every`: rounds
-    between two scores. `keep_clients`: keep the clients' adapters of every round, not only of the
-    last. `device`: where to train. `jobs`: runs at a time, 0 for one per core, or one on a GPU;
-    `threads`: cores of each, where more than one changes the rounding.
-
-    Raises UsageError for a value out of its range.
+    Every arm runs at every rate with every seed. A seed sets the split, the initial adapter, the
+    clients of each round and every batch, so that arms differ in nothing else.
     """
 
     setting: Setting = Setting()
     arms: tuple[Arm, ...] = (Arm("flexlora"), Arm("raflora"), Arm("raflora", momentum=0.8))
-    rates: tuple[float, ...] = (7e-4,)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    rounds: int = 25
-    score_every: int = 1
-    keep_clients: bool = False
-    device: str = "cpu"
-    jobs: int = 0
-    threads: int = 1
+    rates: tuple[float, ...] = option(
+        (7e-4,),
+        "Learning rates to choose from.",
+        "--lr",
+        panel=COMPARISON,
+        metavar="LR,LR,...",
+        text=str,
+        parse=numbers,
+        check=Check(lambda rate: 0 < rate <= 1e3, "above 0"),
+    )
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2),
+        "Number of seeds, or the seeds: 3 or 0,1,2.",
+        panel=COMPARISON,
+        metavar="N|S,S,...",
+        text=str,
+        parse=seeds_of,
+        check=Check(lambda seed: 0 <= seed < 2**31, "0 or more"),
+    )
+    rounds: int = option(25, "Rounds of each run.", panel=COMPARISON, check=at_least(1))
+    device: str = option("cpu", "Train on cpu, cuda or cuda:N.", panel=_TRAINING)
+    jobs: int = option(
+        0,
+        "Runs at a time; 0: one for each core, or one on a GPU.",
+        "-j",
+        panel=_TRAINING,
+        check=at_least(0, "; 0 is one per core"),
+    )
+    threads: int = option(
+        1,
+        "Cores for each run; more than 1 change the rounding.",
+        panel=_TRAINING,
+        check=at_least(1),
+    )
+    score_every: int = option(1, "Rounds between two scores.", panel=_TRAINING, check=at_least(1))
+    keep_clients: bool = option(
+        False,
+        "Keep the clients' adapters of all rounds, not only of the last.",
+        "--keep-clients/--no-keep-clients",
+        panel=_TRAINING,
+    )
 
     def __post_init__(self) -> None:
         lists = (("--method", self.arms), ("--lr", self.rates), ("--seeds", self.seeds))
@@ -214,12 +297,5 @@ class SimulateOptions:
             if not values:
                 raise UsageError(flag, "an empty list", "give one or more")
             if len(set(values)) < len(values):
-                raise UsageError(flag, "one of them twice", "give each once")
-        for rate in self.rates:
-            require(0 < rate <= 1e3, "--lr", rate, "above 0")
-        for seed in self.seeds:
-            require(0 <= seed < 2**31, "--seeds", seed, "0 or more")
-        require(self.rounds >= 1, "--rounds", self.rounds, "1 or more")
-        require(self.score_every >= 1, "--score-every", self.score_every, "1 or more")
-        require(self.jobs >= 0, "--jobs", self.jobs, "0 or more; 0 is one per core")
-        require(self.threads >= 1, "--threads", self.threads, "1 or more")
+                raise UsageError(flag, "a value twice", "give each value once")
+        check_options(self)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.adapters import Spec, make
 from typer.testing import CliRunner, Result
 
-from fedlora_cli import METHODS, UsageError
+from fedlora_cli import METHODS, PredictOptions, UsageError
 from fedlora_cli.analysis.decay import column_sums, energy_factors, energy_ratio, rounds_until
 from fedlora_cli.analysis.prediction import population as populations
 from fedlora_cli.analysis.prediction.advice import bounding_quorum
@@ -154,7 +154,7 @@ def expected_by_hand(name: str, ranks: tuple[int, ...], samples: Any, present: i
 @pytest.mark.parametrize("name", METHODS)
 def test_the_expected_factor_is_the_mean_over_all_rounds(name: str) -> None:
     ranks, samples = (1, 1, 2, 2, 3), (5.0, 9.0, 7.0, 7.0, 2.0)
-    report = predict(ranks, samples, participation=0.4)
+    report = predict(ranks, samples, PredictOptions(participation=0.4))
 
     assert (report.present, report.draws) == (2, 0)
     expected = expected_by_hand(name, ranks, samples, 2)
@@ -163,7 +163,7 @@ def test_the_expected_factor_is_the_mean_over_all_rounds(name: str) -> None:
 
 def test_drawn_rounds_come_near_to_the_mean_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks, samples = (1, 1, 1, 1, 2, 2, 2, 3, 3), (5.0, 9, 7, 7, 2, 8, 3, 4, 6)
-    exact = predict(ranks, samples, participation=0.45)
+    exact = predict(ranks, samples, PredictOptions(participation=0.45))
     monkeypatch.setattr(populations, "DRAWS", 100)  # fewer than the 126 there are
     drawn = population(ranks, samples).rounds(4)
 
@@ -197,7 +197,7 @@ def test_the_chance_of_no_holder_is_exact_in_large_federations() -> None:
 
 
 def test_without_a_holder_only_those_that_use_the_previous_adapter_keep_anything() -> None:
-    report = predict((4, 8), (1, 1), participation=0.5)
+    report = predict((4, 8), (1, 1), PredictOptions(participation=0.5))
 
     assert report.partitions[1].absent == 0.5
     assert of(report, "raflora").energy_factors[-1] == 1.0
@@ -236,7 +236,7 @@ def test_a_decay_however_slow_ends_and_none_never_does() -> None:
 
 def test_the_start_is_even_unless_it_is_given() -> None:
     assert predict(RANKS, SAMPLES).start == 0.25
-    report = predict(RANKS, SAMPLES, start=0.6)
+    report = predict(RANKS, SAMPLES, PredictOptions(start=0.6))
 
     assert report.start == pytest.approx(0.6)
     left = 0.6 / (0.6 + 0.4 * (2 / 6 * 0.16 + 4 / 6 * 0.01))
@@ -244,7 +244,7 @@ def test_the_start_is_even_unless_it_is_given() -> None:
 
 
 def test_equal_ranks_cannot_collapse() -> None:
-    report = predict((8, 8, 8), (5, 6, 7), start=0.3)
+    report = predict((8, 8, 8), (5, 6, 7), PredictOptions(start=0.3))
 
     assert report.start == 1.0
     assert all(method.gamma is None for method in report.methods)
@@ -282,7 +282,7 @@ def test_the_advised_quorum_bounds_every_client_and_a_smaller_one_does_not(clien
 
 
 def test_the_advised_quorum_is_a_row_and_so_is_the_one_asked_for() -> None:
-    report = predict(RANKS, SAMPLES, quorum=0.5)
+    report = predict(RANKS, SAMPLES, PredictOptions(quorum=0.5))
     even = predict((2, 4, 8, 8), (1, 1, 1, 1))
 
     # 60 of 100 samples at the shared rank: no quorum changes that, but others have no more then.
@@ -372,7 +372,7 @@ def test_counts_of_a_folder_may_come_from_a_file(tmp_path: Path) -> None:
 
 def test_where_one_client_makes_a_round_no_quorum_is_needed() -> None:
     """It has all the weight, and all the samples."""
-    report = predict((4, 4), (1, 1), participation=0.5)
+    report = predict((4, 4), (1, 1), PredictOptions(participation=0.5))
 
     assert report.advice[1].startswith("no quorum needed: in 95 % of the rounds nobody has more")
 
@@ -490,10 +490,15 @@ def test_the_picture_merges_methods_that_agree() -> None:
 
 def test_rounding_neither_reaches_a_threshold_nor_leaves_out_clients() -> None:
     for ranks in ((1, 3, 3, 8, 2), (3, 1, 5), (1, 2, 9)):
-        report = predict(ranks, (1.0,) * len(ranks), start=0.9)
+        report = predict(ranks, (1.0,) * len(ranks), PredictOptions(start=0.9))
         assert of(report, "raflora").rounds_to_90 is None
-        assert of(predict(ranks, (1.0,) * len(ranks), start=0.99), "flexlora").rounds_to_99 == 1
-    assert predict((4, 8, 16), (1, 1, 1), participation=0.6).present == 2
+        assert (
+            of(
+                predict(ranks, (1.0,) * len(ranks), PredictOptions(start=0.99)), "flexlora"
+            ).rounds_to_99
+            == 1
+        )
+    assert predict((4, 8, 16), (1, 1, 1), PredictOptions(participation=0.6)).present == 2
 
 
 def test_weights_by_rank_are_those_of_the_rules() -> None:

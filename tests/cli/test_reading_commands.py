@@ -104,8 +104,11 @@ def test_verdicts_end_pipelines() -> None:
         ((ROUND / "clinic-a", "--fail-above", 0.5), "ρ is not known; give --shared-rank"),
         ((COLLAPSED, "--fail-on", "healthy"), "no verdict healthy; use at risk, collapsing"),
         ((COLLAPSED, "--fail-above", 2), "2.0 is out of range"),
-        ((COLLAPSED, "--shared-rank", 0), "--shared-rank: 0; it must be 1 or more"),
-        ((COLLAPSED, "--jobs", -1), "--jobs: -1"),
+        ((COLLAPSED, "--shared-rank", 0), "--shared-rank: 0 is out of range; it must be 1 or more"),
+        (
+            (COLLAPSED, "--jobs", -1),
+            "--jobs: -1 is out of range; it must be 0 or more; 0 is all cores",
+        ),
         ((COLLAPSED, "--plot", "x.gif"), "--plot: x.gif has no known ending; use one of .png"),
         ((ROUND, COLLAPSED), "8 of 16 adapters, such as "),
     ],

@@ -25,7 +25,7 @@ from typer.main import get_command
 from fedlora_cli import METHODS, FedloraError, __version__, read_clients
 from fedlora_cli.analysis.diagnosis import verdict
 from fedlora_cli.cli import app
-from fedlora_cli.cli.shared import FINDING, TERMINATED
+from fedlora_cli.cli.command import FINDING, TERMINATED
 from fedlora_cli.files.interrupts import INTERRUPTED
 from fedlora_cli.kernels import cost
 from fedlora_cli.methods.weights import Holdings, coverage

@@ -39,6 +39,7 @@ from fedlora_cli import (
     DiagnoseOptions,
     DistributeOptions,
     InputError,
+    InspectOptions,
     aggregate,
     compare,
     diagnose,
@@ -204,7 +205,7 @@ def test_the_reading_commands_take_them(tmp_path: Path) -> None:
     assert len(diagnose(folder, DiagnoseOptions()).adapters) == len(ROUND)
     assert diagnose(tmp_path / "out").subject == "adapter"
     assert len(compare(folder).methods) == len(METHODS)
-    inspected = inspect(folder, values=True)
+    inspected = inspect(folder, InspectOptions(values=True))
     assert [one.samples for one in inspected.adapters] == [client.samples for client in ROUND]
     assert not inspected.faults
     [one] = inspect(tmp_path / "out").adapters

@@ -26,6 +26,7 @@ from fedlora_cli import (
     DiagnoseOptions,
     DistributeOptions,
     InputError,
+    InspectOptions,
     aggregate,
     compare,
     diagnose,
@@ -309,7 +310,7 @@ def test_the_reading_commands_take_files(tmp_path: Path) -> None:
     assert [row.name for row in diagnosis.adapters] == [client.name for client in ROUND]
     assert diagnose(tmp_path / "out").subject == "adapter"
     assert len(compare(folder).methods) == len(METHODS)
-    inspected = inspect(folder, counts, values=True)
+    inspected = inspect(folder, InspectOptions(samples=counts, values=True))
     assert [one.samples for one in inspected.adapters] == [c.samples for c in ROUND]
     assert not inspected.faults
     shutil.copy(tmp_path / "out/lora.safetensors", tmp_path / "alone.safetensors")

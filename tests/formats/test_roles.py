@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 from support.adapters import Spec, make
 from support.damage import set_config
 
-from fedlora_cli import AggregateOptions, InputError, aggregate, distribute, formats, inspect
+from fedlora_cli import (
+    AggregateOptions,
+    InputError,
+    InspectOptions,
+    aggregate,
+    distribute,
+    formats,
+    inspect,
+)
 from fedlora_cli.errors import raise_fault
 from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.linalg.rounding import precision, same_up_to_rounding
@@ -404,7 +412,7 @@ def test_base_weights_of_another_dtype_are_the_same(
         )
         assert report.left_out == ()
         assert torch.equal(others(tmp_path / policy)["lm_head.weight"], loaded)
-    assert inspect(tmp_path / "round", values=True).faults == ()
+    assert inspect(tmp_path / "round", InspectOptions(values=True)).faults == ()
 
     changed = load_file(tmp_path / "round/b" / WEIGHTS)
     changed[f"{PREFIX}lm_head.weight"][-1] *= 1.5
@@ -415,7 +423,7 @@ def test_base_weights_of_another_dtype_are_the_same(
     skip = AggregateOptions(on_bad_client="skip")
     report = aggregate(tmp_path / "round", tmp_path / "without", skip)
     assert [one.name for one in report.left_out] == ["b"]
-    assert len(inspect(tmp_path / "round", values=True).faults) == 1
+    assert len(inspect(tmp_path / "round", InspectOptions(values=True)).faults) == 1
 
 
 def test_three_precisions_are_one_base(tmp_path: Path) -> None:

@@ -488,7 +488,7 @@ def test_the_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (lambda: Split(dirichlet=0.0), "--dirichlet: 0.0 is out of range"),
         (
             lambda: SimulateOptions(arms=(Arm("raflora"), Arm("raflora"))),
-            "--method: one of them twice",
+            "--method: a value twice",
         ),
         (lambda: Source(model="x"), "--model: digits has no use for it"),
         (lambda: Source(max_length=9), "--max-length: digits has no use for it"),

@@ -9,14 +9,11 @@ from itertools import groupby
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
-from typer.main import get_command
 
-from fedlora_cli.cli import app
+from fedlora_cli.cli.app import COMMANDS as _SUMMARIES
+from fedlora_cli.cli.app import load
 
-_GROUP = get_command(app)
-assert isinstance(_GROUP, TyperGroup)
-COMMANDS = _GROUP.commands
+COMMANDS = {name: load(name) for name in _SUMMARIES}
 
 REFERENCE = "fedlora_cli/cli/README.md"
 
@@ -30,7 +27,7 @@ def options_of(name: str) -> list[tuple[str, str, str]]:
     """Panel, option with its value, and help, of each parameter in the order of the help.
 
     >>> options_of("methods")[0]
-    ('', '--json', 'One JSON document on standard output.')
+    ('', '--json', 'Print one JSON document on standard output.')
     """
     command = COMMANDS[name]
     rows = [_row(parameter, typer.Context(command)) for parameter in command.params]

@@ -10,12 +10,13 @@ from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter
 from fedlora_cli.analysis.inspection.contents import contents, text
 from fedlora_cli.analysis.inspection.differences import differences
+from fedlora_cli.analysis.inspection.options import InspectOptions
 from fedlora_cli.analysis.inspection.origin import is_reported, origin
 from fedlora_cli.clients.discovery import find_folders
 from fedlora_cli.clients.duplicates import check_copies, digests_of
 from fedlora_cli.clients.reading import Paths, paths_of, read_clients
 from fedlora_cli.clients.sample_counts import MAX_RATIO, told_samples
-from fedlora_cli.errors import FaultHandler, InputError, UsageError, catching_faults
+from fedlora_cli.errors import FaultHandler, InputError, catching_faults
 from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location, prefetched
 from fedlora_cli.reports.inspect import Fault, InspectReport, Origin
@@ -23,27 +24,20 @@ from fedlora_cli.reports.provenance import check_manifest, read_provenance
 from fedlora_cli.text import printable
 from fedlora_cli.version import __version__
 
+DEFAULTS = InspectOptions()
+
 
 def inspect(
-    paths: Paths,
-    samples: Location | None = None,
-    base: str | None = None,
-    *,
-    adapter: str | None = None,
-    values: bool = False,
-    jobs: int = 0,
-    stage: engine.Stage = engine.quiet,
+    paths: Paths, options: InspectOptions = DEFAULTS, stage: engine.Stage = engine.quiet
 ) -> InspectReport:
-    """What headers tell of the adapters in `paths`: adapter folders, or folders of these.
+    """The contents of the adapters in `paths`: adapter folders, or folders of adapter folders.
 
-    They are checked as the clients of one aggregation with these `samples`, this `base` and every
-    `adapter` in the folder of that name in its client's, if that is given. Global
-    adapters that fedlora wrote stand apart from that, unless `samples` counts them. With `values`,
-    every tensor is read too. Bad input raises nothing here: it is a fault in the report. Raises
-    UsageError for `jobs` below 0, which is all cores.
+    The adapters are checked as the clients of one aggregation with the same `samples`, `base` and
+    `adapter`. Global adapters that fedlora wrote are listed apart, unless `samples` counts them.
+    Headers are read; with `values`, every tensor too. Bad input raises nothing: each fault is in
+    the report.
     """
-    if jobs < 0:
-        raise UsageError("--jobs", f"{jobs}", "it must be 0 or more; 0 is all cores")
+    samples, base, adapter = options.samples, options.base, options.adapter
     faults: dict[Fault, None] = {}  # in the order in which they were found
 
     def on_fault(error: InputError) -> None:
@@ -72,7 +66,11 @@ def inspect(
             # Global adapters of several rounds may well have one name.
             name = folder.resolve().name if len(apart) == 1 else str(folder)
             found.append(_Found(text(name), formats.read(folder, on_fault), None))
-    zeros = _values(found, clients, jobs, stage("reading values"), on_fault) if values else {}
+    zeros = (
+        _values(found, clients, options.jobs, stage("reading values"), on_fault)
+        if options.values
+        else {}
+    )
     return InspectReport(
         adapters=tuple(
             contents(
@@ -87,7 +85,7 @@ def inspect(
         differences=differences([(one.name, one.adapter) for one in found if one.adapter.modules]),
         faults=tuple(faults),
         notes=(*map(printable, remarks), *_remarks(found[:voting], origins)),
-        values=values,
+        values=options.values,
         version=__version__,
     )
 

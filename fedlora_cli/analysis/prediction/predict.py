@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING
 
 from fedlora_cli.analysis.prediction.advice import advise, bounding_quorum
 from fedlora_cli.analysis.prediction.forecast import forecast, start_energies
+from fedlora_cli.analysis.prediction.options import (
+    MOST_CLIENTS,
+    MOST_PARTITIONS,
+    MOST_RANK,
+    MOST_SAMPLES,
+    PredictOptions,
+)
 from fedlora_cli.analysis.prediction.population import DRAWS, Population, absent, alone, population
 from fedlora_cli.errors import UsageError
 from fedlora_cli.methods import METHODS
@@ -19,40 +26,32 @@ from fedlora_cli.version import __version__
 if TYPE_CHECKING:  # it reads adapters, and so imports torch
     from fedlora_cli.clients.cohort import Cohort
 
-#: What goes beyond these is a mistake, or takes long.
-MOST_CLIENTS = 100_000
-MOST_RANK = 4096
-MOST_PARTITIONS = 128
-MOST_SAMPLES = 1e12
+DEFAULTS = PredictOptions()
 
-#: What a person would type.
+#: Quorums to advise, as a person would type them.
 _QUORUMS = [step / 100 for step in range(101)]
 
 
 def predict(
     ranks: Sequence[int],
     samples: Sequence[float],
-    *,
-    participation: float = 1.0,
-    start: float | None = None,
-    quorum: float | None = None,
+    options: PredictOptions = DEFAULTS,
     warnings: Sequence[str] = (),
 ) -> PredictReport:
     """The forecast for clients of these ranks and sample counts, in a basis that stays and without
     training.
 
-    Each round has `participation` of the clients, at least one, drawn independently: the expected
-    energy of a rank index after t rounds is then the expected factor to the power of t. `start` is
-    ρ of round 0, spread evenly within the shared rank and beyond it; without it all rank indices
-    have the same energy. `quorum` adds raflora with that quorum. Raises UsageError.
+    The clients of each round are drawn independently: the expected energy of a rank index after t
+    rounds is the expected factor to the power of t. Raises UsageError.
     """
-    _check(ranks, samples, participation, start, quorum)
+    participation = options.participation
+    _check(ranks, samples)
     clients = population(ranks, samples)
     present = max(1, round(participation * clients.clients))
     rounds = clients.rounds(present)
     advised = bounding_quorum({q: with_quorum(q) for q in _QUORUMS}, rounds)
-    energies = start_energies(clients, start)
-    forecasts = forecast(_rows((advised, quorum)), clients, rounds, energies)
+    energies = start_energies(clients, options.start)
+    forecasts = forecast(_rows((advised, options.quorum)), clients, rounds, energies)
     partitions = _partitions(clients, present)
     return PredictReport(
         ranks=tuple(ranks),
@@ -114,13 +113,7 @@ def _partitions(clients: Population, present: int) -> tuple[PredictedPartition, 
     )
 
 
-def _check(
-    ranks: Sequence[int],
-    samples: Sequence[float],
-    participation: float,
-    start: float | None,
-    quorum: float | None,
-) -> None:
+def _check(ranks: Sequence[int], samples: Sequence[float]) -> None:
     count, different = len(ranks), len(set(ranks))
     if not 1 <= count <= MOST_CLIENTS:
         raise UsageError("predict", f"{count} clients", f"give 1 to {MOST_CLIENTS}")
@@ -141,9 +134,3 @@ def _check(
         raise UsageError("--samples", f"a count of {wrong_counts[0]:g}", cure)
     if not any(samples):
         raise UsageError("--samples", "all counts are zero", "give at least one client samples")
-    if not 0 < participation <= 1:
-        raise UsageError("--participation", f"{participation} is out of range", "give it in (0, 1]")
-    if start is not None and not 0 < start < 1:
-        raise UsageError("--start", f"{start} is out of range", "it must be in (0, 1)")
-    if quorum is not None and not 0 <= quorum <= 1:
-        raise UsageError("--quorum", f"{quorum} is out of range", "it must be in [0, 1]")
