@@ -20,11 +20,9 @@ import pytest
 from benchmarks.readme import RESULTS
 from benchmarks.rows import load, markdown
 from support import readme_attacks, readme_options, readme_simulations
-from typer.main import get_command
 
 from fedlora_cli import METHODS, FedloraError, __version__, read_clients
 from fedlora_cli.analysis.diagnosis import verdict
-from fedlora_cli.cli import app
 from fedlora_cli.cli.command import FINDING, TERMINATED
 from fedlora_cli.files.interrupts import INTERRUPTED
 from fedlora_cli.kernels import cost
@@ -243,7 +241,7 @@ def test_the_readme_names_every_document() -> None:
 
 
 def test_every_command_has_help_an_example_and_a_section() -> None:
-    commands = get_command(app).commands
+    commands = readme_options.COMMANDS
     assert set(commands) == {
         *("init", "aggregate", "diagnose", "distribute", "predict", "compare", "simulate"),
         *("inspect", "methods"),
@@ -257,7 +255,7 @@ def test_every_command_has_help_an_example_and_a_section() -> None:
 
 
 def test_the_tables_of_options_have_all_options() -> None:
-    for name, command in get_command(app).commands.items():
+    for name, command in readme_options.COMMANDS.items():
         shown = readme_options.options_table(name) + readme_options.shared_table()
         flags = [flag for one in command.params for flag in (*one.opts, *one.secondary_opts)]
         for flag in flags:
