@@ -60,6 +60,7 @@ _REPORTED = (
     "basis",
     "missing",
     "dora",
+    "split",
     "dtype",
     "base",
 )

@@ -6,7 +6,6 @@ from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.formats.peft.serving import (
-    TARGETS,
     VLLM_RANKS,
     Output,
     asks_for_ties,
@@ -25,9 +24,6 @@ def check_server(plan: Plan, rank: int | None) -> None:
     options = plan.options
     if options.target is None:
         return
-    if options.target not in TARGETS:
-        found = f"{options.target} is not known"
-        raise UsageError("--target", found, f"choose one of {', '.join(TARGETS)}")
     found_all = obstacles(options.target, _output(plan, rank))
     if not found_all:
         return

@@ -331,7 +331,9 @@ def test_a_rank_is_the_fault_of_the_option_that_decides_it(clients: Path, tmp_pa
     with pytest.raises(UsageError, match=r"^--energy: vllm cannot load rank 5\d\d "):
         aggregate(clients, out, AggregateOptions(target="vllm", method="flexlora", energy=1.0))
     assert [path.name for path in tmp_path.iterdir()] == ["round"]
-    with pytest.raises(UsageError, match="--target: tgi is not known; choose one of peft, vllm"):
+    with pytest.raises(
+        UsageError, match="--target: 'tgi' is out of range; it must be one of peft, vllm"
+    ):
         aggregate(clients, out, AggregateOptions(target="tgi"))  # type: ignore[arg-type]
 
 
