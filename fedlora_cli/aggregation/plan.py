@@ -41,16 +41,17 @@ class Plan:
     clip: FloatArray | None = None
     trust: FloatArray | None = None
 
-    def of(self, names: Collection[str]) -> Plan:
+    def subset(self, names: Collection[str]) -> Plan:
         """The plan as far as these modules and full tensors go, small enough to be sent with them.
 
         What was found of the whole cohort stands in it: all clients with their samples, the rank,
         the scale, the dtype, norms, clip and trust. What `cohort` derives from the modules of its
         clients, as `distinct_ranks`, is that of these modules.
         """
-        cohort = self.cohort.of(names)
+        cohort = self.cohort.subset(names)
         previous, before = (
-            None if one is None else one.of(names) for one in (self.previous, self.before_previous)
+            None if one is None else one.subset(names)
+            for one in (self.previous, self.before_previous)
         )
         return replace(
             self,
@@ -126,7 +127,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PlanParts:
     """A plan in parts: for each group of names the plan as far as they go, and they themselves."""
 
     plan: Plan
@@ -137,7 +138,7 @@ class Parts:
 
     def __iter__(self) -> Iterator[tuple[Plan, Sequence[str]]]:
         # One at a time: of a thousand clients, all parts together would be large.
-        return ((self.plan.of(names), names) for names in self.groups)
+        return ((self.plan.subset(names), names) for names in self.groups)
 
 
 def make_plan(

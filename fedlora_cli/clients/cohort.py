@@ -82,9 +82,9 @@ class Cohort:
         """The dtype of the factors by most of the samples, as `usual_dtype` has it."""
         return usual_dtype([client.adapter.dtype for client in self.clients], self.samples.tolist())
 
-    def of(self, names: Collection[str]) -> Cohort:
+    def subset(self, names: Collection[str]) -> Cohort:
         """The same clients with these modules and tensors alone, without remarks."""
-        clients = tuple(replace(one, adapter=one.adapter.of(names)) for one in self.clients)
+        clients = tuple(replace(one, adapter=one.adapter.subset(names)) for one in self.clients)
         modules = {name for one in clients for name in one.adapter.modules}
         tensors = {name for one in clients for name in one.adapter.tensors}
         facts = self.facts.without_names

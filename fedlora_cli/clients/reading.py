@@ -59,7 +59,7 @@ class LoadedCohort:
     """
 
     cohort: Cohort
-    told: Mapping[Location, float]
+    counts_by_path: Mapping[Location, float]
     samples_from: SamplesFrom
     remarks: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -106,7 +106,7 @@ def read_clients(
     ]
     return LoadedCohort(
         cohort=align(clients, base_model, on_fault),
-        told={formats.inside(folder, adapter): count for folder, count in told.items()},
+        counts_by_path={formats.inside(folder, adapter): count for folder, count in told.items()},
         samples_from=vouching(samples, counts),
         remarks=(*uniform(counts), *remarks, *left_out),
     )

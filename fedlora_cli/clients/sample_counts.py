@@ -109,7 +109,7 @@ def counts_from_folders(
 
     def tell(folder: Location) -> float | None:
         places = dict.fromkeys((formats.inside(folder, adapter), folder))
-        told = (told_samples(place) for place in places)
+        told = (sample_count_in(place) for place in places)
         return next((one for one in told if one is not None), None)
 
     answers = prefetched(tell, [folder for _, folder in clients])
@@ -150,7 +150,7 @@ def check_ratio(counts: Mapping[Location, float], most: float, on_fault: FaultHa
             )
 
 
-def told_samples(folder: Location) -> float | None:
+def sample_count_in(folder: Location) -> float | None:
     """The sample count that a client's folder tells. Raises InputError, for the folder of a global
     adapter too.
     """

@@ -89,7 +89,7 @@ def select_clients(
     )
     return LoadedCohort(
         cohort=cohort,
-        told={formats.inside(folder, adapter): count for folder, count in counts.items()},
+        counts_by_path={formats.inside(folder, adapter): count for folder, count in counts.items()},
         samples_from=vouching(samples, counts),
         remarks=(*uniform(counts), *odd, *remarks),
         left_out=misfits,

@@ -24,7 +24,7 @@ def check_in_peft(model: Any, base: str, recipients: Sequence[Recipient], place:
     The model is on the meta device. Adapters that adapt the same modules differ in ranks alone, so
     that one of them is tried for all. Raises InputError.
     """
-    distinct = {frozenset(one.shares): one for one in recipients}
+    distinct = {frozenset(one.modules): one for one in recipients}
     for one in distinct.values():
         _check(model, base, place / one.name)
 

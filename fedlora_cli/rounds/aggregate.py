@@ -13,7 +13,7 @@ from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.module import ranks_for_energy
 from fedlora_cli.aggregation.options import AggregateOptions
-from fedlora_cli.aggregation.plan import Parts, Plan
+from fedlora_cli.aggregation.plan import Plan, PlanParts
 from fedlora_cli.aggregation.target import check_server
 from fedlora_cli.clients.reading import Paths
 from fedlora_cli.errors import UsageError
@@ -32,7 +32,7 @@ from fedlora_cli.rounds.preparation import Preparation, prepare
 from fedlora_cli.rounds.screening import drop_invalid_clients
 from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.verify import verify
-from fedlora_cli.rounds.work import work_of
+from fedlora_cli.rounds.work import estimate_work
 from fedlora_cli.text import first_line
 
 #: The choices of the command when no option is given.
@@ -94,7 +94,7 @@ def execute(task: Preparation, stage: engine.Stage = engine.quiet) -> AggregateR
 
 def _explained(plan: Plan, jobs: int, report: AggregateReport) -> AggregateReport:
     """The report with what the work takes; with the routes where they are asked for."""
-    work = work_of(plan, jobs)
+    work = estimate_work(plan, jobs)
     return replace(report, work=work if plan.options.explain else replace(work, routes=()))
 
 
@@ -119,7 +119,7 @@ def _with_rank(plan: Plan, workers: Workers, progress: engine.Progress) -> Plan:
     All modules are read once for it, so that none has to be kept until the rank is known.
     """
     groups = grouped(plan.adapters, plan.modules)
-    found = engine.run(ranks_for_energy, Parts(plan, groups), workers, progress)
+    found = engine.run(ranks_for_energy, PlanParts(plan, groups), workers, progress)
     return replace(plan, rank=max([1, *(rank for ranks in found for rank in ranks)]))
 
 

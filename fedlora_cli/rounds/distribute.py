@@ -33,7 +33,7 @@ from fedlora_cli.rounds.distribution import (
     nothing,
 )
 from fedlora_cli.rounds.options import DistributeOptions
-from fedlora_cli.rounds.recipients import Recipient, Share, like
+from fedlora_cli.rounds.recipients import Recipient, RecipientModule, like
 from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
 
@@ -74,7 +74,7 @@ def distribute(
     with claimed_folder(output, force=options.force):
         check_room(recipients, output)
         jobs = options.jobs or engine.available_cores()
-        shapes = {name: share.shape for one in recipients for name, share in one.shares.items()}
+        shapes = {name: share.shape for one in recipients for name, share in one.modules.items()}
         names = sorted(adapter.modules)
         work, progress = grouped([adapter], names), stage("decomposing modules")
         svds: dict[str, Svd] = {}
@@ -126,7 +126,7 @@ def _handed(
     name: str, shape: tuple[int, int], s: Tensor, recipients: Sequence[Recipient]
 ) -> HandedModule:
     energy = s.square().cumsum(0)
-    held = [min(one.shares[name].rank, len(s)) for one in recipients if name in one.shares]
+    held = [min(one.modules[name].rank, len(s)) for one in recipients if name in one.modules]
     kept = [float(energy[rank - 1] / energy[-1]) for rank in held if rank > 0]
     return HandedModule(
         name=name,
@@ -146,13 +146,13 @@ def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
             found = f"{rank}, where no module has more than {largest} directions"
             raise UsageError("--rank", found, "give a smaller one")
         shares = {
-            name: Share(rank, options.alpha or one.scale * rank, one.shape, one.layout)
+            name: RecipientModule(rank, options.alpha or one.scale * rank, one.shape, one.layout)
             for name, one in adapter.modules.items()
         }
         recipients.append(
             Recipient(
                 name=f"rank-{rank}",
-                shares=shares,
+                modules=shares,
                 dtype=options.dtype or adapter.dtype,
                 tensors=adapter.tensors,
                 facts=replace(_facts(adapter, options), rslora=False),
@@ -187,8 +187,8 @@ def _like_clients(
         tensors = {name: adapter.tensors.get(name, kept) for name, kept in own.tensors.items()}
         recipients.append(replace(own, tensors=tensors, facts=_facts(client.adapter, options)))
         for before, names, after in (
-            ("without ", set(adapter.modules) - set(own.shares), ", not adapted there"),
-            ("", set(own.shares) - set(adapter.modules), " starts at zero"),
+            ("without ", set(adapter.modules) - set(own.modules), ", not adapted there"),
+            ("", set(own.modules) - set(adapter.modules), " starts at zero"),
             ("without ", set(adapter.tensors) - set(own.tensors), ", not trained in full there"),
             ("", set(own.tensors) - set(adapter.tensors), " stays as it was"),
         ):

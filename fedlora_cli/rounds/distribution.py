@@ -56,13 +56,13 @@ def check_room(recipients: Sequence[Recipient], output: Location) -> None:
     Raises UsageError, InputError and OutputError.
     """
     for one in recipients:
-        alpha = max(share.alpha for share in one.shares.values())
+        alpha = max(share.alpha for share in one.modules.values())
         if alpha > LARGEST_ALPHA:
             found = f"{alpha:g} in {one.name}, which no reader of adapters takes"
             raise UsageError("--alpha", found, f"give one of at most {LARGEST_ALPHA:g}")
     check_space(output, sum(_bytes(one) for one in recipients))
     # The largest may be beyond what a reader takes; all of them are held to it when written.
-    largest = max(recipients, key=lambda one: sum(map(len, (*one.shares, *one.tensors))))
+    largest = max(recipients, key=lambda one: sum(map(len, (*one.modules, *one.tensors))))
     formats.FORMATS[largest.format].check_new(_described(largest), {})
 
 
@@ -89,7 +89,7 @@ def hand_out(
         folder.mkdir()
         chosen = formats.FORMATS[one.format]
         with chosen.writing(_described(one), folder, provenance) as put:
-            for name, share in one.shares.items():
+            for name, share in one.modules.items():
                 leading = take(name, share.rank, one.scale(name))
                 made = cast(leading, one.dtype, f"{one.name}: {name}")
                 put(name, at_rank(made, share.rank, name))
@@ -120,7 +120,7 @@ def _check_readable(folder: Path, one: Recipient) -> None:
     # A file of an older PEFT holds the transposed updates of experts.
     wanted = {
         name: (share.shape[::-1] if share.layout.turned else share.shape, share.rank)
-        for name, share in one.shares.items()
+        for name, share in one.modules.items()
     }
     for name in sorted(there.keys() | wanted.keys()):
         if there.get(name) != wanted.get(name):
@@ -133,7 +133,7 @@ def _check_readable(folder: Path, one: Recipient) -> None:
 
 def _described(one: Recipient) -> NewAdapter:
     """What a recipient's adapter will be, without any values."""
-    shares, tensors = one.shares, one.tensors
+    shares, tensors = one.modules, one.tensors
     owners = {tensor.owner for tensor in tensors.values()}
     return NewAdapter(
         factors={
@@ -175,7 +175,7 @@ def distribution_row(
     """What the report says of one adapter. `spectra` are all singular values of what was handed
     out, by module.
     """
-    shares = one.shares
+    shares = one.modules
     held = {name: min(shares[name].rank, len(s)) for name, s in spectra.items() if name in shares}
     total = sum(float(s.square().sum()) for s in spectra.values())
     kept = sum(float(spectra[name][:rank].square().sum()) for name, rank in held.items())
@@ -204,6 +204,6 @@ def _common(values: Sequence[float]) -> float | None:
 
 def _bytes(one: Recipient) -> int:
     """What its factors and full tensors take in a file."""
-    factors = (stored_bytes((s.rank, sum(s.shape)), one.dtype) for s in one.shares.values())
+    factors = (stored_bytes((s.rank, sum(s.shape)), one.dtype) for s in one.modules.values())
     full = (stored_bytes(tensor.shape, tensor.dtype) for tensor in one.tensors.values())
     return sum(factors) + sum(full)

@@ -37,7 +37,7 @@ from fedlora_cli.rounds.distribution import (
 from fedlora_cli.rounds.heads import head_tensors
 from fedlora_cli.rounds.options import SCALING, InitOptions
 from fedlora_cli.rounds.peft_layers import parameter_name
-from fedlora_cli.rounds.recipients import Recipient, Share, like
+from fedlora_cli.rounds.recipients import Recipient, RecipientModule, like
 from fedlora_cli.rounds.skeleton import Skeleton, make_skeleton
 from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
@@ -233,8 +233,8 @@ def _of_rank(
     alpha = options.alpha or (options.scaling or SCALING) * rank
     return Recipient(
         name=f"rank-{rank}",
-        shares={
-            name: Share(one.rank * rank, one.alpha * alpha, one.shape, one.layout)
+        modules={
+            name: RecipientModule(one.rank * rank, one.alpha * alpha, one.shape, one.layout)
             for name, one in skeleton.modules.items()
         },
         dtype=options.dtype or "float32",
@@ -265,7 +265,7 @@ def _like(
     # A file does not tell which of its factors belong to which parameter; the model does.
     shares = {
         name: replace(share, layout=skeleton.modules[name].layout)
-        for name, share in own.shares.items()
+        for name, share in own.modules.items()
     }
     if options.scaling is not None:
         root = 0.5 if own.facts.rslora else 1.0
@@ -275,7 +275,7 @@ def _like(
         }
     return replace(
         own,
-        shares=shares,
+        modules=shares,
         tensors={name: tensors[name] for name in own.tensors if name in tensors},
         facts=replace(
             own.facts,

@@ -12,7 +12,7 @@ from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import NewAdapter, common_ties
 from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.module import Outcome, aggregate_part
-from fedlora_cli.aggregation.plan import Parts, Plan
+from fedlora_cli.aggregation.plan import Plan, PlanParts
 from fedlora_cli.execution import engine
 from fedlora_cli.execution.workers import Workers
 from fedlora_cli.linalg.casting import described, stored_bytes
@@ -48,7 +48,7 @@ def write_adapter(
     weights: dict[bytes, FloatArray] = {}
     with chosen.writing(described, folder, _provenance(plan, digests)) as put:
         groups = grouped(plan.adapters, plan.modules)
-        for part in engine.run(aggregate_part, Parts(plan, groups), workers):
+        for part in engine.run(aggregate_part, PlanParts(plan, groups), workers):
             for factors, outcome in part:
                 put(outcome.name, factors)
                 # Most modules have the same weights, which are large where clients are many.

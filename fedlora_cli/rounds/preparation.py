@@ -16,7 +16,7 @@ from fedlora_cli.aggregation.plan import Plan, check_ranks, make_plan
 from fedlora_cli.aggregation.target import check_server, server_doubts
 from fedlora_cli.clients.cohort import Cohort
 from fedlora_cli.clients.reading import LoadedCohort, Paths, paths_of, read_clients
-from fedlora_cli.clients.sample_counts import told_samples
+from fedlora_cli.clients.sample_counts import sample_count_in
 from fedlora_cli.clients.skipping import check_number, leave_out, select_clients
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.folder import check_apart, check_place, check_target, other_than
@@ -124,7 +124,7 @@ def _remark(earlier: Location) -> str:
 
 def _tells_samples(folder: Location) -> bool:
     try:
-        return told_samples(folder) is not None
+        return sample_count_in(folder) is not None
     except InputError:  # a global adapter's own report, or a damaged one
         return False
 

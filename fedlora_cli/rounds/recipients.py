@@ -10,7 +10,7 @@ from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, FactorLayout,
 
 
 @dataclass(frozen=True)
-class Share:
+class RecipientModule:
     """What a recipient holds of one module: rank and lora_alpha; `shape` is (out, in)."""
 
     rank: int
@@ -26,7 +26,7 @@ class Recipient:
     """
 
     name: str
-    shares: Mapping[str, Share]
+    modules: Mapping[str, RecipientModule]
     dtype: str
     tensors: Mapping[str, FullTensor]
     facts: AdapterMetadata
@@ -35,11 +35,11 @@ class Recipient:
     @property
     def rank(self) -> int:
         """The largest of any module."""
-        return max(share.rank for share in self.shares.values())
+        return max(share.rank for share in self.modules.values())
 
     def scale(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) where it trains with rsLoRA (arXiv:2312.03732)."""
-        share = self.shares[module]
+        share = self.modules[module]
         return share.alpha / (math.sqrt(share.rank) if self.facts.rslora else share.rank)
 
 
@@ -47,8 +47,8 @@ def like(name: str, adapter: Adapter, alpha: float | None, dtype: str | None) ->
     """A recipient of what this adapter holds: its ranks by module, its alphas, its dtype, heads."""
     return Recipient(
         name=name,
-        shares={
-            module: Share(one.rank, alpha or one.alpha, one.shape, one.layout)
+        modules={
+            module: RecipientModule(one.rank, alpha or one.alpha, one.shape, one.layout)
             for module, one in adapter.modules.items()
         },
         dtype=dtype or adapter.dtype,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fedlora_cli.adapters.batches import grouped, module_bytes
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.routes import route_of
-from fedlora_cli.reports.aggregate import RouteRow, Work
+from fedlora_cli.reports.aggregate import RouteRow, WorkEstimate
 from fedlora_cli.rounds.output import written_bytes
 
 #: A process that has loaded torch and read the headers of a few clients (measured: 290 MB).
@@ -29,7 +29,7 @@ _COMPARISON = 3 * 8
 _AVERAGED = 8
 
 
-def work_of(plan: Plan, jobs: int) -> Work:
+def estimate_work(plan: Plan, jobs: int) -> WorkEstimate:
     """The estimates for this plan, with so many modules at a time; of one worker on a cluster."""
     if plan.options.cluster is not None:
         jobs = 1
@@ -40,7 +40,7 @@ def work_of(plan: Plan, jobs: int) -> Work:
     full = max((2 * _AVERAGED * math.prod(one.shape) for one in tensors), default=0)
     entries = sum(2 * len(one.modules) + len(one.tensors) for one in adapters)
     compared = jobs * max((_compared_bytes(plan, names) for names in groups), default=0)
-    return Work(
+    return WorkEstimate(
         memory=_PROCESS + _ENTRY * entries + max(jobs * largest, full, compared),
         read=sum(module_bytes(adapters, name) for name in plan.modules),
         write=None if plan.rank is None else written_bytes(plan),
@@ -56,7 +56,7 @@ def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
     # These know one way only.
     options = plan.options
     exact = plan.method.compress == "none" or options.verify or options.energy is not None
-    chosen = [choice.of("qr") if exact else choice.chosen for choice in choices]
+    chosen = [choice.estimate("qr") if exact else choice.chosen for choice in choices]
     needed = max(one.bytes for one in chosen)
     if len(names) == 1 and chosen[0].route == "dense":
         return needed
