@@ -5,8 +5,8 @@ from __future__ import annotations
 from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.formats.peft.serving import TARGETS, Output, asks_for_ties, doubts, obstacles
-from fedlora_cli.formats.peft.writing import config_names
+from fedlora_cli.formats.serving import TARGETS, Output, asks_for_ties, doubts, obstacles
+from fedlora_cli.formats.terms import config_names
 
 
 def check_server(plan: Plan, rank: int | None) -> None:

@@ -44,7 +44,7 @@ from fedlora_cli.clients.sample_counts import MAX_RATIO
 from fedlora_cli.errors import UsageError
 from fedlora_cli.execution.cluster import ClusterWarning
 from fedlora_cli.files.locations import optional
-from fedlora_cli.formats.peft.serving import VLLM_RANKS
+from fedlora_cli.formats.serving import VLLM_RANKS
 from fedlora_cli.methods import METHODS
 from fedlora_cli.remote import Location
 from fedlora_cli.render.progress import progress_on

@@ -10,7 +10,7 @@ import torch
 
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.safetensors import read_header
-from fedlora_cli.formats.peft import WEIGHTS
+from fedlora_cli.formats.terms import WEIGHTS
 from fedlora_cli.libraries import muted
 from fedlora_cli.rounds.recipients import Recipient
 from fedlora_cli.text import first_line, shortened

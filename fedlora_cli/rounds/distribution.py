@@ -22,8 +22,7 @@ from fedlora_cli.files.folder import (
     other_than,
     other_than_folders,
 )
-from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
-from fedlora_cli.formats.peft.names import LORA_BIAS
+from fedlora_cli.formats.terms import LARGEST_ALPHA, LORA_BIAS
 from fedlora_cli.linalg.casting import at_rank, cast, described, stored_bytes
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location, Remote

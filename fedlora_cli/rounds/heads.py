@@ -13,8 +13,8 @@ from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.safetensors import read_header
+from fedlora_cli.formats.skeleton import Skeleton
 from fedlora_cli.linalg.casting import seed_of
-from fedlora_cli.rounds.skeleton import Skeleton
 from fedlora_cli.text import first_line
 
 _WEIGHTS = "model.safetensors"

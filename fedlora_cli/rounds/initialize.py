@@ -19,7 +19,8 @@ from fedlora_cli.errors import FaultHandler, InputError, UsageError, raise_fault
 from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
-from fedlora_cli.formats.peft.names import target_of
+from fedlora_cli.formats.skeleton import Skeleton, make_skeleton, parameter_name
+from fedlora_cli.formats.terms import TASK_TYPES, target_of
 from fedlora_cli.libraries import muted
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.casting import seed_of
@@ -35,10 +36,8 @@ from fedlora_cli.rounds.distribution import (
     nothing,
 )
 from fedlora_cli.rounds.heads import head_tensors
-from fedlora_cli.rounds.options import SCALING, InitOptions
-from fedlora_cli.rounds.peft_layers import parameter_name
+from fedlora_cli.rounds.options import CLASSES, SCALING, InitOptions
 from fedlora_cli.rounds.recipients import Recipient, RecipientModule, like
-from fedlora_cli.rounds.skeleton import Skeleton, make_skeleton
 from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
 
@@ -174,7 +173,14 @@ def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleto
         saved = tuple(sorted({tensor.owner for tensor in full if tensor.owner is not None}))
     try:
         skeleton = make_skeleton(
-            base, options.revision, task, targets, saved, options.num_labels, parameters
+            base,
+            options.revision,
+            None if task is None else CLASSES[task],
+            task if task in TASK_TYPES else None,
+            targets,
+            saved,
+            options.num_labels,
+            parameters,
         )
     except UsageError as error:
         if cohort is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedlora_cli.aggregation.options import Dtype
 from fedlora_cli.errors import UsageError, require
-from fedlora_cli.formats.peft.fields import LARGEST_ALPHA, TASK_TYPES
+from fedlora_cli.formats.terms import LARGEST_ALPHA, TASK_TYPES
 
 #: lora_alpha / r where nobody says: the usual choice, and one scaling for all ranks.
 SCALING = 2.0

@@ -15,8 +15,8 @@ from support.starts import QV, Base, run, save_base, set_config
 from transformers import LlamaConfig
 
 from fedlora_cli import InitOptions, InputError, OutputError, UsageError, initialize
+from fedlora_cli.formats.skeleton import make_skeleton
 from fedlora_cli.libraries import muted
-from fedlora_cli.rounds.skeleton import make_skeleton
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def test_a_model_of_seventy_billion_parameters_is_never_allocated(tmp_path: Path
     ).save_pretrained(home)
 
     with muted():
-        skeleton = make_skeleton(str(home), None, "CAUSAL_LM", None, (), None)
+        skeleton = make_skeleton(
+            str(home), None, "AutoModelForCausalLM", "CAUSAL_LM", None, (), None
+        )
     report = initialize(home, tmp_path / "out", options=InitOptions(ranks=(1,), task="CAUSAL_LM"))
 
     state = [*skeleton.model.parameters(), *skeleton.model.buffers()]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from fedlora_cli.errors import UsageError
+from fedlora_cli.formats.peft.layers import OTHERS, Adapted, parameters_of
 from fedlora_cli.formats.peft.names import target_of
-from fedlora_cli.rounds.peft_layers import OTHERS, Adapted, parameters_of
 from fedlora_cli.text import first_line, shortened
 
 _MODULES, _PARAMETERS = "--target-modules", "--target-parameters"

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.formats.peft.fields import TASK_TYPES
-from fedlora_cli.rounds.options import CLASSES
-from fedlora_cli.rounds.peft_layers import NAME, Adapted, adapted_modules, check_tensors
-from fedlora_cli.rounds.requested import request
+from fedlora_cli.formats.peft.layers import (
+    NAME,
+    Adapted,
+    adapted_modules,
+    check_tensors,
+    parameter_name,
+)
+from fedlora_cli.formats.peft.targets import request
 from fedlora_cli.text import first_line
+
+__all__ = ["Skeleton", "make_skeleton", "parameter_name"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +48,8 @@ class Skeleton:
 def make_skeleton(
     base: str,
     revision: str | None,
-    task: str | None,
+    auto_class: str | None,
+    task_type: str | None,
     targets: Sequence[str] | str | None,
     modules_to_save: Sequence[str],
     num_labels: int | None,
@@ -63,12 +70,12 @@ def make_skeleton(
         lora_alpha=1,
         # Nothing is initialized on a device without memory.
         init_lora_weights=False,
-        task_type=task if task in TASK_TYPES else None,
+        task_type=task_type,
         target_modules=targets if targets is None or isinstance(targets, str) else list(targets),
         target_parameters=list(parameters) or None,
         modules_to_save=list(modules_to_save) or None,
     )
-    model = _model(base, _configuration(base, revision, num_labels), task)
+    model = _model(base, _configuration(base, revision, num_labels), auto_class)
     asked = request(model, targets, parameters)
     asked.check_heads(modules_to_save)
     with torch.device("meta"):
@@ -112,23 +119,23 @@ def _configuration(base: str, revision: str | None, num_labels: int | None) -> A
         raise InputError(base, found, "name a model folder, or a model of the hub") from error
 
 
-def _model(base: str, config: Any, task: str | None) -> Any:
+def _model(base: str, config: Any, auto_class: str | None) -> Any:
     """The model on the meta device, of the class for the task, or that it was saved from.
 
     Raises InputError.
     """
     import transformers
 
-    name = CLASSES[task] if task is not None else (config.architectures or [None])[0]
+    name = auto_class or (config.architectures or [None])[0]
     kind: Any = getattr(transformers, str(name), None)
-    if task is None and not _is_model(kind):
+    if auto_class is None and not _is_model(kind):
         found = "it does not say from which class it was saved"
         if name is not None:
             found = f"it was saved from {name}, which is no model of transformers"
         raise InputError(base, found, "give --task, such as CAUSAL_LM")
     try:
         with torch.device("meta"):
-            if task is not None:
+            if auto_class is not None:
                 return kind.from_config(config, trust_remote_code=False)
             return kind(config)
     except Exception as error:  # sizes that contradict each other, a library that is not there
