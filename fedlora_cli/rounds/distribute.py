@@ -12,10 +12,9 @@ from torch import Tensor
 from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, read_modules
 from fedlora_cli.adapters.batches import grouped
-from fedlora_cli.clients.cohort import Client, Cohort, align, with_earlier
-from fedlora_cli.clients.names import name_folders
-from fedlora_cli.clients.reading import Paths, paths_of, read_adapters
-from fedlora_cli.errors import UsageError, raise_fault
+from fedlora_cli.clients.cohort import Cohort, with_earlier
+from fedlora_cli.clients.reading import Paths, paths_of, read_without_counts
+from fedlora_cli.errors import UsageError
 from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
@@ -166,13 +165,9 @@ def _cohort(
     adapter: Adapter, places: Sequence[Location], options: DistributeOptions
 ) -> tuple[Cohort, Adapter, tuple[str, ...]]:
     """The clients to be like, the global adapter that fits them, and remarks. Raises InputError."""
-    named, left_out = name_folders(places, adapter=options.adapter)
-    homes = [formats.inside(folder, options.adapter) for _, folder in named]
-    read = read_adapters(homes, raise_fault)
-    clients = [Client(name, one, 1.0) for (name, _), one in zip(named, read, strict=True)]
-    cohort = align(clients, options.base)
+    cohort, remarks = read_without_counts(places, options.base, options.adapter)
     cohort, [adapter] = with_earlier(cohort, [adapter], base_declared=options.base is not None)
-    return cohort, adapter, left_out
+    return cohort, adapter, remarks
 
 
 def _like_clients(
@@ -196,8 +191,7 @@ def _like_clients(
             if names:
                 remark = f"{before}{shortened(sorted(names))}{after}{why}"
                 differing.setdefault(remark, []).append(client.name)
-    notes = [note for client in cohort.clients for note in client.adapter.notes]
-    return recipients, (*notes, *(f"{shortened(who)}: {what}" for what, who in differing.items()))
+    return recipients, tuple(f"{shortened(names)}: {remark}" for remark, names in differing.items())
 
 
 def _facts(adapter: Adapter, options: DistributeOptions) -> AdapterMetadata:

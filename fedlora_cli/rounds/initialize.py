@@ -10,11 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, FullTensor, Selection
-from fedlora_cli.clients.cohort import Client, Cohort, align
-from fedlora_cli.clients.names import name_folders
-from fedlora_cli.clients.reading import Paths, paths_of
+from fedlora_cli.clients.cohort import Client, Cohort
+from fedlora_cli.clients.reading import Paths, paths_of, read_without_counts
 from fedlora_cli.errors import FaultHandler, InputError, UsageError, raise_fault
 from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
@@ -136,12 +134,10 @@ def _cohort(
     places: Sequence[Location], base: str, adapter: str | None
 ) -> tuple[Cohort, tuple[str, ...]]:
     """The clients to be like, whatever they call the base model, and remarks."""
-    named, left_out = name_folders(places, adapter=adapter)
-    clients = [Client(name, formats.read(formats.inside(one, adapter)), 1.0) for name, one in named]
-    cohort = align(clients, base)
+    cohort, remarks = read_without_counts(places, base, adapter)
     for client in cohort.clients:
         _check_plain(client.adapter)
-    return cohort, (*left_out, *(note for c in cohort.clients for note in c.adapter.notes))
+    return cohort, remarks
 
 
 def _check_plain(adapter: Adapter) -> None:

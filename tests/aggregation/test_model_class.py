@@ -121,7 +121,7 @@ def clients(root: Path, *mappings: Any) -> Path:
     [
         ((LLAMA, LLAMA, LLAMA), LLAMA, None),
         ((LLAMA, LLAMA, None), LLAMA, None),
-        ((LLAMA, None, None), LLAMA, "only client-0 says its model class is transformers.models."),
+        ((LLAMA, None, None), LLAMA, "only client-0 states the model class: transformers.models."),
         ((None, None), None, None),
         (
             (LLAMA, BERT, LLAMA),
