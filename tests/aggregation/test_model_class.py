@@ -186,5 +186,5 @@ def test_a_class_alone_is_no_model_to_be_like(tmp_path: Path, base: Base) -> Non
         (LLAMA["parent_library"], LLAMA["base_model_class"])
     )
     set_config(home, architectures=["BertForSequenceClassification"])
-    with pytest.raises(InputError, match="BertForSequenceClassification cannot be made of its"):
+    with pytest.raises(InputError, match="BertForSequenceClassification cannot be built from its"):
         initialize(home, tmp_path / "other", [tmp_path / "start"])
