@@ -253,7 +253,7 @@ class Adapter:
         owners = {tensor.owner for tensor in self.tensors.values()}
         return any(module in self.modules or module in owners for module in modules)
 
-    def of(self, names: Collection[str]) -> Adapter:
+    def subset(self, names: Collection[str]) -> Adapter:
         """The same with these modules and tensors alone, without remarks. It may have none left."""
         return replace(
             self,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedlora_cli.adapters.batches import grouped
-from fedlora_cli.aggregation.plan import Parts, Plan
+from fedlora_cli.aggregation.plan import Plan, PlanParts
 from fedlora_cli.aggregation.reading import checked, client_factors
 from fedlora_cli.errors import InputError
 from fedlora_cli.execution import engine
@@ -58,7 +58,7 @@ def bounded(plan: Plan, executor: Workers | int, progress: engine.Progress) -> P
     """
     clients = [client.adapter for client in plan.cohort.clients]
     biases = [(name,) for name in _biases(plan)]
-    parts = Parts(plan, [*grouped(clients, plan.cohort.modules), *biases])
+    parts = PlanParts(plan, [*grouped(clients, plan.cohort.modules), *biases])
     look = partial(_look, plan.cohort.distinct_ranks)
     # Summed as they come: matrices of all pairs of clients for every module would not fit.
     total = reduce(add, engine.run(look, parts, executor, progress))

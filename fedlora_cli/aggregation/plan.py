@@ -1,4 +1,4 @@
-"""What will be computed, decided from headers alone; every contradiction is found here."""
+"""The plan of an aggregation, made from headers alone; it finds every contradiction."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fedlora_cli.text import shortened
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One aggregation, ready to run. `rank` is None while `--energy` has still to decide it.
+    """An aggregation, ready to run. `rank` is None until `--energy` has chosen it.
 
-    Where updates were looked at beforehand, `norms` (K,) are the clients' ‖ΔW_k‖_F over all
-    modules, `clip` (K,) what each is multiplied by, `trust` (K,) what its samples are.
+    If the clients were compared beforehand, `norms` (K,) are their ‖ΔW_k‖_F over all modules,
+    `clip` (K,) the factors of their updates, `trust` (K,) the factors of their samples.
     """
 
     cohort: Cohort
@@ -41,16 +41,16 @@ class Plan:
     clip: FloatArray | None = None
     trust: FloatArray | None = None
 
-    def of(self, names: Collection[str]) -> Plan:
-        """The plan as far as these modules and full tensors go, small enough to be sent with them.
+    def subset(self, names: Collection[str]) -> Plan:
+        """The plan for these modules and full tensors, small enough to be sent to a worker.
 
-        What was found of the whole cohort stands in it: all clients with their samples, the rank,
-        the scale, the dtype, norms, clip and trust. What `cohort` derives from the modules of its
-        clients, as `distinct_ranks`, is that of these modules.
+        Clients, samples, rank, scale, dtype, norms, clip and trust stay those of the whole cohort.
+        Properties that `cohort` derives from modules, such as `distinct_ranks`, are of the subset.
         """
-        cohort = self.cohort.of(names)
+        cohort = self.cohort.subset(names)
         previous, before = (
-            None if one is None else one.of(names) for one in (self.previous, self.before_previous)
+            None if one is None else one.subset(names)
+            for one in (self.previous, self.before_previous)
         )
         return replace(
             self,
@@ -63,23 +63,25 @@ class Plan:
 
     @property
     def samples(self) -> FloatArray:
-        """n_k as they count, shape (K,)."""
+        """n_k times the trust, shape (K,)."""
         return self.cohort.samples * (1.0 if self.trust is None else self.trust)
 
     def clipped(self, k: int) -> float:
-        """What client k's update is multiplied by."""
+        """The factor of client k's update."""
         return 1.0 if self.clip is None else float(self.clip[k])
 
     @property
     def adapters(self) -> list[Adapter]:
-        """All that are read: the clients', in their order, and those of earlier rounds."""
+        """The clients' adapters in their order, then those of earlier rounds."""
         earlier = (self.previous, self.before_previous)
         clients = (client.adapter for client in self.cohort.clients)
         return [*clients, *(one for one in earlier if one is not None)]
 
     def holdings(self, module: str, norms: FloatArray) -> Holdings:
-        """Who holds what in one module. A client that does not adapt it takes its samples with it,
-        unless `--missing zero` lets it count as a zero update.
+        """The ranks, samples and norms of the clients in a module.
+
+        A client that does not adapt the module has no samples in it; with `--missing zero`, it
+        counts as a zero update.
         """
         ranks = self.cohort.ranks(module)
         samples = self.samples
@@ -88,8 +90,9 @@ class Plan:
         return Holdings(ranks, samples, norms, self.previous_rank(module))
 
     def starts(self, module: str) -> tuple[int, ...]:
-        """The rank indices from which on a client's weight in a module may be another, ascending
-        from 0. Clients in SVD order have parts that are orthogonal, which need no look.
+        """The rank indices at which weights in a module may change, ascending from 0.
+
+        Parts of clients in SVD order are orthogonal and are not separated.
         """
         by_index = not self.method.basis_free or self.options.max_weight is not None
         if not by_index or self.options.basis == "svd":
@@ -101,15 +104,16 @@ class Plan:
         return self._first(module).shape
 
     def layout(self, module: str) -> FactorLayout:
-        """How the output holds the factors of a module: never turned."""
+        """The output's layout of a module's factors: never transposed."""
         return replace(self._first(module).layout, turned=False)
 
     def _first(self, module: str) -> Module:
         return next(one.modules[module] for one in self.adapters if module in one.modules)
 
     def weights(self) -> dict[str, FloatArray]:
-        """The clients' weights (K, R) by module as far as headers tell: not a number where the rule
-        needs the norms of the updates, or a robust rule has still to look at them.
+        """The clients' weights (K, R) by module.
+
+        NaN if the rule needs norms, or before a robust rule has compared the updates.
         """
         unknown = np.full(len(self.cohort.clients), np.nan)
         known = 1.0 if self.options.robust is None or self.trust is not None else np.nan
@@ -121,13 +125,13 @@ class Plan:
         """The previous adapter's rank in a module, for methods that use it."""
         if self.previous is None or not self.method.uses_previous:
             return 0
-        found = self.previous.modules.get(module)
-        return 0 if found is None else found.rank
+        previous = self.previous.modules.get(module)
+        return 0 if previous is None else previous.rank
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A plan in parts: for each group of names the plan as far as they go, and they themselves."""
+class PlanParts:
+    """A plan in parts: for each group of names, the plan's subset and the names."""
 
     plan: Plan
     groups: Sequence[Sequence[str]]
@@ -136,8 +140,8 @@ class Parts:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[tuple[Plan, Sequence[str]]]:
-        # One at a time: of a thousand clients, all parts together would be large.
-        return ((self.plan.of(names), names) for names in self.groups)
+        # One by one: with a thousand clients, all parts together would be large.
+        return ((self.plan.subset(names), names) for names in self.groups)
 
 
 def make_plan(
@@ -146,7 +150,7 @@ def make_plan(
     previous: Adapter | None = None,
     before_previous: Adapter | None = None,
 ) -> Plan:
-    """The plan for these clients and choices. Raises UsageError and InputError."""
+    """The plan for these clients and options. Raises UsageError and InputError."""
     method = find(options.method)
     _check_choices(method, options, previous, before_previous)
     check_ranks(cohort, options.max_rank, raise_fault)
@@ -169,7 +173,7 @@ def make_plan(
         before_previous=before_previous,
         modules=_modules(cohort, earlier),
         rank=_output_rank(cohort, options, method, earlier),
-        # One scaling for all clients is kept, so that training goes on as before.
+        # A common scaling is kept, so that training continues unchanged.
         scale=cohort.common_scale or 1.0,
         dtype=options.dtype or cohort.dtype,
         warnings=(
@@ -181,15 +185,15 @@ def make_plan(
 
 
 def _other_dtypes(cohort: Cohort) -> Iterator[str]:
-    """A warning for every dtype of clients that is not the output's."""
+    """A warning for every dtype of clients other than the output's."""
     others: dict[str, list[str]] = {}
     for client in cohort.clients:
         if client.adapter.dtype != cohort.dtype:
             others.setdefault(client.adapter.dtype, []).append(client.name)
     for dtype, names in sorted(others.items()):
         yield (
-            f"{shortened(names)} sent {dtype}; the global adapter is {cohort.dtype}, by most of "
-            "the samples; --dtype sets another"
+            f"{shortened(names)} sent {dtype}; the global adapter is {cohort.dtype}, the dtype of "
+            "most samples; --dtype sets another"
         )
 
 
@@ -206,7 +210,7 @@ _DORA = (
 def _check_choices(
     method: Method, options: AggregateOptions, previous: Adapter | None, before: Adapter | None
 ) -> None:
-    # In a folder of rounds, what came before the first is known: nothing.
+    # In a folder of rounds, a first round is known to have no earlier adapter.
     unknown = options.rounds is None and (previous is None or before is None)
     if options.momentum and unknown:
         found = f"{options.momentum} without two earlier global adapters"
@@ -225,7 +229,7 @@ def _check_choices(
 
 
 def _check_robust(cohort: Cohort, options: AggregateOptions, method: Method) -> None:
-    """Whether the robust rule can judge these clients."""
+    """Raise UsageError if the robust rule cannot be used with these clients."""
     robust, f = options.robust, options.attackers or 0
     if robust is None:
         return
@@ -239,14 +243,14 @@ def _check_robust(cohort: Cohort, options: AggregateOptions, method: Method) -> 
 
 
 def _rule(method: Method, options: AggregateOptions) -> Rule:
-    """The method's rule, with the quorum asked for, and under the largest weight allowed."""
+    """The method's rule with `--quorum` and `--max-weight`."""
     rule = method.rule if options.quorum is None else _quorum_rule(method, options.quorum)
     return rule if options.max_weight is None else partial(_limited, rule, options.max_weight)
 
 
 def _limited(rule: Rule, limit: float, holdings: Holdings) -> Weights:
     weights = rule(holdings)
-    # Headers alone do not tell what depends on norms.
+    # Weights that depend on norms are unknown from headers alone.
     known = not np.isnan(weights.clients).any()
     return capped(weights, limit, holdings.previous_rank) if known else weights
 
@@ -271,12 +275,12 @@ def check_ranks(cohort: Cohort, most: int | None, on_fault: FaultHandler) -> Non
 def _output_rank(
     cohort: Cohort, options: AggregateOptions, method: Method, earlier: Sequence[Adapter]
 ) -> int | None:
-    """The uniform rank of the output: asked for, or the largest that occurs."""
+    """The uniform rank of the output: `--rank`, or the largest of the adapters."""
     if options.energy is not None:
         return None
     adapters = [*(client.adapter for client in cohort.clients), *earlier]
     if method.compress == "svd":
-        # A high-rank client that is absent this round must not shrink what the last round had.
+        # The absence of a high-rank client in this round must not shrink the global adapter.
         natural = max(adapter.rank for adapter in adapters)
     elif method.merge == "sum":
         natural = max(int(cohort.ranks(module).sum()) for module in cohort.modules)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.formats.peft.serving import (
+from fedlora_cli.formats.serving import (
     VLLM_RANKS,
     Output,
     asks_for_ties,
     doubts,
     obstacles,
 )
-from fedlora_cli.formats.peft.writing import config_names
+from fedlora_cli.formats.terms import config_names
 
 
 def check_server(plan: Plan, rank: int | None) -> None:

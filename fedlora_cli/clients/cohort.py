@@ -1,4 +1,4 @@
-"""The clients of one round, aligned module by module. What does not fit is an error here."""
+"""The clients of a round, aligned module by module; incompatible clients are an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from itertools import islice, pairwise
 import numpy as np
 
 from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, common_ties, usual_dtype
-from fedlora_cli.clients.compatibility import agreed, check_compatibility, majority
+from fedlora_cli.clients.compatibility import check_compatibility
+from fedlora_cli.clients.majority import agreed, majority
 from fedlora_cli.clients.orientation import all_older, older_experts, with_one_orientation
 from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.methods.weights import FloatArray, IntArray
@@ -29,9 +30,9 @@ class Client:
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Clients in the order of their names, so that the order they were given in never matters.
+    """Clients in the order of their names, so that the order of the paths does not matter.
 
-    `modules` and `tensors` are unions over the clients; `facts` is what all clients agree on.
+    `modules` and `tensors` are unions over the clients; `facts` is the metadata they agree on.
     """
 
     clients: tuple[Client, ...]
@@ -51,7 +52,7 @@ class Cohort:
 
     @property
     def format(self) -> str:
-        """The name of the format that all clients share."""
+        """The name of the clients' common format."""
         return self.clients[0].adapter.format
 
     @property
@@ -61,65 +62,67 @@ class Cohort:
 
     @property
     def shared_rank(self) -> int:
-        """r_1, the smallest rank that a client has in a module it adapts."""
+        """r_1, the smallest rank of a client in a module that it adapts."""
         return min(self.distinct_ranks)
 
     @cached_property
     def distinct_ranks(self) -> tuple[int, ...]:
-        """Every rank that occurs, ascending: the upper bounds of the rank partitions."""
+        """All ranks of the clients, ascending: the upper bounds of the rank partitions."""
         modules = (module for client in self.clients for module in client.adapter.modules.values())
         return tuple(sorted({module.rank for module in modules}))
 
     @property
     def common_scale(self) -> float | None:
-        """The scaling alpha / r that all clients share in all modules; None if they differ."""
+        """The scaling alpha / r of all clients in all modules; None if they differ."""
         adapters = [client.adapter for client in self.clients]
         scales = {module.scale for adapter in adapters for module in adapter.modules.values()}
         return scales.pop() if len(scales) == 1 else None
 
     @property
     def dtype(self) -> str:
-        """The dtype of the factors by most of the samples, as `usual_dtype` has it."""
+        """The dtype of the factors that most samples have, by `usual_dtype`."""
         return usual_dtype([client.adapter.dtype for client in self.clients], self.samples.tolist())
 
-    def of(self, names: Collection[str]) -> Cohort:
-        """The same clients with these modules and tensors alone, without remarks."""
-        clients = tuple(replace(one, adapter=one.adapter.of(names)) for one in self.clients)
-        modules = {name for one in clients for name in one.adapter.modules}
-        tensors = {name for one in clients for name in one.adapter.tensors}
+    def subset(self, names: Collection[str]) -> Cohort:
+        """The clients with only these modules and tensors, without remarks."""
+        clients = tuple(
+            replace(client, adapter=client.adapter.subset(names)) for client in self.clients
+        )
+        modules = {name for client in clients for name in client.adapter.modules}
+        tensors = {name for client in clients for name in client.adapter.tensors}
         facts = self.facts.without_names
         return Cohort(clients, tuple(sorted(modules)), tuple(sorted(tensors)), facts, ())
 
     def ranks(self, module: str) -> IntArray:
-        """r_k in that module, shape (K,); 0 where a client does not adapt it."""
-        found = (client.adapter.modules.get(module) for client in self.clients)
-        return np.array([0 if one is None else one.rank for one in found], dtype=np.int64)
+        """r_k in a module, shape (K,); 0 for a client that does not adapt it."""
+        adapted = (client.adapter.modules.get(module) for client in self.clients)
+        return np.array([0 if one is None else one.rank for one in adapted], dtype=np.int64)
 
 
 def align(
     clients: Sequence[Client], base_model: str | None = None, on_fault: FaultHandler = raise_fault
 ) -> Cohort:
-    """The cohort of these clients. `base_model` declares one base model for all of them.
+    """The cohort of these clients. `base_model` declares the base model of all clients.
 
-    An InputError goes to `on_fault` wherever two clients have one name, shapes or base models
-    disagree, or the sample counts add up to nothing.
+    Duplicate names, shapes or base models that disagree and sample counts that add up to zero go
+    to `on_fault`.
     """
     ordered = sorted(clients, key=lambda client: client.name)
-    for one, other in pairwise(ordered):
-        if one.name == other.name:
-            found = f"a client named {one.name}, like {one.adapter.path}"
+    for client, other in pairwise(ordered):
+        if client.name == other.name:
+            found = f"a client named {client.name}, like {client.adapter.path}"
             cure = "give every client its own folder name"
-            # Nobody's fault, so not told as of a path: either may be the one that took the name.
-            places: dict[Location, str | None] = {one.adapter.path: None}
+            # Either client may have copied the name: the fault names no path and no client.
+            places: dict[Location, str | None] = {client.adapter.path: None}
             on_fault(InputError(str(other.adapter.path), found, cure, places))
     if not sum(client.samples for client in ordered) > 0:
         on_fault(InputError("samples", "all counts are zero", "give at least one client samples"))
     adapters = with_one_orientation([client.adapter for client in ordered], on_fault)
-    ordered = [replace(one, adapter=own) for one, own in zip(ordered, adapters, strict=True)]
+    ordered = [replace(one, adapter=new) for one, new in zip(ordered, adapters, strict=True)]
     modules = sorted({name for adapter in adapters for name in adapter.modules})
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
     check_compatibility(adapters, on_fault)
-    # Of clients alone: a global adapter has none of these fields.
+    # Only of clients: a global adapter has no unknown fields.
     agreed(adapters, "unknown_fields", "train all clients with the same configuration", on_fault)
     return Cohort(
         clients=tuple(ordered),
@@ -131,7 +134,7 @@ def align(
             *_gaps(ordered),
             *_differences(adapters),
             *older_experts(adapters),
-            *_told_by_few(ordered, base_model),
+            *_stated_by_few(ordered, base_model),
         ),
     )
 
@@ -139,12 +142,14 @@ def align(
 def with_earlier(
     cohort: Cohort, earlier: Sequence[Adapter], *, base_declared: bool
 ) -> tuple[Cohort, list[Adapter]]:
-    """The cohort and the earlier global adapters, which belong to it and to each other.
+    """The cohort and the earlier global adapters in one orientation, checked for compatibility.
 
-    Their base model may have another name where the user has declared one. Raises InputError.
+    With a declared base model, its names in the files may differ. Raises InputError.
     """
-    own = [client.adapter for client in cohort.clients]
-    adapters = with_one_orientation([*own, *earlier], raise_fault)
+    if not earlier:
+        return cohort, []
+    uploads = [client.adapter for client in cohort.clients]
+    adapters = with_one_orientation([*uploads, *earlier], raise_fault)
     check_compatibility(adapters, raise_fault)
     if not base_declared:
         agreed(adapters, "base_model", "give --base to declare it", raise_fault)
@@ -152,15 +157,15 @@ def with_earlier(
         replace(one, adapter=new) for one, new in zip(cohort.clients, adapters, strict=False)
     ]
     facts = replace(cohort.facts, old_experts=all_older(adapters))
-    return replace(cohort, clients=tuple(clients), facts=facts), adapters[len(own) :]
+    return replace(cohort, clients=tuple(clients), facts=facts), adapters[len(uploads) :]
 
 
 def _common_facts(
     adapters: Sequence[Adapter], base_model: str | None, on_fault: FaultHandler
 ) -> AdapterMetadata:
-    """What the adapters say of themselves, where they agree; a contradiction is an error."""
+    """The metadata that the adapters agree on; a contradiction is a fault."""
     facts = [adapter.facts for adapter in adapters]
-    dropouts = {one.dropout for one in facts}
+    dropouts = {fact.dropout for fact in facts}
     classes = _model_classes(adapters)
     revision = agreed(adapters, "revision", "leave out the adapters of another revision", on_fault)
     task_type = agreed(adapters, "task_type", "leave out the adapters of another task", on_fault)
@@ -171,11 +176,11 @@ def _common_facts(
         revision=revision,
         task_type=task_type,
         model_class=classes.pop() if len(classes) == 1 else None,
-        # Dropout is a choice of training; where clients differ, the global adapter has none.
+        # Dropout affects training alone; if clients differ, the global adapter has none.
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         # PEFT corrects this by the type of the layer; false is its default.
-        fan_in_fan_out=all(one.fan_in_fan_out for one in facts),
-        # Its scaling is written as alpha / r.
+        fan_in_fan_out=all(fact.fan_in_fan_out for fact in facts),
+        # The global adapter scales by alpha / r.
         rslora=False,
         old_experts=all_older(adapters),
         tied=common_ties(adapters),
@@ -183,66 +188,64 @@ def _common_facts(
 
 
 def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:
-    """A remark about every client that lacks modules or trained tensors of the others."""
+    """A remark about each client without some modules or trained tensors of the others."""
     modules = sorted({name for client in clients for name in client.adapter.modules})
     tensors = sorted({name for client in clients for name in client.adapter.tensors})
     return tuple(
-        f"{client.name} has no {what}: {shortened(first, total=len(everything) - len(own))}"
+        f"{client.name} has no {kind}: {shortened(first, total=len(everything) - len(present))}"
         for client in clients
-        for what, everything, own in (
+        for kind, everything, present in (
             ("factors of", modules, client.adapter.modules),
             ("tensor", tensors, client.adapter.tensors),
         )
-        if len(own) < len(everything)
-        # As few as are shown: one client with very many must not be gone through for all others.
-        for first in ([*islice((name for name in everything if name not in own), 3)],)
+        if len(present) < len(everything)
+        # Only the names that are shown: a client may have very many more than the others.
+        for first in ([*islice((name for name in everything if name not in present), 3)],)
     )
 
 
 def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    """A remark about every choice of training in which the clients differ."""
+    """A remark about each training option in which the clients differ."""
     dropouts = {adapter.facts.dropout for adapter in adapters}
     orientations = {adapter.facts.fan_in_fan_out for adapter in adapters}
     classes = _model_classes(adapters)
     notes = []
     if len(classes) > 1:
-        named = shortened(sorted(one.rpartition(".")[2] for one in classes))
+        named = shortened(sorted(name.rpartition(".")[2] for name in classes))
         notes.append(
             f"the clients name different model classes ({named}); the global adapter names none, "
-            "so that AutoPeftModel does not load it"
+            "so that AutoPeftModel cannot load it"
         )
     if len(dropouts) > 1:
         notes.append("the clients differ in lora_dropout; the global adapter has none")
     if len(orientations) > 1:
-        notes.append("the clients differ in fan_in_fan_out; the global adapter says false")
+        notes.append("the clients differ in fan_in_fan_out; the global adapter has false")
     return tuple(notes)
 
 
 def _model_classes(adapters: Sequence[Adapter]) -> set[str]:
-    """The classes that adapters name for their base model; none where any of them has a task, which
-    tells the class instead.
+    """The model classes in the adapters' configs; none if a config has a task, which implies the
+    class.
     """
     facts = [adapter.facts for adapter in adapters]
-    if any(one.task_type is not None for one in facts):
+    if any(fact.task_type is not None for fact in facts):
         return set()
-    return {one.model_class for one in facts if one.model_class is not None}
+    return {fact.model_class for fact in facts if fact.model_class is not None}
 
 
-def _told_by_few(clients: Sequence[Client], base_model: str | None) -> tuple[str, ...]:
-    """A remark about every fact that at most half of the clients tell and the others leave open,
-    for then these decide it for all.
-    """
+def _stated_by_few(clients: Sequence[Client], base_model: str | None) -> tuple[str, ...]:
+    """A remark about each metadata field that a minority has and thereby decides for all."""
     notes = []
-    facts = ["revision", "task_type"]
+    fields = ["revision", "task_type"]
     if base_model is None:
-        facts.insert(0, "base_model")
-    if len(_model_classes([one.adapter for one in clients])) == 1:
-        facts.append("model_class")
-    for fact in facts:
-        told = {one.name: getattr(one.adapter.facts, fact) for one in clients}
-        names = [name for name, value in told.items() if value is not None]
+        fields.insert(0, "base_model")
+    if len(_model_classes([client.adapter for client in clients])) == 1:
+        fields.append("model_class")
+    for field in fields:
+        values = {client.name: getattr(client.adapter.facts, field) for client in clients}
+        names = [name for name, value in values.items() if value is not None]
         if names and 2 * len(names) <= len(clients):
-            says = "says its" if len(names) == 1 else "say their"
-            value = str(told[names[0]])[:200]
-            notes.append(f"only {shortened(names)} {says} {fact.replace('_', ' ')} is {value}")
+            verb = "states" if len(names) == 1 else "state"
+            value = str(values[names[0]])[:200]
+            notes.append(f"only {shortened(names)} {verb} the {field.replace('_', ' ')}: {value}")
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""The adapters in what the person named on the command line, whatever else lies there."""
+"""The adapter folders among the paths of the command line."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ from fedlora_cli.text import natural, shortened
 #: Far more clients than take part in any round.
 MAX_ENTRIES = 100_000
 
-#: Of folders without an adapter: how many remarks there are, and how many places are looked at for
-#: one that may have been meant.
-_TOLD = 20
-_GLANCE = 1000
+#: The number of remarks about folders without an adapter.
+_MOST_REMARKS = 20
+
+#: The number of entries that are searched for an adapter to suggest in an error.
+_MOST_SEARCHED = 1000
 
 
 class Elsewhere(InputError):
-    """A folder has adapters, but not where they are looked for."""
+    """The adapters of a folder are not where they are expected."""
 
 
 def find_folders(
     paths: Sequence[Location], on_fault: FaultHandler = raise_fault, adapter: str | None = None
 ) -> tuple[list[Location], tuple[str, ...]]:
-    """The adapters in `paths`, folders or files, and a remark about every child folder without one.
+    """The adapters in `paths`, folders or files, and a remark for each child folder without one.
 
-    With `adapter`, they are the folders that each hold an adapter in a folder of that name. Hidden
-    ones are not looked at: unfinished output has a hidden name. Faults go to `on_fault`; a child
-    whose adapters are deeper is an `Elsewhere`. Raises UsageError for an `adapter` that is no name.
+    With `adapter`, the result is the folders whose subfolder of that name holds an adapter. Hidden
+    folders are skipped: unfinished output has a hidden name. Faults go to `on_fault`; a child whose
+    adapters lie deeper is an `Elsewhere`. Raises UsageError for an `adapter` that is no name.
     """
     if adapter is not None and (adapter in ("", ".", "..") or set(adapter) & {"/", "\\", "\0"}):
         found = f"{adapter!r} is no name of a folder"
-        cure = "give the name in every client's folder, or 'checkpoint-*' for the last of them"
+        cure = "give the subfolder of every client, or 'checkpoint-*' for the last checkpoint"
         raise UsageError("--adapter", found, cure)
     folders: list[Location] = []
     remarks: list[str] = []
-    _look_ahead(paths, adapter)
+    _prefetch(paths, adapter)
     for path in paths:
         with catching_faults(on_fault):
             if formats.is_adapter(formats.inside(path, adapter)):
@@ -65,9 +66,13 @@ def find_folders(
                     check_linked_folder(child, path)
                     _check_links(child, path, adapter)
                     folders.append(child)
-            remarks += [f"{child.name} left out: no adapter in it" for child in left_out[:_TOLD]]
-            if left_out[_TOLD:]:
-                remarks.append(f"{len(left_out) - _TOLD} more folders left out: no adapter in them")
+            remarks += [
+                f"{child.name} left out: no adapter in it" for child in left_out[:_MOST_REMARKS]
+            ]
+            if left_out[_MOST_REMARKS:]:
+                remarks.append(
+                    f"{len(left_out) - _MOST_REMARKS} more folders left out: no adapter in them"
+                )
     return folders, tuple(sorted(remarks))
 
 
@@ -78,24 +83,25 @@ def _check_links(folder: Location, home: Location, adapter: str | None) -> None:
         check_links(formats.inside(folder, adapter), home)
 
 
-def _held(folder: Location) -> list[Location]:
-    """The adapters in a folder, as far as it can be looked at; 9 before 10."""
+def _adapters_in(folder: Location) -> list[Location]:
+    """The adapters in a folder in natural order; none if the folder cannot be read."""
     try:
-        held = [one for one in islice(_visible(folder), _GLANCE) if formats.is_adapter(one)]
+        children = islice(_visible(folder), _MOST_SEARCHED)
+        adapters = [child for child in children if formats.is_adapter(child)]
     except (OSError, InputError):
         return []
-    return sorted(held, key=lambda one: natural(one.name))
+    return sorted(adapters, key=lambda child: natural(child.name))
 
 
-def _folders(held: Sequence[Location]) -> list[str]:
-    """The names of those that are folders: a file may be a base model's as well."""
-    return [one.name for one in held if one.is_dir()]
+def _folder_names(adapters: Sequence[Location]) -> list[str]:
+    """The names of the folders among the adapters: a file may be part of a base model."""
+    return [adapter.name for adapter in adapters if adapter.is_dir()]
 
 
 def _visible(folder: Location) -> Iterator[Location]:
-    """What is in a folder under a name that is not hidden. Raises OSError."""
+    """The children of a folder without a hidden name. Raises OSError."""
     if isinstance(folder, Remote):
-        yield from (one for one in folder.iterdir() if not one.name.startswith("."))
+        yield from (child for child in folder.iterdir() if not child.name.startswith("."))
         return
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -104,80 +110,85 @@ def _visible(folder: Location) -> Iterator[Location]:
 
 
 def _elsewhere(folder: Location, adapter: str | None) -> Elsewhere | None:
-    """The error of a folder with other adapters than the one that is looked for."""
+    """The error of a folder whose adapters are elsewhere; None if it has no adapters."""
     if adapter is not None and formats.is_adapter(folder):
-        found = f"no adapter named {adapter} in it, but it is one itself"
-        return Elsewhere(folder, found, "leave it out, or give --adapter only where all have it")
-    held = _held(folder)
-    if not held:
+        found = f"no adapter named {adapter} in it, but the folder itself is an adapter"
+        return Elsewhere(
+            folder, found, "leave it out, or give --adapter only if every client has it"
+        )
+    adapters = _adapters_in(folder)
+    if not adapters:
         return None
-    found = f"no adapter {'itself' if adapter is None else f'named {adapter} in it'}, but "
-    inside = _folders(held)
-    if not inside:
-        found += f"files of it may be some: {shortened([one.name for one in held])}"
+    found = f"no adapter {'in it' if adapter is None else f'named {adapter} in it'}, but "
+    folders = _folder_names(adapters)
+    if not folders:
+        found += f"files that may be adapters: {shortened([one.name for one in adapters])}"
         return Elsewhere(folder, found, "name this folder if each is a client, or move it away")
-    found += f"in folders of it: {shortened(inside)}"
-    cure = f"give --adapter {_named(inside)} if these are of one client, name this folder if each "
-    return Elsewhere(folder, found, f"{cure}is a client, or move it away")
+    found += f"in its subfolders: {shortened(folders)}"
+    cure = (
+        f"give --adapter {_option_value(folders)} if they belong to one client, name this folder "
+    )
+    return Elsewhere(folder, found, f"{cure}if each is a client, or move it away")
 
 
-def _named(held: Sequence[str]) -> str:
-    """What to give as --adapter for the last of these.
+def _option_value(folders: Sequence[str]) -> str:
+    """The value of --adapter that takes the last of these folders.
 
-    >>> _named(["checkpoint-9", "checkpoint-10"]), _named(["mine"])
+    >>> _option_value(["checkpoint-9", "checkpoint-10"]), _option_value(["mine"])
     ("'checkpoint-*'", 'mine')
     """
-    stem = held[-1].rstrip("0123456789")
-    return f"'{stem}*'" if stem.endswith("-") and stem != held[-1] else held[-1]
+    stem = folders[-1].rstrip("0123456789")
+    return f"'{stem}*'" if stem.endswith("-") and stem != folders[-1] else folders[-1]
 
 
-def _guess(folders: Sequence[Location]) -> str:
-    """What may have been meant where no adapter is, but where there are some deeper."""
+def _suggestion(folders: Sequence[Location]) -> str:
+    """The beginning of a cure that names the adapters below these folders; empty without any."""
     places = (place for folder in folders for place in (folder, *folder.glob("[!.]*")))
-    deeper = max(islice(places, _GLANCE), key=lambda place: len(_held(place)), default=None)
-    held = [] if deeper is None else _held(deeper)
-    if deeper is None or not held:
+    searched = islice(places, _MOST_SEARCHED)
+    deeper = max(searched, key=lambda place: len(_adapters_in(place)), default=None)
+    adapters = [] if deeper is None else _adapters_in(deeper)
+    if deeper is None or not adapters:
         return ""
-    inside = _folders(held)
-    if deeper in folders and inside and _named(inside) != inside[-1]:
-        return f"{deeper.name} has {shortened(inside)}: give --adapter {_named(inside)}, or "
+    names = _folder_names(adapters)
+    if deeper in folders and names and _option_value(names) != names[-1]:
+        return f"{deeper.name} has {shortened(names)}: give --adapter {_option_value(names)}, or "
     return f"did you mean {deeper}? "
 
 
 def _children(
     path: Location, on_fault: FaultHandler, adapter: str | None
 ) -> tuple[list[Location], list[Location]]:
-    """The adapters among the visible folders and files in a folder, and the rest of the folders.
+    """The adapters among the visible children of a folder, and the folders without an adapter.
 
-    A link to nothing is a client that cannot be read. Raises InputError.
+    A broken link is an unreadable client. Raises InputError.
     """
-    refused: list[InputError] = []
-    told = recording(on_fault, refused)
+    faults: list[InputError] = []
+    on_child_fault = recording(on_fault, faults)
     try:
-        visible = sorted(islice(_visible(path), MAX_ENTRIES + 1), key=lambda one: one.parts)
+        visible = sorted(islice(_visible(path), MAX_ENTRIES + 1), key=lambda child: child.parts)
         if len(visible) > MAX_ENTRIES:
             found = f"more than {MAX_ENTRIES} files and folders in it"
             raise InputError(path, found, "name the adapter folders themselves")
         for child in visible:
             if child.is_symlink() and not child.exists():
-                told(InputError(child, "a link to nothing", "mend the link or remove it"))
+                on_child_fault(InputError(child, "a broken link", "mend the link or remove it"))
     except NotADirectoryError:
         raise InputError(path, "not a folder", "name the folder that it lies in") from None
     except OSError as error:
         raise unreadable(path, error) from None
     adapters: list[Location] = []
     others: list[Location] = []
-    _look_ahead(visible, adapter)
+    _prefetch(visible, adapter)
     for child in visible:
-        with catching_faults(told):
+        with catching_faults(on_child_fault):
             if formats.is_adapter(formats.inside(child, adapter)):
                 adapters.append(child)
             elif child.is_dir() or formats.is_adapter(child):
                 others.append(child)
-    if not adapters and not refused:
+    if not adapters and not faults:
         found = "no adapters in it" if adapter is None else f"no adapters named {adapter} in it"
         cure = "name adapter folders, or a folder whose children are adapter folders"
-        raise InputError(path, found, _guess(others) + cure)
+        raise InputError(path, found, _suggestion(others) + cure)
     left_out: list[Location] = []
     for child in others:
         elsewhere = _elsewhere(child, adapter)
@@ -191,11 +202,11 @@ def _children(
     return adapters, left_out
 
 
-def _look_ahead(places: Sequence[Location], adapter: str | None) -> None:
-    """Ask a store for what is in all of these, many at a time; what it says is then known."""
+def _prefetch(places: Sequence[Location], adapter: str | None) -> None:
+    """Look at remote places in parallel, so that the answers are cached."""
 
     def look(place: Location) -> None:
-        with suppress(OSError, InputError):  # whoever wants it is told
+        with suppress(OSError, InputError):  # raised again when the place is used
             formats.is_adapter(formats.inside(place, adapter))
 
     for answer in prefetched(look, [place for place in places if isinstance(place, Remote)]):

@@ -1,4 +1,4 @@
-"""Clients whose weights are those of another, to the last byte: one upload under two names."""
+"""Clients with the same weights, byte by byte: one upload under two names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from fedlora_cli.remote import Location, is_same_file
 def digests_of(
     adapters: Sequence[Adapter], jobs: int, progress: engine.Progress, on_fault: FaultHandler
 ) -> dict[Location, str]:
-    """SHA-256 of every weights file by the adapter's path, as `sha256sum` prints it: of the bytes
-    that its tensors are read from.
+    """SHA-256 of every weights file, as `sha256sum` prints it, by the adapter's path.
 
-    What cannot be read, or is not the file any more whose header was read, goes to `on_fault`.
+    A file that cannot be read, or that has changed since its header was read, is a fault.
     """
 
     def digest(adapter: Adapter) -> str | InputError:
@@ -26,14 +25,14 @@ def digests_of(
         except InputError as error:
             return error
 
-    found: dict[Location, str] = {}
-    done = engine.run(digest, adapters, jobs, progress)
-    for adapter, result in zip(adapters, done, strict=True):
+    digests: dict[Location, str] = {}
+    results = engine.run(digest, adapters, jobs, progress)
+    for adapter, result in zip(adapters, results, strict=True):
         if isinstance(result, str):
-            found[adapter.path] = result
+            digests[adapter.path] = result
         else:
             on_fault(result)
-    return found
+    return digests
 
 
 def check_copies(
@@ -42,11 +41,11 @@ def check_copies(
     on_fault: FaultHandler,
     samples: Mapping[Location, float] | None = None,
 ) -> None:
-    """Whether all weights differ; of equal ones, the first stays.
+    """Report every copy of an earlier client's weights to `on_fault`.
 
-    One file under two names, by a link, is no copy. Copies go to `on_fault`. If the `samples` are
-    given by the adapter's path, copies that would not count the same are nobody's fault, and told
-    with a text for the place: whose upload it was is not known, so neither may displace the other.
+    Two links to one file are not copies. With `samples` by the adapter's path, a copy that would
+    count differently is a fault of no client: the uploader is unknown, so that neither client may
+    displace the other. The place of that fault is a text.
     """
     first: dict[str, Adapter] = {}
     for adapter in adapters:
@@ -56,35 +55,35 @@ def check_copies(
         if original is not adapter and not _is_one_file(original, adapter):
             found = f"the same weights as {original.path}, to the last byte"
             cure = "count every upload once, or give --allow-copies"
-            differ = None if samples is None else _difference(original, adapter, samples)
+            difference = None if samples is None else _difference(original, adapter, samples)
             places: dict[Location, str | None] = {original.path: None}
-            if differ is None:
+            if difference is None:
                 on_fault(InputError(adapter.weights_file, found, cure, places))
             else:
-                cure = "take one of them away, or give --allow-copies"
-                if differ != _MEANING:
+                cure = "remove one of them, or give --allow-copies"
+                if difference != _CONFIG:
                     cure = f"give both one count in --samples FILE, {cure}"
-                found = f"{found}, but {differ}"
+                found = f"{found}, but {difference}"
                 on_fault(InputError(str(adapter.weights_file), found, cure, places))
 
 
 def _is_one_file(one: Adapter, other: Adapter) -> bool:
-    """Whether two adapters were read from one file, which has that name still."""
+    """Whether two adapters were read from one file, and both paths still lead to it."""
     return one.state == other.state and is_same_file(one.weights_file, other.weights_file)
 
 
-_MEANING = "its config gives them another meaning"
+_CONFIG = "its config gives them another meaning"
 
 
 def _difference(one: Adapter, other: Adapter, samples: Mapping[Location, float]) -> str | None:
-    """In what copies differ although their weights are equal."""
+    """The difference between two adapters with equal weights; None without any."""
     counts = samples[one.path], samples[other.path]
     if counts[0] != counts[1]:
         return f"{counts[1]:.12g} samples instead of {counts[0]:.12g}"
-    return None if _meaning(one) == _meaning(other) else _MEANING
+    return None if _scales(one) == _scales(other) else _CONFIG
 
 
-def _meaning(adapter: Adapter) -> object:
-    """What the config makes of the weights."""
+def _scales(adapter: Adapter) -> object:
+    """The scales and roles that the config gives to the weights."""
     scales = {name: module.scale for name, module in adapter.modules.items()}
     return scales, {name: (one.role, one.scale) for name, one in adapter.tensors.items()}

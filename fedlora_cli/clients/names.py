@@ -1,4 +1,4 @@
-"""The clients' folders under their names, no folder and no name twice."""
+"""The names of the clients' folders; every folder and every name occurs once."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def name_folders(
     Faults go to `on_fault`; `adapter` is as in `find_folders`.
     """
     folders, left_out = distinct_folders(paths, on_fault, adapter)
-    return named(folders, on_fault), left_out
+    return name_clients(folders, on_fault), left_out
 
 
 def distinct_folders(
     paths: Sequence[Location], on_fault: FaultHandler, adapter: str | None
 ) -> tuple[list[Location], tuple[str, ...]]:
-    """What `find_folders` finds, each once: one under two names, by a link for example, would vote
+    """The folders of `find_folders`, each once: a second path, such as a link, would count a client
     twice.
     """
     folders, left_out = find_folders(paths, on_fault, adapter)
     first: dict[Location, Location] = {}
-    # A link is at fault, not what it leads to.
-    for folder in sorted(folders, key=lambda one: one.is_symlink()):
+    # The link is at fault, not its target.
+    for folder in sorted(folders, key=lambda folder: folder.is_symlink()):
         same = first.setdefault(folder.resolve(), folder)
         if same is not folder:
             found = f"the same folder as {same}"
@@ -38,24 +38,21 @@ def distinct_folders(
     return list(first.values()), left_out
 
 
-def named(folders: Sequence[Location], on_fault: FaultHandler) -> list[tuple[str, Location]]:
+def name_clients(folders: Sequence[Location], on_fault: FaultHandler) -> list[tuple[str, Location]]:
     """The folders with the names of their clients. Faults go to `on_fault`."""
-    result = [(_name(folder, on_fault), folder) for folder in folders]
-    _check_names(result, on_fault)
-    return result
+    named = [(_name(folder, on_fault), folder) for folder in folders]
+    _check_names(named, on_fault)
+    return named
 
 
 def name_of(folder: Location) -> str:
-    """The name of a folder, or of a file without its ending.
-
-    Without the links resolved, a client has the name that it was given.
-    """
+    """The name of a folder, or of a file without its ending. Links are not resolved."""
     place = normal(folder)
     return place.stem if place.suffix and place.is_file() else place.name
 
 
 def _name(folder: Location, on_fault: FaultHandler) -> str:
-    """The name of a client, which reports must be able to write down."""
+    """The name of a client; a path that a report cannot contain is a fault."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:
@@ -64,21 +61,21 @@ def _name(folder: Location, on_fault: FaultHandler) -> str:
 
 
 def _check_names(named: Sequence[tuple[str, Location]], on_fault: FaultHandler) -> None:
-    """Names that differ in case or in how Unicode spells them are one name to other systems.
+    """Report names that differ in case or Unicode spelling alone: some systems take them for one.
 
-    Either may be the one that took the name: it is nobody's fault, so not told as of a path.
+    Either client may have copied the name, so the fault names no path and belongs to no client.
     """
     first: dict[str, tuple[str, Location]] = {}
     for name, folder in named:
         alike, other = first.setdefault(_folded(name), (name, folder))
         if alike != name:
             found = f"a client named almost like {other}"
-            cure = "give every client a name of its own, also without regard to case"
+            cure = "give every client another name, also without regard to case"
             on_fault(InputError(str(folder), found, cure, {other: None}))
 
 
 def _folded(name: str) -> str:
-    r"""What names have in common that some systems, and most people, cannot tell apart.
+    r"""A form that is equal for names that some systems cannot tell apart.
 
     >>> _folded("Zo\u00eb") == _folded("zoe\u0308")
     True

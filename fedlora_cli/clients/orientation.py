@@ -1,9 +1,9 @@
-"""Experts that PEFT before 0.19 stored the other way round, turned where their shapes tell.
+"""Turning the fused experts that PEFT before 0.19 stored transposed.
 
-A fused expert has a weight of (out, in) in most models, of (in, out) in a few. PEFT before 0.19
-took every one for (in, out), so that of most models its A is what is Bᵀ now, and its B Aᵀ. The
-version is known of each file, the kind of model is not. But clients of both versions show it: the
-shapes of one module are equal in a model of the few, and each other's transpose in all others.
+A fused expert has a weight of shape (out, in) in most models and (in, out) in a few. PEFT before
+0.19 took every weight as (in, out), so that for most models its A is today's Bᵀ and its B today's
+Aᵀ. The PEFT version of each file is known, the kind of model is not. Clients of both versions show
+the kind: the shapes of a module are equal for the few models and transposed for the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora_cli.adapters.adapter import Adapter, Module
-from fedlora_cli.clients.compatibility import exclude
+from fedlora_cli.clients.majority import exclude
 from fedlora_cli.errors import FaultHandler
 from fedlora_cli.linalg.factors import Factors
 
@@ -28,33 +28,33 @@ _CURE = "train all clients with one version of PEFT, or save the older adapters 
 def with_one_orientation(adapters: Sequence[Adapter], on_fault: FaultHandler) -> list[Adapter]:
     """The adapters, with the experts of older files as PEFT stores them since 0.19.
 
-    Where all files are older, or none is, nothing changes. The shapes of newer files are those that
-    most of them have. Square experts do not tell: they lie as the other experts of the same name
-    that are not square. Where nothing tells how a model's experts lie, a fault goes to `on_fault`.
+    If all files are older, or none is, nothing changes. The majority of the newer files decides the
+    shape of a module. Square experts follow the experts of the same name that are not square. If no
+    expert of a name shows its orientation, a fault goes to `on_fault`.
     """
-    experts = [(one, _experts(one)) for one in adapters]
-    older = [(one, own) for one, own in experts if own and one.facts.old_experts]
-    newer = [(one, own) for one, own in experts if own and not one.facts.old_experts]
+    experts = [(adapter, modules) for adapter in adapters if (modules := _experts(adapter))]
+    older = [(adapter, modules) for adapter, modules in experts if adapter.facts.old_experts]
+    newer = [(adapter, modules) for adapter, modules in experts if not adapter.facts.old_experts]
     if not older or not newer:
         return list(adapters)
     votes: dict[str, Counter[tuple[int, int]]] = {}
-    for _, own in newer:
-        for name, module in own.items():
+    for _, modules in newer:
+        for name, module in modules.items():
             votes.setdefault(name, Counter())[module.shape] += 1
     shapes = {name: most.most_common(1)[0][0] for name, most in votes.items()}
     turned, equal = set(), set()
-    for _, own in older:
-        for name, module in own.items():
+    for _, modules in older:
+        for name, module in modules.items():
             rows, columns = module.shape
             if rows != columns and shapes.get(name) == (columns, rows):
                 turned.add(_kind(module))
             if rows != columns and shapes.get(name) == (rows, columns):
                 equal.add(_kind(module))
-    unknown = {_kind(module) for _, own in older for module in own.values()} - (turned ^ equal)
-    for kind in sorted(unknown):
+    kinds = {_kind(module) for _, modules in older for module in modules.values()}
+    for kind in sorted(kinds - (turned ^ equal)):
         exclude(
-            (_holding(kind, older), _found(kind, "before 0.19", "a later version")),
-            (_holding(kind, newer), _found(kind, "0.19 or later", "an older version")),
+            (_with_kind(kind, older), _found(kind, "before 0.19", "a later version")),
+            (_with_kind(kind, newer), _found(kind, "0.19 or later", "an older version")),
             _CURE,
             on_fault,
         )
@@ -62,48 +62,52 @@ def with_one_orientation(adapters: Sequence[Adapter], on_fault: FaultHandler) ->
 
 
 def all_older(adapters: Sequence[Adapter]) -> bool:
-    """Whether PEFT before 0.19 stored the experts of every adapter that has any."""
-    held = [one for one in adapters if _experts(one)]
-    return bool(held) and all(one.facts.old_experts for one in held)
+    """Whether PEFT before 0.19 stored all experts; false without experts."""
+    with_experts = [adapter for adapter in adapters if _experts(adapter)]
+    return bool(with_experts) and all(adapter.facts.old_experts for adapter in with_experts)
 
 
 def older_experts(adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    """A remark where the experts of all adapters lie as PEFT before 0.19 stored them."""
+    """A remark if PEFT before 0.19 stored the experts of all adapters."""
     if not all_older(adapters):
         return ()
     return (
         "PEFT before 0.19 stored the experts of all clients: load the global adapter with such a "
-        "version, as later ones exchange the sides of most models' experts",
+        "version, because later versions transpose the experts of most models",
     )
 
 
 def _experts(adapter: Adapter) -> dict[str, Module]:
     modules = adapter.modules.items()
-    return {name: one for name, one in modules if one.layout.kind == "experts"}
+    return {name: module for name, module in modules if module.layout.kind == "experts"}
 
 
 def _kind(module: Module) -> str:
-    """What the modules of one class are called in every layer."""
+    """The name of the module within its layer, equal in all layers."""
     return module.layout.pair.partition(".base_layer")[0].rpartition(".")[2]
 
 
-def _holding(kind: str, adapters: Sequence[tuple[Adapter, dict[str, Module]]]) -> list[Adapter]:
+def _with_kind(kind: str, adapters: Sequence[tuple[Adapter, dict[str, Module]]]) -> list[Adapter]:
     """The adapters with experts of this kind."""
-    return [one for one, own in adapters if kind in map(_kind, own.values())]
+    return [adapter for adapter, modules in adapters if kind in map(_kind, modules.values())]
 
 
-def _found(kind: str, own: str, other: str) -> str:
+def _found(kind: str, version: str, other: str) -> str:
     return (
-        f"PEFT {own} stored its {kind}, and their shapes do not tell whether the factors lie as "
-        f"those that {other} stored in"
+        f"PEFT {version} stored its {kind}, and their shapes do not show whether the factors have "
+        f"the orientation that {other} stored in"
     )
 
 
 def _turned(adapter: Adapter, kinds: set[str]) -> Adapter:
-    """The adapter with every expert of these kinds as its own transpose."""
+    """The adapter with every expert of these kinds transposed."""
     modules = {
-        name: _transpose(one) if one.layout.kind == "experts" and _kind(one) in kinds else one
-        for name, one in adapter.modules.items()
+        name: (
+            _transpose(module)
+            if module.layout.kind == "experts" and _kind(module) in kinds
+            else module
+        )
+        for name, module in adapter.modules.items()
     }
     return replace(adapter, modules=modules)
 

@@ -1,11 +1,11 @@
-"""From what the person named on the command line to a cohort: adapters, names, sample counts."""
+"""From paths to a cohort: find the folders, name them, read the adapters, count, align."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata
@@ -21,30 +21,36 @@ from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_
 from fedlora_cli.files.locations import location
 from fedlora_cli.remote import Location, Remote, prefetched
 
-#: What the public functions take for their clients: one folder, or several.
+#: The `clients` of the public functions: one folder, or several.
 Paths = Location | str | Sequence[Location | str]
 
-#: Who vouches for the sample counts: a file, the clients' own folders, or nobody, and all count the
-#: same.
+#: The source of the sample counts: a file, the clients' folders, or none (all count the same).
 SamplesFrom = Literal["operator", "clients", "uniform"]
+
+_UNIFORM = "no sample counts found: all clients count the same; give them with --samples FILE"
 
 
 def paths_of(given: Paths) -> list[Location]:
-    """The folders given, one alone among them. Raises UsageError.
+    """The paths as a list. Raises UsageError.
 
     >>> paths_of("round-01") == paths_of([Path("round-01")])
     True
     """
     several = [given] if isinstance(given, (str, Path, Remote)) else given
-    return [location(one) for one in several]
+    return [location(path) for path in several]
 
 
-_UNIFORM = "no sample counts found, all clients count the same; --samples FILE gives them"
+class Upload(NamedTuple):
+    """A client's folder, with the client's name and adapter."""
+
+    name: str
+    folder: Location
+    adapter: Adapter
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A client that does not take part, where it was looked for, and why."""
+    """A client that does not take part, its path, and the reason."""
 
     name: str
     path: str
@@ -53,13 +59,14 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class LoadedCohort:
-    """A cohort and how it was found. `told` are the sample counts that were found, by the path of
-    the adapter, some maybe where others are at fault; `remarks` are for the person, and speak of
-    counts that nobody told.
+    """A cohort with its sample counts and remarks about the reading.
+
+    `counts_by_path` are the counts by the path of the adapter, also where a fault elsewhere makes
+    all clients count the same.
     """
 
     cohort: Cohort
-    told: Mapping[Location, float]
+    counts_by_path: Mapping[Location, float]
     samples_from: SamplesFrom
     remarks: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
@@ -76,44 +83,86 @@ def read_clients(
 ) -> LoadedCohort:
     """The clients in `paths`: adapter folders, or folders whose children are adapter folders.
 
-    With `adapter`, every client's adapter is in the folder of that name in its folder. Sample
-    counts come from the file `samples` (a JSON object, or CSV `client,samples`), else from the
-    client's folder (`COUNT_FILES`), else all clients count the same. A count that a client tells
-    is at fault beyond `max_count_ratio` times their median; None only remarks on it.
+    - `samples`: a file of sample counts, a JSON object or CSV `client,samples`. Without it, the
+      counts come from the clients' folders (`COUNT_FILES`); without any, all count the same.
+    - `adapter`: the subfolder of each client folder that holds the adapter.
+    - `max_count_ratio`: a self-reported count above this many times the median is a fault; with
+      None, it is only a remark.
 
-    Every fault goes to `on_fault`. If it returns, the faulty clients are left out, and all clients
-    count the same where a count is at fault. Raises InputError where no folder is left.
+    Every fault goes to `on_fault`. If it returns, the faulty clients are left out, and a faulty
+    sample count makes all clients count the same. Raises InputError if no folder remains.
     """
-    refused: list[InputError] = []
-    named, left_out = name_folders(paths, recording(on_fault, refused), adapter)
+    faults_of_folders: list[InputError] = []
+    named, remarks = name_folders(paths, recording(on_fault, faults_of_folders), adapter)
     if not named:
-        raise refused[0]
-    adapters = read_adapters([formats.inside(folder, adapter) for _, folder in named], on_fault)
-    check_files(adapters, on_fault)
+        raise faults_of_folders[0]
+    uploads = read_uploads(named, adapter, on_fault)
     faults: list[InputError] = []
-    told, remarks = sample_counts(
-        named,
+    counts, count_remarks = sample_counts(
+        uploads,
         samples,
         recording(on_fault, faults),
-        others=None if refused else (),
+        others=None if faults_of_folders else (),
         adapter=adapter,
         max_count_ratio=max_count_ratio,
     )
-    counts = {} if faults else told
-    clients = [
-        Client(name, one, counts.get(folder, 1.0))
-        for (name, folder), one in zip(named, adapters, strict=True)
-    ]
+    cohort = align(clients_of(uploads, {} if faults else counts), base_model, on_fault)
+    remarks = (*count_remarks, *remarks)
+    return loaded(cohort, counts, samples, adapter, remarks, usable=not faults)
+
+
+def read_without_counts(
+    paths: Sequence[Location], base_model: str | None, adapter: str | None
+) -> tuple[Cohort, tuple[str, ...]]:
+    """The clients in `paths`, all with one sample, and remarks. Raises InputError."""
+    named, remarks = name_folders(paths, raise_fault, adapter)
+    adapters = read_adapters([formats.inside(folder, adapter) for _, folder in named], raise_fault)
+    clients = [Client(name, read, 1.0) for (name, _), read in zip(named, adapters, strict=True)]
+    cohort = align(clients, base_model)
+    return cohort, (*remarks, *(note for one in cohort.clients for note in one.adapter.notes))
+
+
+def read_uploads(
+    named: Sequence[tuple[str, Location]], adapter: str | None, on_fault: FaultHandler
+) -> list[Upload]:
+    """The clients' adapters; two names of one file are a fault."""
+    adapters = read_adapters([formats.inside(folder, adapter) for _, folder in named], on_fault)
+    _check_files(adapters, on_fault)
+    return [Upload(*client, read) for client, read in zip(named, adapters, strict=True)]
+
+
+def clients_of(uploads: Iterable[Upload], counts: Mapping[Location, float]) -> list[Client]:
+    """The clients with their sample counts by folder; without a count, a client has one sample."""
+    return [Client(one.name, one.adapter, counts.get(one.folder, 1.0)) for one in uploads]
+
+
+def loaded(
+    cohort: Cohort,
+    counts: Mapping[Location, float],
+    samples: Location | None,
+    adapter: str | None,
+    remarks: tuple[str, ...],
+    left_out: tuple[LeftOut, ...] = (),
+    *,
+    usable: bool = True,
+) -> LoadedCohort:
+    """The loaded cohort of clients with these sample counts by folder.
+
+    Counts that are not `usable` are shown, but all clients count the same.
+    """
+    source: SamplesFrom = "clients" if samples is None else "operator"
+    counted = usable and bool(counts)
     return LoadedCohort(
-        cohort=align(clients, base_model, on_fault),
-        told={formats.inside(folder, adapter): count for folder, count in told.items()},
-        samples_from=vouching(samples, counts),
-        remarks=(*uniform(counts), *remarks, *left_out),
+        cohort=cohort,
+        counts_by_path={formats.inside(folder, adapter): n for folder, n in counts.items()},
+        samples_from=source if counted else "uniform",
+        remarks=remarks if counted else (_UNIFORM, *remarks),
+        left_out=left_out,
     )
 
 
 def sample_counts(
-    named: Sequence[tuple[str, Location]],
+    uploads: Sequence[Upload],
     samples: Location | None,
     on_fault: FaultHandler,
     *,
@@ -121,9 +170,11 @@ def sample_counts(
     adapter: str | None,
     max_count_ratio: float | None,
 ) -> tuple[dict[Location, float], tuple[str, ...]]:
-    """The sample counts of the clients in these folders by folder, as far as they are known, and
-    remarks. `others` are names that the file may know besides, None for any.
+    """The known sample counts by the client's folder, and remarks.
+
+    `others` are names of further clients that the file may list; None allows any.
     """
+    named = [(upload.name, upload.folder) for upload in uploads]
     if samples is not None:
         with catching_faults(on_fault):
             return counts_from_file(samples, named, others, on_fault), ()
@@ -137,26 +188,14 @@ def sample_counts(
     return counts, tuple(f"{one.where}: {one.found}; aggregate refuses that" for one in beyond)
 
 
-def vouching(samples: Location | None, counts: Mapping[Location, float]) -> SamplesFrom:
-    """Who vouches for these counts, which the file `samples` told if there is one."""
-    if not counts:
-        return "uniform"
-    return "clients" if samples is None else "operator"
-
-
-def uniform(counts: Mapping[Location, float]) -> tuple[str, ...]:
-    """A remark where there are no counts."""
-    return () if counts else (_UNIFORM,)
-
-
-def check_files(adapters: Iterable[Adapter], on_fault: FaultHandler) -> None:
-    """One file under two names, by a link, would vote twice."""
+def _check_files(adapters: Iterable[Adapter], on_fault: FaultHandler) -> None:
+    """Report every second name of a file to `on_fault`: a link would count a client twice."""
     first: dict[tuple[int, int], Path] = {}
     files = [one.weights_file for one in adapters if isinstance(one.weights_file, Path)]
     for file in sorted(files, key=Path.is_symlink):
         try:
             status = file.stat()
-        except OSError:  # which was reported when it was read
+        except OSError:  # reported when the adapter was read
             continue
         same = first.setdefault((status.st_dev, status.st_ino), file)
         if same is not file:
@@ -165,13 +204,13 @@ def check_files(adapters: Iterable[Adapter], on_fault: FaultHandler) -> None:
 
 
 def read_adapters(folders: Sequence[Location], on_fault: FaultHandler) -> list[Adapter]:
-    """The adapters in these folders. Those in a store are read many at a time."""
+    """The adapters in these folders. Remote adapters are read in parallel."""
 
     def read(folder: Location) -> tuple[Adapter, list[InputError]]:
-        """A report is told in turn: what is read ahead keeps its faults until then."""
+        """The adapter, and the faults of a remote adapter, which wait for their turn."""
         faults: list[InputError] = []
-        told = faults.append if isinstance(folder, Remote) else on_fault
-        return read_adapter(folder, told), faults
+        handler = faults.append if isinstance(folder, Remote) else on_fault
+        return read_adapter(folder, handler), faults
 
     adapters = []
     for answer in prefetched(read, folders):
@@ -183,7 +222,7 @@ def read_adapters(folders: Sequence[Location], on_fault: FaultHandler) -> list[A
 
 
 def read_adapter(folder: Location, on_fault: FaultHandler) -> Adapter:
-    """The adapter in the folder; with nothing in it where not even that can be looked at."""
+    """The adapter in the folder; an empty adapter if the folder cannot be read."""
     with catching_faults(on_fault):
         return formats.read(folder, on_fault)
     return Adapter(folder, folder, {}, {}, AdapterMetadata())

@@ -1,9 +1,11 @@
-"""Modules that differ in name alone: what is wrapped around a model changes the names in it.
+"""Modules with different names in different adapters: wrappers of a model change the names in it.
 
 transformers 4.52 moved `language_model.model.layers` to `model.language_model.layers`, a text model
-alone has `model.layers`, and wrappers put words of their own in between. Two names are those of one
-module if they end in the same word and have the same numbers in the same order, and if all other
-words of the first are in the second, in whatever order, which has at most two adjacent words more.
+alone has `model.layers`, and wrappers insert words. Two names belong to one module if
+
+- they end in the same word and have the same numbers in the same order, and
+- the second has all other words of the first, in any order, and at most two adjacent words more.
+
 `encoder.layers` and `decoder.layers` are two modules.
 """
 
@@ -20,18 +22,16 @@ T = TypeVar("T")
 #: A number in a name: of a layer, an expert, or a token.
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])|(?<=\[)\d+(?=\]$)")
 
-#: The words of a name that are looked at; those of deep models have twelve.
+#: Names with more words are skipped; deep models have names of twelve words.
 _MOST_WORDS = 24
 
-#: The words that a name may have more than the other.
+#: The number of words that a name may have more than the other.
 _MOST_MORE = 2
 
 
 @dataclass(frozen=True)
 class Rename:
-    """Two names of one module, and who holds modules that are renamed so, by position: `holders[0]`
-    under names like `names[0]`, `holders[1]` under names like `names[1]`.
-    """
+    """Two names of one module, and the positions of the adapters with names like each of them."""
 
     names: tuple[str, str]
     holders: tuple[frozenset[int], frozenset[int]]
@@ -39,28 +39,27 @@ class Rename:
 
 @dataclass(frozen=True)
 class _Place:
-    """Modules whose names differ in their numbers alone. `examples` are such names and a holder, by
-    numbers.
-    """
+    """Modules whose names differ only in numbers; `examples` are a name and a holder by numbers."""
 
     holders: set[int]
     examples: dict[tuple[str, ...], tuple[str, int]]
 
 
-def renames(held: Sequence[Mapping[str, T]], look: Callable[[T], object]) -> list[Rename]:
-    """Where some hold modules under one name, others under another, and no adapter under both.
+def renames(contents: Sequence[Mapping[str, T]], kind: Callable[[T], object]) -> list[Rename]:
+    """The modules that some adapters have under one name, and others under another.
 
-    `held` is what every holder has by name; modules that `look` different are different ones. One
-    stands for all that differ in the same words; the renames that concern most holders come first.
+    `contents` are the modules of each adapter by name; modules of another `kind` are different.
+    No adapter has both names. One rename stands for all with the same changed words; the most
+    frequent come first.
     """
     groups: dict[frozenset[str], list[int]] = defaultdict(list)
-    for position, one in enumerate(held):
-        groups[frozenset(one)].append(position)
+    for position, modules in enumerate(contents):
+        groups[frozenset(modules)].append(position)
     if len(groups) < 2:
         return []
     places = _places(groups)
-    found: dict[tuple[str, str], list[Rename]] = defaultdict(list)
-    # Words in which modules differ that one holder has beside each other.
+    by_words: dict[tuple[str, str], list[Rename]] = defaultdict(list)
+    # Changed words between two modules of one adapter: these are two modules everywhere.
     distinct: set[tuple[str, str]] = set()
     for pair in _related(places):
         first, second = (places[name] for name in pair)
@@ -68,35 +67,35 @@ def renames(held: Sequence[Mapping[str, T]], look: Callable[[T], object]) -> lis
             distinct.add(_difference(*pair))
             continue
         for numbers in sorted(first.examples.keys() & second.examples.keys()):
-            (name, holder), (other, its) = first.examples[numbers], second.examples[numbers]
-            if look(held[holder][name]) == look(held[its][other]):
+            (name, i), (other, j) = first.examples[numbers], second.examples[numbers]
+            if kind(contents[i][name]) == kind(contents[j][other]):
                 sides = (frozenset(first.holders), frozenset(second.holders))
-                found[_difference(*pair)].append(Rename((name, other), sides))
+                by_words[_difference(*pair)].append(Rename((name, other), sides))
                 break
-    joined = [_joined(several) for words, several in found.items() if words not in distinct]
+    joined = [_joined(several) for words, several in by_words.items() if words not in distinct]
     return sorted(joined, key=lambda rename: -sum(map(len, rename.holders)))
 
 
 def _places(groups: Mapping[frozenset[str], Sequence[int]]) -> dict[str, _Place]:
-    """All places by their names without numbers. `groups` are holders by the names they have."""
+    """All places by their names without numbers. `groups` are the holders by their set of names."""
     places: dict[str, _Place] = defaultdict(lambda: _Place(set(), {}))
     known: dict[str, tuple[str, tuple[str, ...]]] = {}
     for names, positions in groups.items():
-        own = set()
+        places_here = set()
         for name in sorted(names):
             if name not in known:
                 known[name] = (_NUMBER.sub("#", name), tuple(_NUMBER.findall(name)))
                 place, numbers = known[name]
                 places[place].examples.setdefault(numbers, (name, positions[0]))
-            own.add(known[name][0])
-        for place in own:
+            places_here.add(known[name][0])
+        for place in places_here:
             places[place].holders.update(positions)
     return places
 
 
 def _related(places: Mapping[str, _Place]) -> Iterator[tuple[str, str]]:
-    """Pairs of names that may be those of one place, each pair in one order. Of many names with the
-    same words, the one that most hold is compared.
+    """Pairs of names that may belong to one place. Of names with the same words, only the most
+    frequent is compared.
     """
     by_words: dict[tuple[str, ...], str] = {}
     in_order = sorted(places, key=lambda name: (-len(places[name].holders), name))
@@ -110,17 +109,17 @@ def _related(places: Mapping[str, _Place]) -> Iterator[tuple[str, str]]:
             for start in range(len(parts) - more) if more else (0,):
                 other = by_words.get(_words(parts[:start] + parts[start + more :]))
                 if other is not None and other != name:
-                    # Names of as many words have no order of their own.
+                    # Names with equally many words are sorted, so that a pair has one order.
                     yield (name, other) if more else (min(name, other), max(name, other))
 
 
 def _words(parts: Sequence[str]) -> tuple[str, ...]:
-    """The last word and, sorted, all others."""
+    """The last word, then all others sorted."""
     return (parts[-1], *sorted(parts[:-1]))
 
 
 def _difference(one: str, other: str) -> tuple[str, str]:
-    """The words in which two names differ: those that are in their place in both are taken off."""
+    """The differing words of two names, without the common beginning and end."""
     first, second = one.split("."), other.split(".")
     while first and second and first[-1] == second[-1]:
         first, second = first[:-1], second[:-1]
@@ -130,7 +129,7 @@ def _difference(one: str, other: str) -> tuple[str, str]:
 
 
 def _joined(several: Sequence[Rename]) -> Rename:
-    """One of these renames with the holders of all."""
+    """The first rename, with the holders of all."""
     first, second = (
         frozenset().union(*(rename.holders[side] for rename in several)) for side in (0, 1)
     )

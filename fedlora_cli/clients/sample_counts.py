@@ -1,4 +1,4 @@
-"""How many samples every client trained on, as a file or their own folders tell."""
+"""The clients' sample counts, from a file or from the clients' folders."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fedlora_cli.files.documents import (
 )
 from fedlora_cli.remote import Location, prefetched
 
-#: Where a client's own folder may tell its sample count, first found wins: fedlora's own file, then
-#: those of the Hugging Face Trainer.
+#: The files with a sample count in a client's folder and the field of each; the first file wins:
+#: fedlora's, then those of the Hugging Face Trainer.
 COUNT_FILES = (
     ("fedlora.json", "samples"),
     ("all_results.json", "train_samples"),
@@ -32,10 +32,10 @@ COUNT_FILES = (
 _AGGREGATE = "fedlora.aggregate/"
 _REPORT = re.compile(rb'\s*\{\s*"schema"\s*:\s*"fedlora\.aggregate/')
 
-#: More samples than any client has; beyond it, sums would no longer be exact.
+#: The largest sample count, beyond any client's; sums of larger counts would not be exact.
 MOST_SAMPLES = 1e12
 
-#: How many times the median a count may be that nobody but the client itself vouches for.
+#: The largest self-reported sample count, in medians of all clients.
 MAX_RATIO = 100.0
 
 
@@ -45,10 +45,10 @@ def counts_from_file(
     others: Collection[str] | None,
     on_fault: FaultHandler,
 ) -> dict[Location, float]:
-    """The sample counts by the clients' folders, from one file that knows exactly these clients.
+    """The sample counts by the clients' folders, from a file that lists exactly these clients.
 
-    `others` are names that it may know besides, None for any. Raises InputError for what is no
-    list of counts; other faults go to `on_fault`.
+    `others` are names of further clients that the file may list; None allows any. Raises InputError
+    for a file that is no list of counts; other faults go to `on_fault`.
     """
     faults: list[InputError] = []
     text = read_bytes(path)
@@ -64,7 +64,9 @@ def counts_from_file(
         faults.append(InputError(path, found, "correct the name"))
     for fault in faults:
         on_fault(fault)
-    for name, folder in [] if faults else sorted(clients, key=lambda one: (one[0], one[1].parts)):
+    for name, folder in (
+        [] if faults else sorted(clients, key=lambda client: (client[0], client[1].parts))
+    ):
         if name not in raw:
             found = f"no count for {name} in {path}"
             on_fault(InputError(folder, found, "add it, or leave the client out", {path: None}))
@@ -72,7 +74,7 @@ def counts_from_file(
 
 
 def _parse_csv(text: bytes, path: Location, on_fault: FaultHandler) -> dict[str, Any]:
-    """Lines `client,samples`; a first line with these words is a header."""
+    """The counts in lines `client,samples`; a first line with these words is a header."""
     try:
         rows = list(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -92,7 +94,7 @@ def _parse_csv(text: bytes, path: Location, on_fault: FaultHandler) -> dict[str,
             try:
                 result[cells[0]] = float(cells[1])
             except ValueError:
-                found = f"line {number} says {cells[1]!r} samples"
+                found = f"line {number} has {cells[1]!r} samples"
                 on_fault(InputError(path, found, "write a number"))
     return result
 
@@ -100,59 +102,56 @@ def _parse_csv(text: bytes, path: Location, on_fault: FaultHandler) -> dict[str,
 def counts_from_folders(
     clients: Sequence[tuple[str, Location]], adapter: str | None, on_fault: FaultHandler
 ) -> dict[Location, float]:
-    """The sample counts that the clients' folders tell, in the folder of the `adapter` first.
+    """The sample counts in the clients' folders; the folder of the `adapter` comes first.
 
-    All must tell one, or nobody: those that do not as most are at fault, which goes to `on_fault`.
+    Either all clients have a count or none: a client that differs from the majority is a fault.
     """
     counts: dict[Location, float] = {}
-    silent: list[tuple[str, Location]] = []
+    without: list[tuple[str, Location]] = []
 
-    def tell(folder: Location) -> float | None:
+    def read(folder: Location) -> float | None:
         places = dict.fromkeys((formats.inside(folder, adapter), folder))
-        told = (told_samples(place) for place in places)
-        return next((one for one in told if one is not None), None)
+        counts = (sample_count_in(place) for place in places)
+        return next((count for count in counts if count is not None), None)
 
-    answers = prefetched(tell, [folder for _, folder in clients])
+    answers = prefetched(read, [folder for _, folder in clients])
     for (name, folder), answer in zip(clients, answers, strict=True):
         with catching_faults(on_fault):
             count = answer()
             if count is None:
-                silent.append((name, folder))
+                without.append((name, folder))
             else:
                 counts[folder] = count
-    if len(counts) < len(silent):
+    if len(counts) < len(without):
         for folder in counts:
             found = "a sample count, while most clients have none"
-            on_fault(InputError(folder, found, "let all clients tell one, or give --samples"))
-        silent = []
-    for name, folder in silent if counts else []:
+            on_fault(InputError(folder, found, "give every client a count, or give --samples"))
+        without = []
+    for name, folder in without if counts else []:
         found = f"no sample count for {name}, while other clients have one"
-        alone = "a file cannot tell one: give all counts in --samples"
-        cure = alone if folder.is_file() else 'write {"samples": n} to its fedlora.json'
+        for_files = "a client that is a file has no count: give all counts in --samples"
+        cure = for_files if folder.is_file() else 'write {"samples": n} to its fedlora.json'
         on_fault(InputError(folder, found, cure))
     return counts
 
 
 def check_ratio(counts: Mapping[Location, float], most: float, on_fault: FaultHandler) -> None:
-    """Whether no count is more than `most` times the median of those that are not zero. Of an even
-    number, that is the lower one of the two in the middle: of two clients, the smaller count.
-
-    What is beyond goes to `on_fault`.
-    """
+    """Report each count above `most` times the lower median of the positive counts."""
     positive = [count for count in counts.values() if count > 0]
     middle = median_low(positive) if positive else 0.0
     for folder, count in counts.items():
         if count > most * middle:
-            found = f"{count:.12g} samples by its own word, more than {most:g} times the median of "
+            found = f"{count:.12g} self-reported samples, more than {most:g} times the median of "
             found += f"the clients, {middle:.12g}"
             on_fault(
                 InputError(folder, found, "give --samples FILE, or a larger --max-count-ratio")
             )
 
 
-def told_samples(folder: Location) -> float | None:
-    """The sample count that a client's folder tells. Raises InputError, for the folder of a global
-    adapter too.
+def sample_count_in(folder: Location) -> float | None:
+    """The sample count in a client's folder; None without any.
+
+    Raises InputError, also for the folder of a global adapter.
     """
     for file, field in COUNT_FILES:
         path = folder / file
@@ -161,7 +160,7 @@ def told_samples(folder: Location) -> float | None:
         try:
             document = read_object(path, finite=False)
         except TooLarge:
-            # The report about a global adapter may be larger than any file of counts.
+            # The report of a global adapter may be larger than any file of counts.
             if not _REPORT.match(read_beginning(path, 200)):
                 raise
             document = {"schema": _AGGREGATE}
@@ -174,7 +173,7 @@ def told_samples(folder: Location) -> float | None:
 
 
 def _count(value: Any, path: Location, name: str) -> float:
-    """A number of samples that there can be; with 0, a client has no vote by samples."""
+    """A valid sample count; with 0, a client has no weight by samples."""
     if type(value) not in (int, float) or not 0 <= value <= MOST_SAMPLES:
         found = f"{name}: {repr(value)[:80]} samples"
         raise InputError(path, found, f"a sample count is a number from 0 to {MOST_SAMPLES:g}")

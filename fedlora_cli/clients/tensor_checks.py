@@ -1,4 +1,4 @@
-"""Reads every tensor once: what is not finite is a fault, what is all zero was never trained."""
+"""Checks of every tensor's values: values that are not finite, factors that are all zero."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module, read_modules
-from fedlora_cli.clients.compatibility import Majority
+from fedlora_cli.clients.majority import Majority
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults
 from fedlora_cli.execution import engine
 from fedlora_cli.linalg.factors import Factors
@@ -22,7 +22,7 @@ from fedlora_cli.linalg.sizes import fault, sizes
 
 @dataclass(frozen=True)
 class Item:
-    """A module or another tensor, and where it comes from."""
+    """A module or full tensor of an adapter."""
 
     adapter: Adapter
     name: str
@@ -31,8 +31,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Look:
-    """What reading an item showed. `zeros` are its factors that are all zero; `digest` and
-    `precision` are those of base weights, which must be the same everywhere.
+    """The result of reading an item. `zeros` is the number of factors that are all zero; only base
+    weights, which must be equal in all adapters, have `digest` and `precision`.
     """
 
     item: Item
@@ -43,14 +43,14 @@ class Look:
 
 
 def look_at(adapters: Sequence[Adapter], jobs: int, progress: engine.Progress) -> list[Look]:
-    """Every tensor of these adapters, on so many threads; 0 is all cores. Raises nothing."""
+    """Read every tensor of these adapters on `jobs` threads; 0 is all cores. Raises nothing."""
     groups = [group for adapter in adapters for group in _groups(adapter)]
     looks = engine.run(_look, groups, jobs or engine.available_cores(), progress)
     return [look for group in looks for look in group]
 
 
 def _groups(adapter: Adapter) -> list[list[Item]]:
-    """What is read together: the experts that share a pair of factors, all else by itself."""
+    """The items that are read together: experts that share factors, all other items alone."""
     pairs: dict[str, list[Item]] = {}
     for name, module in adapter.modules.items():
         pairs.setdefault(module.layout.pair, []).append(Item(adapter, name, module))
@@ -59,19 +59,19 @@ def _groups(adapter: Adapter) -> list[list[Item]]:
 
 
 def check_base_weights(looks: Iterable[Look], on_fault: FaultHandler) -> None:
-    """Base weights are not trained, so clients that differ in them had different base models.
+    """Report base weights that differ from the majority's by more than the rounding of dtypes.
 
-    They may differ by the rounding of their dtypes.
+    Base weights are not trained, so that such clients started from another base model.
     """
-    said: dict[str, list[Look]] = {}
+    by_name: dict[str, list[Look]] = {}
     for look in looks:
         if look.digest is not None:
-            said.setdefault(look.item.name, []).append(look)
-    for name, own in said.items():
-        majority, agreeing = _usual_base(own)
-        decides = 2 * sum(look.digest in agreeing for look in own) > len(own)
-        most = Majority(majority.digest, majority.item.adapter, decides)
-        for look in own:
+            by_name.setdefault(look.item.name, []).append(look)
+    for name, candidates in by_name.items():
+        example, agreeing = _majority_base(candidates)
+        decides = 2 * sum(look.digest in agreeing for look in candidates) > len(candidates)
+        most = Majority(example.digest, example.item.adapter, decides)
+        for look in candidates:
             if look.digest not in agreeing:
                 found = f"its base weights {name} differ from the other clients'"
                 cure = "start all clients from one base model"
@@ -79,29 +79,29 @@ def check_base_weights(looks: Iterable[Look], on_fault: FaultHandler) -> None:
                 on_fault(most.fault(look.item.adapter.weights_file, found, cure))
 
 
-def _usual_base(looks: Sequence[Look]) -> tuple[Look, set[str | None]]:
-    """The base weights that agree with those of most clients, and the digests of all that agree.
+def _majority_base(looks: Sequence[Look]) -> tuple[Look, set[str | None]]:
+    """The base weights that agree with most clients, and the digests of all that agree.
 
-    Of every precision, the numbers that most clients have are compared with all others: that is
-    work for few tensors, however many different ones there are.
+    Of each precision, only the most frequent values are compared with all others, so that few
+    tensors are read however many differ.
     """
     votes = Counter(look.digest for look in looks)
     ordered = sorted(looks, key=lambda look: -votes[look.digest])
     candidates = list({look.precision: look for look in reversed(ordered)}.values())
     agreeing = [_agreeing(candidate, looks) for candidate in candidates]
-    counts = [sum(votes[digest] for digest in one) for one in agreeing]
+    counts = [sum(votes[digest] for digest in digests) for digests in agreeing]
     most = counts.index(max(counts))
     return candidates[most], agreeing[most]
 
 
-def _agreeing(majority: Look, looks: Sequence[Look]) -> set[str | None]:
-    """The digests of base weights that may be the same numbers. Each is read once."""
-    same: dict[str | None, bool] = {majority.digest: True}
+def _agreeing(candidate: Look, looks: Sequence[Look]) -> set[str | None]:
+    """The digests of base weights that equal the candidate up to rounding; each is read once."""
+    same: dict[str | None, bool] = {candidate.digest: True}
     tensor = None
     for look in looks:
         if look.digest in same:
             continue
-        tensor = _read(majority) if tensor is None else tensor
+        tensor = _read(candidate) if tensor is None else tensor
         same[look.digest] = same_up_to_rounding(_read(look), tensor)
     return {digest for digest, agrees in same.items() if agrees}
 
@@ -114,24 +114,23 @@ def _read(look: Look) -> Tensor:
 
 
 def _look(group: list[Item]) -> list[Look]:
-    """What the group showed; of a fault in what experts share, the first of them tells."""
+    """The results of a group; the first expert has the faults of the factors they share."""
     if isinstance(group[0].content, FullTensor):
         return [_look_at_tensor(group[0], group[0].content)]
     faults: list[InputError] = []
-    found: dict[str, Factors] = {}
+    factors_of: dict[str, Factors] = {}
     with catching_faults(faults.append):
-        found = read_modules(group[0].adapter, [item.name for item in group], faults.append)
+        factors_of = read_modules(group[0].adapter, [item.name for item in group], faults.append)
     looks = []
     for item in group:
         zeros = 0
-        if item.name in found:
-            factors = found.pop(item.name)
+        if item.name in factors_of:
+            factors = factors_of.pop(item.name)
             zeros = sum(not factor.any() for factor in (factors.B, factors.A))
-            # Without a scale, nobody knows how large the update is.
-            known = not faults and not math.isnan(factors.scale)
-            if known:
-                found_fault = fault(item.adapter.path, item.name, sizes([factors])[0])
-                faults += [] if found_fault is None else [found_fault]
+            # Without a scale, the size of the update is unknown.
+            if not faults and not math.isnan(factors.scale):
+                size_fault = fault(item.adapter.path, item.name, sizes([factors])[0])
+                faults += [] if size_fault is None else [size_fault]
         looks.append(Look(item, tuple(faults), zeros))
         faults = []
     return looks
@@ -143,7 +142,7 @@ def _look_at_tensor(item: Item, content: FullTensor) -> Look:
     with catching_faults(faults.append):
         tensor = content.read(faults.append)
         if content.role == "base":
-            # Equal numbers of any dtype, as bytes: with 0.0 added, there is no -0.0.
+            # Equal numbers of any dtype have equal bytes; adding 0.0 turns -0.0 into 0.0.
             coarsest = precision(tensor)
             digest = hashlib.sha256((tensor.double() + 0.0).numpy().tobytes()).hexdigest()
     return Look(item, tuple(faults), digest=digest, precision=coarsest)

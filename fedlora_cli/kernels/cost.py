@@ -65,9 +65,9 @@ class Choice:
     @property
     def chosen(self) -> Estimate:
         """What the route would take."""
-        return self.of(self.route)
+        return self.estimate(self.route)
 
-    def of(self, route: str) -> Estimate:
+    def estimate(self, route: str) -> Estimate:
         """What that route would take."""
         return next(one for one in self.estimates if one.route == route)
 

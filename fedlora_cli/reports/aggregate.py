@@ -105,7 +105,7 @@ class RouteRow:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkEstimate:
     """Estimates for one machine: peak `memory`, the factors to `read` and the files to `write`, all
     in bytes, with so many modules at a time. While `--energy` has still to decide the rank, `write`
     is None and `routes` is empty, as it is for methods that do not truncate.
@@ -155,4 +155,4 @@ class AggregateReport:
     verification: Verification | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     format: str = "peft"
-    work: Work | None = field(default=None, metadata=ON_DEMAND)
+    work: WorkEstimate | None = field(default=None, metadata=ON_DEMAND)

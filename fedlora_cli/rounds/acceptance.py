@@ -1,4 +1,4 @@
-"""Whether PEFT itself takes a start: what it would adapt, given the config that was written."""
+"""A check that PEFT loads an initial adapter: it adapts the modules that the config names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.safetensors import read_header
-from fedlora_cli.formats.peft import WEIGHTS
+from fedlora_cli.formats.terms import WEIGHTS
 from fedlora_cli.libraries import muted
 from fedlora_cli.rounds.recipients import Recipient
 from fedlora_cli.text import first_line, shortened
@@ -19,14 +19,13 @@ _CURE = "nothing was written; adapt other modules"
 
 
 def check_in_peft(model: Any, base: str, recipients: Sequence[Recipient], place: Path) -> None:
-    """Whether PEFT gives the model exactly the tensors of the adapters in `place`.
+    """Raise InputError unless PEFT makes exactly the tensors of the adapters in `place`.
 
-    The model is on the meta device. Adapters that adapt the same modules differ in ranks alone, so
-    that one of them is tried for all. Raises InputError.
+    The model is on the meta device. Adapters of the same modules differ only in ranks, so that one
+    of them is checked.
     """
-    distinct = {frozenset(one.shares): one for one in recipients}
-    for one in distinct.values():
-        _check(model, base, place / one.name)
+    for recipient in {frozenset(one.modules): one for one in recipients}.values():
+        _check(model, base, place / recipient.name)
 
 
 def _check(model: Any, base: str, folder: Path) -> None:
@@ -37,15 +36,13 @@ def _check(model: Any, base: str, folder: Path) -> None:
             config = LoraConfig.from_pretrained(str(folder))
             wrapped = get_peft_model(model, config)
         except (ValueError, TypeError) as error:
-            found = f"PEFT would not take this start ({first_line(error)})"
+            found = f"PEFT rejects this initial adapter ({first_line(error)})"
             raise InputError(base, found, _CURE) from error
         state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
         wrapped.unload()
-    made = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    written = {key: entry.shape for key, entry in read_header(folder / WEIGHTS).items()}
-    differing = sorted(
-        key for key in made.keys() | written.keys() if made.get(key) != written.get(key)
-    )
+    made = {(key, tuple(tensor.shape)) for key, tensor in state.items()}
+    written = {(key, entry.shape) for key, entry in read_header(folder / WEIGHTS).items()}
+    differing = sorted({key for key, _ in made ^ written})
     if differing:
-        found = f"PEFT would load this start in another way: {shortened(differing)}"
+        found = f"PEFT would load this initial adapter differently: {shortened(differing)}"
         raise InputError(base, found, _CURE)

@@ -1,4 +1,4 @@
-"""The main job: client adapters in, one global adapter out."""
+"""Aggregation: client adapters in, one global adapter out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.bounds import bounded, is_bounded
 from fedlora_cli.aggregation.module import ranks_for_energy
 from fedlora_cli.aggregation.options import AggregateOptions
-from fedlora_cli.aggregation.plan import Parts, Plan
+from fedlora_cli.aggregation.plan import Plan, PlanParts
 from fedlora_cli.aggregation.target import check_server
 from fedlora_cli.clients.reading import Paths
 from fedlora_cli.errors import UsageError
@@ -28,14 +28,14 @@ from fedlora_cli.reports.document import aggregate_document, to_json
 from fedlora_cli.reports.model_card import model_card
 from fedlora_cli.reports.provenance import write_report
 from fedlora_cli.rounds.output import check_readable, write_adapter, written_bytes
-from fedlora_cli.rounds.preparation import Preparation, prepare
+from fedlora_cli.rounds.preparation import Preparation, planned, prepare
 from fedlora_cli.rounds.screening import drop_invalid_clients
 from fedlora_cli.rounds.summary import summarize
 from fedlora_cli.rounds.verify import verify
-from fedlora_cli.rounds.work import work_of
+from fedlora_cli.rounds.work import estimate_work
 from fedlora_cli.text import first_line
 
-#: The choices of the command when no option is given.
+#: The defaults of the command.
 DEFAULTS = AggregateOptions()
 
 
@@ -47,19 +47,17 @@ def aggregate(
 ) -> AggregateReport:
     """Aggregate the adapters in `clients` into a PEFT adapter in the folder `output`.
 
-    `clients` are adapter folders, or folders whose children are adapter folders. The folder is
-    there whole afterwards or not at all. Raises UsageError, InputError, OutputError and
-    VerificationError; nothing is written then.
+    `clients` are adapter folders, or folders whose children are adapter folders. Raises UsageError,
+    InputError, OutputError and VerificationError; no file is written then.
     """
     return execute(prepare(clients, output, options), stage)
 
 
 def execute(task: Preparation, stage: engine.Stage = engine.quiet) -> AggregateReport:
-    """What was prepared, computed and written. Raises as `aggregate` does."""
+    """Compute and write a prepared aggregation. Raises as `aggregate` does."""
     options, output = task.options, task.output
     jobs = options.jobs or engine.available_cores()
-    said = (*task.remarks, *(one.reason for one in task.clients.left_out))
-    check_readable(task.plan, said)
+    check_readable(task.plan, _remarks(task))
     if options.dry_run:
         report = summarize(
             task.plan, [], task.plan.rank, {}, task.clients, task.remarks, str(output)
@@ -69,19 +67,22 @@ def execute(task: Preparation, stage: engine.Stage = engine.quiet) -> AggregateR
         check_space(output, written_bytes(task.plan))
         device = _device(options.device)
         with new_folder(output, force=options.force, foreign=_foreign) as folder:
-            # What it started has ended before the folder gets its name.
+            # All workers end before the folder gets its final name.
             with engine.executor(options.cluster, jobs) as workers:
-                task, digests = drop_invalid_clients(task, jobs, stage)
+                clients, digests = drop_invalid_clients(task.clients, options, jobs, stage)
+                if clients is not task.clients:
+                    task = planned(task.request, clients)
                 plan = replace(task.plan, options=replace(options, device=device))
                 plan = _with_rank_and_bounds(plan, workers, stage)
                 check_server(plan, plan.rank)
-                if task.plan.rank is None:  # only now is it known what is written
+                if task.plan.rank is None:  # --energy has chosen the rank only now
                     check_space(output, written_bytes(plan))
-                    check_readable(plan, said)
+                    check_readable(plan, _remarks(task))
                 progress = stage("aggregating modules")
                 outcomes = write_adapter(folder, plan, digests, workers, progress)
-            told = (digests, task.clients, task.remarks, str(output))
-            report = summarize(plan, outcomes, plan.rank, *told)
+            report = summarize(
+                plan, outcomes, plan.rank, digests, task.clients, task.remarks, str(output)
+            )
             (folder / "README.md").write_text(model_card(report), encoding="utf-8")
             if options.verify:
                 checked = verify(plan, folder, jobs, stage("verifying"))
@@ -93,16 +94,20 @@ def execute(task: Preparation, stage: engine.Stage = engine.quiet) -> AggregateR
 
 
 def _explained(plan: Plan, jobs: int, report: AggregateReport) -> AggregateReport:
-    """The report with what the work takes; with the routes where they are asked for."""
-    work = work_of(plan, jobs)
+    """The report with the estimate of the work; with the routes for `--explain`."""
+    work = estimate_work(plan, jobs)
     return replace(report, work=work if plan.options.explain else replace(work, routes=()))
+
+
+def _remarks(task: Preparation) -> tuple[str, ...]:
+    return (*task.remarks, *(client.reason for client in task.clients.left_out))
 
 
 _foreign = other_than(formats.FILES)
 
 
 def _with_rank_and_bounds(plan: Plan, workers: Workers, stage: engine.Stage) -> Plan:
-    """The plan with all that must be known of the updates before the first module is aggregated.
+    """The plan with the norms, clips and trust of the clients and with its rank.
 
     Raises InputError.
     """
@@ -116,39 +121,41 @@ def _with_rank_and_bounds(plan: Plan, workers: Workers, stage: engine.Stage) -> 
 def _with_rank(plan: Plan, workers: Workers, progress: engine.Progress) -> Plan:
     """The plan at the smallest rank that keeps `--energy` in every module; 1 without any energy.
 
-    All modules are read once for it, so that none has to be kept until the rank is known.
+    This reads all modules once, so that no module has to stay in memory until the rank is known.
     """
     groups = grouped(plan.adapters, plan.modules)
-    found = engine.run(ranks_for_energy, Parts(plan, groups), workers, progress)
-    return replace(plan, rank=max([1, *(rank for ranks in found for rank in ranks)]))
+    results = engine.run(ranks_for_energy, PlanParts(plan, groups), workers, progress)
+    return replace(plan, rank=max([1, *(rank for ranks in results for rank in ranks)]))
 
 
 def _with_relative_paths(output: Location, report: AggregateReport) -> AggregateReport:
-    """The report with paths relative to the output folder: its bytes depend neither on where the
-    two stand together nor on how the paths were spelled.
+    """The report with paths relative to the output folder, so that its bytes depend neither on the
+    parent of the folders nor on the spelling of the paths.
     """
     rows = [replace(row, path=_relative(location(row.path), output)) for row in report.clients]
     left_out = [
-        replace(one, path=_relative(location(one.path), output, follow=False))
-        for one in report.left_out
+        replace(client, path=_relative(location(client.path), output, follow=False))
+        for client in report.left_out
     ]
     return replace(report, output=".", clients=tuple(rows), left_out=tuple(left_out))
 
 
 def _relative(path: Location, home: Location, *, follow: bool = True) -> str:
-    """A path as `home` sees it, a link followed or not. What has an address of its own keeps it; to
-    a store, it is nobody's business where a local one stands.
+    """The path relative to `home`, with links followed or not.
+
+    URLs stay absolute. For a remote output, local paths shrink to their names, so that no local
+    path leaks.
     """
     if isinstance(path, Remote):
         return str(path)
     if isinstance(home, Remote):
         return path.name
-    whole = path.resolve() if follow else path.parent.resolve() / path.name
-    return Path(os.path.relpath(whole, home.resolve())).as_posix()
+    absolute = path.resolve() if follow else path.parent.resolve() / path.name
+    return Path(os.path.relpath(absolute, home.resolve())).as_posix()
 
 
 def _device(name: str) -> str:
-    """The device of that name, which computes in float64; "auto" is a GPU if there is one.
+    """The name of a device that computes in float64; "auto" is a GPU if there is one.
 
     Raises UsageError.
     """
@@ -157,7 +164,7 @@ def _device(name: str) -> str:
     try:
         torch.ones(1, dtype=torch.float64, device=name).sum().item()
     except (RuntimeError, TypeError, AssertionError, ImportError, ValueError) as error:
-        # Of other devices, torch tells how it is built.
+        # For other devices, torch describes its own build.
         reason = f" ({first_line(error).partition('. ')[0]})" if name.startswith("cuda") else ""
         found = f"{name} cannot be used{reason}"
         raise UsageError("--device", found, "give cpu, cuda, cuda:N or auto") from None

@@ -1,4 +1,4 @@
-"""The global adapter at each client's own rank, to train from."""
+"""Distribution: the global adapter at each client's rank."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor
 from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, read_modules
 from fedlora_cli.adapters.batches import grouped
-from fedlora_cli.clients.cohort import Client, Cohort, align, with_earlier
-from fedlora_cli.clients.names import name_folders
-from fedlora_cli.clients.reading import Paths, paths_of, read_adapters
-from fedlora_cli.errors import UsageError, raise_fault
+from fedlora_cli.clients.cohort import Cohort, with_earlier
+from fedlora_cli.clients.reading import Paths, paths_of, read_without_counts
+from fedlora_cli.errors import UsageError
 from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
@@ -33,7 +32,7 @@ from fedlora_cli.rounds.distribution import (
     nothing,
 )
 from fedlora_cli.rounds.options import DistributeOptions
-from fedlora_cli.rounds.recipients import Recipient, Share, like
+from fedlora_cli.rounds.recipients import Recipient, RecipientModule, like
 from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
 
@@ -50,17 +49,17 @@ def distribute(
     """Write the adapter in `source` at the rank of every client, into `output/<client>/`, or at
     `options.ranks` into `output/rank-<r>/`.
 
-    Each one applies the best approximation of its rank, module by module, at its own alpha, with
-    the leading singular directions first. Heads and other full tensors are copied. `clients` are
-    adapter folders, or folders whose children are adapter folders; only their headers are read.
-    Raises UsageError, InputError and OutputError; nothing is written then.
+    Each adapter is the best approximation of its rank, module by module, at the client's alpha,
+    with the leading singular directions first. Heads and other full tensors are copied. `clients`
+    are adapter folders, or folders whose children are adapter folders; only headers are read.
+    Raises UsageError, InputError and OutputError; no file is written then.
     """
     source, output, places = location(source), location(output), paths_of(clients)
     if bool(places) == bool(options.ranks):
-        found = "given with --rank" if places else "neither it nor --rank is given"
+        found = "given with --rank" if places else "neither --like nor --rank is given"
         raise UsageError("--like", found, "give one of them")
     if options.adapter is not None and not places:
-        raise UsageError("--adapter", "given without --like", "it says where those adapters are")
+        raise UsageError("--adapter", "given without --like", "give both or neither")
     check_manifest(source)
     adapter = formats.read(source)
     cohort, adapter, left_out = _cohort(adapter, places, options) if places else (None, adapter, ())
@@ -74,12 +73,12 @@ def distribute(
     with claimed_folder(output, force=options.force):
         check_room(recipients, output)
         jobs = options.jobs or engine.available_cores()
-        shapes = {name: share.shape for one in recipients for name, share in one.shares.items()}
+        shapes = {name: module.shape for one in recipients for name, module in one.modules.items()}
         names = sorted(adapter.modules)
         work, progress = grouped([adapter], names), stage("decomposing modules")
         svds: dict[str, Svd] = {}
-        for some in engine.run(partial(_decomposed, adapter), work, jobs, progress):
-            svds |= some
+        for group in engine.run(partial(_decomposed, adapter), work, jobs, progress):
+            svds |= group
 
         def take(name: str, rank: int, scale: float) -> Factors:
             if name not in svds:
@@ -126,8 +125,8 @@ def _handed(
     name: str, shape: tuple[int, int], s: Tensor, recipients: Sequence[Recipient]
 ) -> HandedModule:
     energy = s.square().cumsum(0)
-    held = [min(one.shares[name].rank, len(s)) for one in recipients if name in one.shares]
-    kept = [float(energy[rank - 1] / energy[-1]) for rank in held if rank > 0]
+    ranks = [min(one.modules[name].rank, len(s)) for one in recipients if name in one.modules]
+    kept = [float(energy[rank - 1] / energy[-1]) for rank in ranks if rank > 0]
     return HandedModule(
         name=name,
         shape=shape,
@@ -138,21 +137,21 @@ def _handed(
 
 
 def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
-    """One recipient for every rank, of all that the global adapter has."""
+    """A recipient of every module and tensor for each rank."""
     largest = max(min(module.shape) for module in adapter.modules.values())
     recipients = []
     for rank in sorted(set(options.ranks)):
         if rank > max(largest, adapter.rank):
             found = f"{rank}, where no module has more than {largest} directions"
             raise UsageError("--rank", found, "give a smaller one")
-        shares = {
-            name: Share(rank, options.alpha or one.scale * rank, one.shape, one.layout)
+        modules = {
+            name: RecipientModule(rank, options.alpha or one.scale * rank, one.shape, one.layout)
             for name, one in adapter.modules.items()
         }
         recipients.append(
             Recipient(
                 name=f"rank-{rank}",
-                shares=shares,
+                modules=modules,
                 dtype=options.dtype or adapter.dtype,
                 tensors=adapter.tensors,
                 facts=replace(_facts(adapter, options), rslora=False),
@@ -165,43 +164,42 @@ def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
 def _cohort(
     adapter: Adapter, places: Sequence[Location], options: DistributeOptions
 ) -> tuple[Cohort, Adapter, tuple[str, ...]]:
-    """The clients to be like, the global adapter that fits them, and remarks. Raises InputError."""
-    named, left_out = name_folders(places, adapter=options.adapter)
-    homes = [formats.inside(folder, options.adapter) for _, folder in named]
-    read = read_adapters(homes, raise_fault)
-    clients = [Client(name, one, 1.0) for (name, _), one in zip(named, read, strict=True)]
-    cohort = align(clients, options.base)
+    """The clients, the global adapter in their orientation, and remarks. Raises InputError."""
+    cohort, remarks = read_without_counts(places, options.base, options.adapter)
     cohort, [adapter] = with_earlier(cohort, [adapter], base_declared=options.base is not None)
-    return cohort, adapter, left_out
+    return cohort, adapter, remarks
 
 
 def _like_clients(
     adapter: Adapter, cohort: Cohort, options: DistributeOptions
 ) -> tuple[list[Recipient], tuple[str, ...]]:
-    """One recipient for every client, and remarks about what does not match."""
+    """A recipient for every client, and remarks about modules and tensors on one side alone."""
     recipients = []
     differing: dict[str, list[str]] = {}
     for client in cohort.clients:
-        own = like(client.name, client.adapter, options.alpha, options.dtype)
-        # A head that the global adapter lacks stays what this client made of it.
-        tensors = {name: adapter.tensors.get(name, kept) for name, kept in own.tensors.items()}
-        recipients.append(replace(own, tensors=tensors, facts=_facts(client.adapter, options)))
+        copy = like(client.name, client.adapter, options.alpha, options.dtype)
+        # A head that the global adapter lacks stays the client's.
+        tensors = {n: adapter.tensors.get(n, kept) for n, kept in copy.tensors.items()}
+        recipients.append(replace(copy, tensors=tensors, facts=_facts(client.adapter, options)))
         for before, names, after in (
-            ("without ", set(adapter.modules) - set(own.shares), ", not adapted there"),
-            ("", set(own.shares) - set(adapter.modules), " starts at zero"),
-            ("without ", set(adapter.tensors) - set(own.tensors), ", not trained in full there"),
-            ("", set(own.tensors) - set(adapter.tensors), " stays as it was"),
+            ("without ", set(adapter.modules) - set(copy.modules), ", not adapted there"),
+            ("", set(copy.modules) - set(adapter.modules), " starts at zero"),
+            (
+                "without ",
+                set(adapter.tensors) - set(copy.tensors),
+                ", not trained in full there",
+            ),
+            ("", set(copy.tensors) - set(adapter.tensors), " stays as it was"),
         ):
-            why = "" if before else ", not being in the global adapter"
+            why = "" if before else ", because the global adapter lacks it"
             if names:
                 remark = f"{before}{shortened(sorted(names))}{after}{why}"
                 differing.setdefault(remark, []).append(client.name)
-    notes = [note for client in cohort.clients for note in client.adapter.notes]
-    return recipients, (*notes, *(f"{shortened(who)}: {what}" for what, who in differing.items()))
+    return recipients, tuple(f"{shortened(names)}: {remark}" for remark, names in differing.items())
 
 
 def _facts(adapter: Adapter, options: DistributeOptions) -> AdapterMetadata:
-    """What an adapter says of itself, but for a base model that was declared."""
+    """The adapter's metadata, with the declared base model if there is one."""
     if options.base is None:
         return adapter.facts
     return replace(adapter.facts, base_model=options.base)

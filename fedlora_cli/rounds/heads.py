@@ -1,4 +1,4 @@
-"""The first values of heads: those of the base model, or drawn where it has none."""
+"""The initial values of heads: from the base model, or drawn at random."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fedlora_cli.errors import InputError
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.safetensors import read_header
+from fedlora_cli.formats.skeleton import Skeleton
 from fedlora_cli.linalg.casting import seed_of
-from fedlora_cli.rounds.skeleton import Skeleton
 from fedlora_cli.text import first_line
 
 _WEIGHTS = "model.safetensors"
@@ -25,21 +25,21 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 def head_tensors(
     skeleton: Skeleton, base: str, revision: str | None, seed: int
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of every head, and the heads that were drawn, as the model's class draws them.
+    """The tensors of every head, and the heads that were drawn as the model's class draws them.
 
-    Of the base model's weights only these tensors are read. A head is the base model's as a whole
-    or not at all. Raises InputError.
+    Only these tensors of the base model are read. If the base model lacks a tensor of a head, the
+    whole head is drawn. Raises InputError.
     """
     sources = _sources(skeleton)
     stored = _stored(base, revision, {name for names in sources.values() for name in names})
     result: dict[str, Tensor] = {}
     drawn = []
     for owner in sorted({owner for _, owner in skeleton.heads.values()}):
-        own = {name: meta for name, (meta, one) in skeleton.heads.items() if one == owner}
-        found = {name: _entry(stored, sources[name], meta) for name, meta in own.items()}
-        entries = {name: entry for name, entry in found.items() if entry is not None}
-        if len(entries) == len(own):
-            result |= {name: entry.read() for name, entry in entries.items()}
+        head = {name: meta for name, (meta, one) in skeleton.heads.items() if one == owner}
+        tensors = {name: _info(stored, sources[name], meta) for name, meta in head.items()}
+        present = {name: info for name, info in tensors.items() if info is not None}
+        if len(present) == len(head):
+            result |= {name: info.read() for name, info in present.items()}
         else:
             result |= _drawn(skeleton.model, owner, seed)
             drawn.append(owner)
@@ -47,10 +47,10 @@ def head_tensors(
 
 
 def _sources(skeleton: Skeleton) -> dict[str, tuple[str, ...]]:
-    """The names that the base model may have for every tensor of a head.
+    """The possible names of each head tensor in the base model's files.
 
-    It may have been saved without its outermost module, or with one more; and an output layer that
-    is tied to the embeddings is stored as these alone.
+    The base model may be saved without its outermost module, or with one more. An output layer that
+    is tied to the embeddings is stored under their name.
     """
     prefix = f"{skeleton.model.base_model_prefix}."
     tied = _tied(skeleton.model)
@@ -63,7 +63,7 @@ def _sources(skeleton: Skeleton) -> dict[str, tuple[str, ...]]:
 
 
 def _tied(model: Any) -> dict[str, str]:
-    """The weight of the output layer, with that of the embeddings where it is one with them."""
+    """The name of the output layer's weight with that of the embeddings, if they are tied."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return {}
     output = model.get_output_embeddings()
@@ -73,15 +73,15 @@ def _tied(model: Any) -> dict[str, str]:
     return {f"{names[id(output)]}.weight": f"{names[id(model.get_input_embeddings())]}.weight"}
 
 
-def _entry(
+def _info(
     stored: Mapping[str, TensorInfo], names: Collection[str], meta: Tensor
 ) -> TensorInfo | None:
-    found = next((stored[name] for name in names if name in stored), None)
-    return found if found is not None and found.shape == tuple(meta.shape) else None
+    info = next((stored[name] for name in names if name in stored), None)
+    return info if info is not None and info.shape == tuple(meta.shape) else None
 
 
 def _drawn(model: Any, owner: str, seed: int) -> dict[str, Tensor]:
-    """A head as its layers and its class draw it; what neither of them draws is zero."""
+    """A head as its layers and its class initialize it; tensors without a rule are zero."""
     head = model.get_submodule(owner).to_empty(device="cpu").float()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed_of(owner, seed))
@@ -95,31 +95,31 @@ def _drawn(model: Any, owner: str, seed: int) -> dict[str, Tensor]:
 
 
 def _stored(base: str, revision: str | None, wanted: Collection[str]) -> Mapping[str, TensorInfo]:
-    """Where the base model's own weights hold these tensors. Raises InputError."""
+    """The headers of these tensors in the base model's weights. Raises InputError."""
     if not wanted:
         return {}
     weights, index = (_file(base, revision, name) for name in (_WEIGHTS, _INDEX))
     if weights is not None:
         return _wanted(weights, wanted)
     if index is not None:
-        found: dict[str, TensorInfo] = {}
+        stored: dict[str, TensorInfo] = {}
         for shard in _shards(index, wanted):
             path = _file(base, revision, shard)
             if path is None:
-                raise InputError(index, f"it names {shard}, which is not there", "download it")
-            found |= _wanted(path, wanted)
-        return found
+                raise InputError(index, f"it names the missing file {shard}", "download it")
+            stored |= _wanted(path, wanted)
+        return stored
     pickle = next((name for name in _PICKLES if _file(base, revision, name)), None)
     if pickle is not None:
-        found_what = f"its weights are in {pickle}, a pickle, which is never opened"
-        raise InputError(base, found_what, "save the base model as safetensors")
+        found = f"its weights are in {pickle}, a pickle, which fedlora never opens"
+        raise InputError(base, found, "save the base model as safetensors")
     if not Path(base).is_dir():
-        raise InputError(base, f"no {_WEIGHTS} that can be had", "download the model beforehand")
+        raise InputError(base, f"{_WEIGHTS} cannot be downloaded", "download the model beforehand")
     return {}
 
 
 def _shards(index: Path, wanted: Collection[str]) -> list[str]:
-    """The files of a sharded model that hold these tensors. Raises InputError."""
+    """The shards of the base model that contain these tensors. Raises InputError."""
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict):
         raise InputError(index, "no weight_map in it", "download it again")
@@ -127,22 +127,22 @@ def _shards(index: Path, wanted: Collection[str]) -> list[str]:
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard:
             found = f"weight_map names {shard!r:.80}"
-            raise InputError(index, found, "it must name files beside it")
+            raise InputError(index, found, "it must name files in the same folder")
     return sorted(shards)
 
 
 def _wanted(path: Path, wanted: Collection[str]) -> dict[str, TensorInfo]:
-    """The entries of these tensors; what is wrong with the others is none of our business."""
+    """The headers of these tensors; faults of other tensors are ignored."""
 
-    def told(fault: InputError) -> None:
+    def on_fault(fault: InputError) -> None:
         if any(name in fault.found for name in wanted):
             raise fault
 
-    return {name: entry for name, entry in read_header(path, told).items() if name in wanted}
+    return {name: entry for name, entry in read_header(path, on_fault).items() if name in wanted}
 
 
 def _file(base: str, revision: str | None, name: str) -> Path | None:
-    """A file of the base model, downloaded where it is on the hub; None where there is none."""
+    """The path of a base model's file, downloaded from the hub if needed; None without the file."""
     from transformers.utils.hub import cached_file
 
     try:
@@ -155,6 +155,6 @@ def _file(base: str, revision: str | None, name: str) -> Path | None:
             _raise_exceptions_for_gated_repo=False,
         )
     except (OSError, ValueError) as error:
-        found = f"{name} cannot be had ({first_line(error)})"
+        found = f"{name} cannot be downloaded ({first_line(error)})"
         raise InputError(base, found, "check the name") from None
     return None if path is None else Path(path)

@@ -1,4 +1,4 @@
-"""The last two global adapters of a federation, found in the folder of its rounds."""
+"""The last two global adapters in a folder of rounds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def with_history(
 ) -> tuple[AggregateOptions, tuple[str, ...]]:
     """The options with `rounds` resolved to the earlier global adapters, and a remark.
 
-    In the first round there is none, and nothing to gain momentum from. In the second one the step
-    is taken from the start, where every update is zero. Raises UsageError and InputError.
+    The first round has no earlier adapter and no momentum. In the second round, the momentum starts
+    from a zero update. Raises UsageError and InputError.
     """
     if options.rounds is None:
         return options, ()
@@ -30,59 +30,61 @@ def with_history(
     earlier = earlier_rounds(options.rounds, output)
     if not earlier:
         home = options.rounds.resolve()
-        # Where the round itself stands in that folder, there is nothing odd about the first one.
-        odd = home not in output.resolve().parents
-        remark = f"no earlier round in {home.name}: this counts as the first one"
-        return replace(options, momentum=0.0), (remark,) if odd else ()
+        # A first round is expected if the output lies in the folder of rounds.
+        expected = home in output.resolve().parents
+        remark = f"no earlier round in {home.name}: this counts as the first round"
+        return replace(options, momentum=0.0), () if expected else (remark,)
     before = earlier[-2] if options.momentum and len(earlier) > 1 else None
     return replace(options, previous=earlier[-1], before_previous=before), ()
 
 
 def earlier_rounds(rounds: Location, output: Location) -> list[Location]:
-    """The global adapters in a folder of rounds, up to the round that `output` belongs to.
+    """The global adapters in a folder of rounds, before the round of `output`.
 
     Raises InputError.
     """
-    found = rounds_in(rounds)
+    adapters = rounds_in(rounds)
     place, home = output.resolve(), rounds.resolve()
     if home not in place.parents:
-        return found
-    own = natural(below(place, home)[0])
-    return [one for one in found if natural(round_name(one)) < own]
+        return adapters
+    current = natural(below(place, home)[0])
+    return [adapter for adapter in adapters if natural(round_name(adapter)) < current]
 
 
 def forgotten(plan: Plan, output: Location) -> tuple[str, ...]:
-    """A warning where an earlier round had clients of a higher rank, and its global adapter is not
-    used by a method that would keep what they brought.
+    """A warning if the previous adapter is not used and an earlier round had higher ranks.
+
+    Only methods that use a previous adapter would keep these rank indices.
     """
     if plan.previous is not None or not plan.method.uses_previous:
         return ()
-    most, where = plan.cohort.rank, None
-    for one in _series(output):
-        with suppress(InputError):  # of a neighbour that nobody asked for
-            known = read_provenance(one)
-            ranks = [client.rank for client in known.clients] if known is not None else []
-            if max(ranks, default=0) > most:
-                most, where = max(ranks), one
-    if where is None:
+    largest, earlier = plan.cohort.rank, None
+    for adapter in _series(output):
+        with suppress(InputError):  # the command names no such folder: its faults do not matter
+            provenance = read_provenance(adapter)
+            ranks = [client.rank for client in provenance.clients] if provenance is not None else []
+            if max(ranks, default=0) > largest:
+                largest, earlier = max(ranks), adapter
+    if earlier is None:
         return ()
-    lost = rank_range(plan.cohort.rank + 1, most)
+    lost = rank_range(plan.cohort.rank + 1, largest)
     return (
-        f"nobody holds rank index {lost}, as clients of {round_name(where)} did; without --rounds "
-        "or --previous, what they brought is lost",
+        f"no client has a rank above {plan.cohort.rank}, but clients of {round_name(earlier)} did; "
+        f"give --rounds or --previous to keep rank index {lost}",
     )
 
 
 def _series(output: Location) -> list[Location]:
-    """The earlier rounds that the name of the output tells: `run/round-03/global` has one in
-    `run/round-02/global`, `global-03` in `global-02`. In object storage nobody looks: it takes a
-    question for every neighbour.
+    """The earlier rounds of the output's series: `run/round-02/global` before
+    `run/round-03/global`, `global-02` before `global-03`.
+
+    None in object storage, where every neighbor would cost a request.
     """
     if isinstance(output, Remote):
         return []
     place = output.resolve()
-    own = place.parent if place.name == GLOBAL else place
+    current = place.parent if place.name == GLOBAL else place
     with suppress(InputError):
-        found = earlier_rounds(own.parent, output)
-        return [one for one in found if series_of(round_name(one)) == series_of(own.name)]
+        adapters = earlier_rounds(current.parent, output)
+        return [a for a in adapters if series_of(round_name(a)) == series_of(current.name)]
     return []

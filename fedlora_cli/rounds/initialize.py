@@ -1,29 +1,21 @@
-"""Round 0: one shared initial adapter, and its prefix for every rank."""
+"""Round 0: a shared initial adapter, truncated to every rank."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from fedlora_cli import formats
-from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, FullTensor, Selection
-from fedlora_cli.clients.cohort import Client, Cohort, align
-from fedlora_cli.clients.names import name_folders
-from fedlora_cli.clients.reading import Paths, paths_of
-from fedlora_cli.errors import FaultHandler, InputError, UsageError, raise_fault
+from fedlora_cli.adapters.adapter import Adapter
+from fedlora_cli.clients.cohort import Cohort
+from fedlora_cli.clients.reading import Paths, paths_of, read_without_counts
+from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.execution import engine
 from fedlora_cli.files.folder import check_apart
 from fedlora_cli.files.locations import location
-from fedlora_cli.formats.peft.names import target_of
+from fedlora_cli.formats.skeleton import Skeleton, make_skeleton, parameter_name
+from fedlora_cli.formats.terms import TASK_TYPES, target_of
 from fedlora_cli.libraries import muted
-from fedlora_cli.linalg import lowrank
-from fedlora_cli.linalg.casting import seed_of
-from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location
 from fedlora_cli.reports.distribution import HeadRow, InitReport, TargetRow
 from fedlora_cli.rounds.acceptance import check_in_peft
@@ -32,13 +24,15 @@ from fedlora_cli.rounds.distribution import (
     claimed_folder,
     distribution_row,
     hand_out,
-    nothing,
 )
 from fedlora_cli.rounds.heads import head_tensors
-from fedlora_cli.rounds.options import SCALING, InitOptions
-from fedlora_cli.rounds.peft_layers import parameter_name
-from fedlora_cli.rounds.recipients import Recipient, Share, like
-from fedlora_cli.rounds.skeleton import Skeleton, make_skeleton
+from fedlora_cli.rounds.initial_adapters import (
+    full_tensor,
+    initial_factors,
+    recipient_like,
+    recipient_of_rank,
+)
+from fedlora_cli.rounds.options import CLASSES, InitOptions
 from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
 
@@ -57,11 +51,11 @@ def initialize(
     """Write initial adapters for a base model: into `output/rank-<r>/` for every rank, or into
     `output/<client>/` like adapters that clients have.
 
-    Every adapter is the beginning of one: A has the first r of the same random rows, uniform in
-    ±1/sqrt(in) as PEFT draws them, and B is zero (in an embedding A is zero and B normal, as PEFT
-    has it). Rank index i means the same to everybody from the start, which raFLoRA's weights rely
-    on. Only the configuration of the base model is read, and the heads that are trained in full.
-    Raises UsageError, InputError and OutputError; nothing is written then.
+    All adapters share their directions: A has the first r of the same random rows, uniform in
+    ±1/sqrt(in) as in PEFT, and B is zero (in an embedding, A is zero and B normal, as in PEFT). So
+    rank index i means the same for all clients, on which raFLoRA's weights rely. Of the base model,
+    only the configuration and the heads that are trained in full are read. Raises UsageError,
+    InputError and OutputError; no file is written then.
     """
     output, places = location(output), paths_of(clients)
     _check_choices(places, options)
@@ -74,19 +68,24 @@ def initialize(
             skeleton = _skeleton(str(base), cohort, options)
             heads, drawn = head_tensors(skeleton, str(base), options.revision, options.seed)
         read_base(1, 1)
-        tensors = {name: _full(heads[name], owner) for name, (_, owner) in skeleton.heads.items()}
+        tensors = {
+            name: full_tensor(heads[name], owner) for name, (_, owner) in skeleton.heads.items()
+        }
         recipients = (
             [
-                _of_rank(rank, str(base), skeleton, tensors, options)
+                recipient_of_rank(rank, str(base), skeleton, tensors, options)
                 for rank in sorted({*options.ranks})
             ]
             if cohort is None
-            else [_like(client, str(base), skeleton, tensors, options) for client in cohort.clients]
+            else [
+                recipient_like(client, str(base), skeleton, tensors, options)
+                for client in cohort.clients
+            ]
         )
         check_room(recipients, output)
         sizes = hand_out(
             recipients,
-            partial(_start, skeleton, options.seed),
+            partial(initial_factors, skeleton, options.seed),
             output,
             {"version": __version__, "initial": str(base), "seed": options.seed},
             force=options.force,
@@ -118,10 +117,10 @@ def initialize(
 
 def _check_choices(places: Sequence[Location], options: InitOptions) -> None:
     if bool(places) == bool(options.ranks):
-        found = "given with --ranks" if places else "neither it nor --ranks is given"
+        found = "given with --ranks" if places else "neither --like nor --ranks is given"
         raise UsageError("--like", found, "give one of them")
     if options.adapter is not None and not places:
-        raise UsageError("--adapter", "given without --like", "it says where those adapters are")
+        raise UsageError("--adapter", "given without --like", "give both or neither")
     for flag, given in (
         ("--target-modules", options.target_modules),
         ("--target-parameters", options.target_parameters),
@@ -129,40 +128,39 @@ def _check_choices(places: Sequence[Location], options: InitOptions) -> None:
     ):
         if places and given:
             raise UsageError(
-                flag, "given with --like", "the clients' adapters say it; leave it out"
+                flag, "given with --like", "the clients' adapters decide it; leave it out"
             )
 
 
 def _cohort(
     places: Sequence[Location], base: str, adapter: str | None
 ) -> tuple[Cohort, tuple[str, ...]]:
-    """The clients to be like, whatever they call the base model, and remarks."""
-    named, left_out = name_folders(places, adapter=adapter)
-    clients = [Client(name, formats.read(formats.inside(one, adapter)), 1.0) for name, one in named]
-    cohort = align(clients, base)
+    """The clients, with `base` as their base model, and remarks. Raises InputError."""
+    cohort, remarks = read_without_counts(places, base, adapter)
     for client in cohort.clients:
         _check_plain(client.adapter)
-    return cohort, (*left_out, *(note for c in cohort.clients for note in c.adapter.notes))
+    return cohort, remarks
 
 
 def _check_plain(adapter: Adapter) -> None:
-    """Whether a start can be drawn for it: all but factors and heads begins with values of the base
-    model. Raises InputError.
+    """Raise InputError unless the adapter has only factors and heads.
+
+    The initial values of other tensors come from the base model's weights.
     """
     roles = {tensor.role for tensor in adapter.tensors.values()} - {"saved", "base"}
     special = sorted(role.replace("_", " ") for role in roles)
     if special or adapter.format != "peft":
         found = f"it has more than factors and heads: {', '.join(special) or adapter.format}"
-        cure = "let one client save its start, and distribute that with --like"
+        cure = "save the initial adapter of one client, and run distribute --like with it"
         raise InputError(adapter.path, found, cure)
     kinds = {module.layout.kind for module in adapter.modules.values()}
     if adapter.facts.old_experts and "experts" in kinds:
-        found = "PEFT before 0.19 stored its experts, the other way round than PEFT does now"
+        found = "PEFT before 0.19 stored its experts, transposed as compared to today's PEFT"
         raise InputError(adapter.path, found, "start its next round with a later version of PEFT")
 
 
 def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleton:
-    """The base model with what is adapted: as asked for, or what any of these clients adapts."""
+    """The base model with the modules of the options, or of all clients together."""
     targets: Sequence[str] | str | None = options.target_modules
     task, saved, parameters = options.task, options.modules_to_save, options.target_parameters
     if cohort is not None:
@@ -174,12 +172,19 @@ def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleto
         saved = tuple(sorted({tensor.owner for tensor in full if tensor.owner is not None}))
     try:
         skeleton = make_skeleton(
-            base, options.revision, task, targets, saved, options.num_labels, parameters
+            base,
+            options.revision,
+            None if task is None else CLASSES[task],
+            task if task in TASK_TYPES else None,
+            targets,
+            saved,
+            options.num_labels,
+            parameters,
         )
     except UsageError as error:
         if cohort is None:
             raise
-        # Nobody has named these modules but the clients' adapters.
+        # The clients' adapters name these modules, not an option.
         raise InputError(base, error.found, _OTHER_BASE) from None
     for client in cohort.clients if cohort is not None else ():
         _check_client(client.adapter, skeleton, base)
@@ -198,118 +203,28 @@ def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleto
 
 
 def _check_client(adapter: Adapter, skeleton: Skeleton, base: str) -> None:
-    """Whether what this client trains is in the base model. Raises InputError."""
-    own: dict[str, tuple[int, ...]] = {name: m.shape for name, m in adapter.modules.items()}
-    own |= {name: one.shape for name, one in adapter.tensors.items() if one.owner is not None}
-    there: dict[str, tuple[int, ...]] = {name: m.shape for name, m in skeleton.modules.items()}
-    there |= {name: tuple(meta.shape) for name, (meta, _) in skeleton.heads.items()}
-    for name, shape in own.items():
-        if there.get(name) != shape:
-            has = " x ".join(map(str, there[name])) if name in there else "no such module"
+    """Raise InputError unless the base model has the client's modules and heads."""
+    client: dict[str, tuple[int, ...]] = {name: m.shape for name, m in adapter.modules.items()}
+    client |= {name: one.shape for name, one in adapter.tensors.items() if one.owner is not None}
+    model: dict[str, tuple[int, ...]] = {name: m.shape for name, m in skeleton.modules.items()}
+    model |= {name: tuple(meta.shape) for name, (meta, _) in skeleton.heads.items()}
+    for name, shape in client.items():
+        if model.get(name) != shape:
+            has = " x ".join(map(str, model[name])) if name in model else "no such module"
             found = f"{name} is {' x '.join(map(str, shape))} there, and {has} in {base}"
             raise InputError(adapter.path, found, _OTHER_BASE)
 
 
-def _start(skeleton: Skeleton, seed: int, name: str, rank: int, scale: float) -> Factors:
-    """The first `rank` directions of the shared start of a module; none of them has energy."""
-    start = skeleton.modules[name]
-    shape = start.shape
-    if start.layout.kind != "embedding":
-        return lowrank.pad(nothing(shape), rank, seed_of(name, seed))
-    generator = torch.Generator().manual_seed(seed_of(name, seed))
-    # One after the other: torch draws the last numbers of a whole matrix anew.
-    columns = [torch.randn(shape[0], generator=generator, dtype=torch.float64) for _ in range(rank)]
-    zeros = torch.zeros(rank, shape[1], dtype=torch.float64)
-    return Factors(torch.stack(columns, dim=1), zeros, scale)
-
-
-def _of_rank(
-    rank: int,
-    base: str,
-    skeleton: Skeleton,
-    tensors: Mapping[str, FullTensor],
-    options: InitOptions,
-) -> Recipient:
-    alpha = options.alpha or (options.scaling or SCALING) * rank
-    return Recipient(
-        name=f"rank-{rank}",
-        shares={
-            name: Share(one.rank * rank, one.alpha * alpha, one.shape, one.layout)
-            for name, one in skeleton.modules.items()
-        },
-        dtype=options.dtype or "float32",
-        tensors=tensors,
-        facts=AdapterMetadata(
-            base_model=base,
-            revision=options.revision,
-            task_type=options.task_type,
-            model_class=skeleton.model_class,
-            dropout=options.dropout or 0.0,
-            fan_in_fan_out=skeleton.fan_in_fan_out,
-            target_parameters=skeleton.target_parameters,
-            selections=(Selection(skeleton.target_modules),),
-            saved_names=options.modules_to_save,
-        ),
-    )
-
-
-def _like(
-    client: Client,
-    base: str,
-    skeleton: Skeleton,
-    tensors: Mapping[str, FullTensor],
-    options: InitOptions,
-) -> Recipient:
-    own = like(client.name, client.adapter, options.alpha, options.dtype)
-    dropout = own.facts.dropout if options.dropout is None else options.dropout
-    # A file does not tell which of its factors belong to which parameter; the model does.
-    shares = {
-        name: replace(share, layout=skeleton.modules[name].layout)
-        for name, share in own.shares.items()
-    }
-    if options.scaling is not None:
-        root = 0.5 if own.facts.rslora else 1.0
-        shares = {
-            name: replace(share, alpha=options.scaling * share.rank**root)
-            for name, share in shares.items()
-        }
-    return replace(
-        own,
-        shares=shares,
-        tensors={name: tensors[name] for name in own.tensors if name in tensors},
-        facts=replace(
-            own.facts,
-            base_model=base,
-            revision=options.revision,
-            task_type=options.task_type or own.facts.task_type,
-            model_class=skeleton.model_class,
-            dropout=dropout,
-        ),
-    )
-
-
-def _full(tensor: Tensor, owner: str) -> FullTensor:
-    """A tensor at hand as one that is saved in full."""
-
-    def read(on_fault: FaultHandler = raise_fault) -> Tensor:
-        return tensor
-
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return FullTensor(tuple(tensor.shape), dtype, "saved", owner, read)
-
-
 def _passed_over(skeleton: Skeleton) -> tuple[str, ...]:
-    """A remark about layers that PEFT leaves out although they are named."""
+    """A remark about named layers that PEFT does not adapt."""
     if not skeleton.passed_over:
         return ()
     names = shortened(skeleton.passed_over)
-    return (f"PEFT takes names of experts for parameters alone and does not adapt {names}",)
+    return (f"PEFT applies the names of experts to parameters only and does not adapt {names}",)
 
 
 def _targets(skeleton: Skeleton) -> tuple[TargetRow, ...]:
-    """The adapted modules by their last name and shape, in the order of the model; experts by that
-    of their parameter.
-    """
+    """The adapted modules by last name and shape in the model's order; experts by parameter."""
     groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
     for name, one in skeleton.modules.items():
         last = name.rpartition(".")[2]

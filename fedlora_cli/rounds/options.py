@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedlora_cli.aggregation.options import Dtype
 from fedlora_cli.errors import UsageError
-from fedlora_cli.formats.peft.fields import LARGEST_ALPHA, TASK_TYPES
+from fedlora_cli.formats.terms import LARGEST_ALPHA, TASK_TYPES
 from fedlora_cli.options import (
     BELOW_ONE,
     Check,

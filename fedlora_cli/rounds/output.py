@@ -1,4 +1,4 @@
-"""The global adapter, written module by module as the modules are computed."""
+"""Writing the global adapter, module by module as the modules are computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import NewAdapter, common_ties
 from fedlora_cli.adapters.batches import grouped
 from fedlora_cli.aggregation.module import Outcome, aggregate_part
-from fedlora_cli.aggregation.plan import Parts, Plan
+from fedlora_cli.aggregation.plan import Plan, PlanParts
 from fedlora_cli.execution import engine
 from fedlora_cli.execution.workers import Workers
 from fedlora_cli.linalg.casting import described, stored_bytes
@@ -22,12 +22,12 @@ from fedlora_cli.rounds.summary import whole
 from fedlora_cli.rounds.tensors import average_tensor, modules_to_save, tensor_like, tensor_names
 from fedlora_cli.version import __version__
 
-#: Bytes of the clients' names and digests in the metadata of the weights, which count against the
-#: length of its header. The report has them in any case.
+#: Largest size in bytes of the clients' names and digests in the header of the weights file. The
+#: report contains them in any case.
 _MOST_METADATA = 4 * 1024 * 1024
 
-#: In a report, the bytes of one number, and the bytes and values of a module, a client or a range
-#: of rank indices without their lists; all else in it takes what so many of these take.
+#: Sizes in a report: bytes of a number; bytes and values of a row (a module, a client, a range of
+#: rank indices) without its lists; the rest of the report, in rows.
 _NUMBER, _FIELDS, _VALUES, _OTHERS = 26, 400, 12, 10
 
 
@@ -38,7 +38,7 @@ def write_adapter(
     workers: Workers,
     progress: engine.Progress,
 ) -> list[Outcome]:
-    """The adapter in the folder, every module as soon as it is computed; none is kept.
+    """Write each module into the folder as soon as it is computed; no module stays in memory.
 
     Raises InputError and OSError.
     """
@@ -48,12 +48,12 @@ def write_adapter(
     weights: dict[bytes, FloatArray] = {}
     with chosen.writing(described, folder, _provenance(plan, digests)) as put:
         groups = grouped(plan.adapters, plan.modules)
-        for part in engine.run(aggregate_part, Parts(plan, groups), workers):
+        for part in engine.run(aggregate_part, PlanParts(plan, groups), workers):
             for factors, outcome in part:
                 put(outcome.name, factors)
-                # Most modules have the same weights, which are large where clients are many.
-                alike = weights.setdefault(outcome.weights.tobytes(), outcome.weights)
-                outcomes.append(replace(outcome, weights=alike))
+                # Most modules have equal weights, which are large with many clients.
+                shared = weights.setdefault(outcome.weights.tobytes(), outcome.weights)
+                outcomes.append(replace(outcome, weights=shared))
             progress(len(outcomes), len(plan.modules))
         for name in described.tensors:
             put(name, average_tensor(plan, name))
@@ -61,7 +61,7 @@ def write_adapter(
 
 
 def _described(plan: Plan) -> NewAdapter:
-    """What will be written, without any values."""
+    """The adapter to write, without values."""
     rank = plan.rank or 0
     return NewAdapter(
         factors={name: described(plan.shape(name), rank, plan.dtype) for name in plan.modules},
@@ -77,7 +77,7 @@ def _described(plan: Plan) -> NewAdapter:
 
 
 def _provenance(plan: Plan, digests: Mapping[str, str]) -> dict[str, Any]:
-    """What the weights file itself remembers, when it travels alone."""
+    """The metadata of the weights file, which may travel without the report."""
     clients = [
         {
             "name": client.name,
@@ -97,29 +97,30 @@ def _provenance(plan: Plan, digests: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def check_readable(plan: Plan, said: Iterable[str]) -> None:
-    """Whether the adapter and its report will be small enough for what reads them; `said` are the
-    remarks in the report. Raises OutputError, before any work.
+def check_readable(plan: Plan, remarks: Iterable[str]) -> None:
+    """Raise OutputError if the adapter or its report would be too large to be read.
+
+    `remarks` are those in the report.
     """
     digests = dict.fromkeys(plan.cohort.names, "0" * 64)
-    some = replace(plan, rank=plan.rank or 1)  # while --energy has still to decide it
-    formats.FORMATS[plan.cohort.format].check_new(_described(some), _provenance(plan, digests))
+    ranked = replace(plan, rank=plan.rank or 1)  # unknown until --energy has chosen it
+    formats.FORMATS[plan.cohort.format].check_new(_described(ranked), _provenance(plan, digests))
     clients, modules = plan.cohort.clients, plan.modules
-    # No module has more singular values than its rank, nor a client more energies.
+    # A module has at most as many singular values as its rank; so has a client energies.
     spectra = sum(min(plan.rank or 0, *plan.shape(name)) for name in modules)
     spectra += sum(client.adapter.rank for client in clients)
     ranks = len(modules) * len(clients)
     longest = len(str(plan.cohort.rank)) + len(", ")
-    names = [*modules, *said, *(client.name for client in clients)]
+    names = [*modules, *remarks, *(client.name for client in clients)]
     paths = [str(client.adapter.path.resolve()) for client in clients]
-    text = sum(len(json.dumps(one)) for one in (*names, *paths))
+    text = sum(len(json.dumps(text)) for text in (*names, *paths))
     rows = len(modules) + len(clients) + len(plan.cohort.distinct_ranks) + _OTHERS
     size = text + _FIELDS * rows + _NUMBER * spectra + longest * ranks
     check_report(size, spectra + ranks + _VALUES * rows)
 
 
 def written_bytes(plan: Plan) -> int:
-    """The bytes of all factors and full tensors; 0 while the rank is not known."""
+    """The bytes of all factors and full tensors; 0 while the rank is unknown."""
     if plan.rank is None:
         return 0
     earlier = [] if plan.previous is None else [plan.previous]

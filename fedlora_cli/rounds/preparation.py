@@ -1,13 +1,13 @@
-"""What an aggregation will do, found out from headers alone: most mistakes end here, in no time.
+"""The plan of an aggregation, made from headers alone: most mistakes end here, within a second.
 
-Nothing here imports torch, which takes longer than all of this.
+A request names the clients and the options, a loaded cohort holds the clients, a plan is ready to
+run. No import here loads torch, which takes longer than the preparation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter
@@ -16,7 +16,7 @@ from fedlora_cli.aggregation.plan import Plan, check_ranks, make_plan
 from fedlora_cli.aggregation.target import check_server, server_doubts
 from fedlora_cli.clients.cohort import Cohort
 from fedlora_cli.clients.reading import LoadedCohort, Paths, paths_of, read_clients
-from fedlora_cli.clients.sample_counts import told_samples
+from fedlora_cli.clients.sample_counts import sample_count_in
 from fedlora_cli.clients.skipping import check_number, leave_out, select_clients
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.folder import check_apart, check_place, check_target, other_than
@@ -27,43 +27,33 @@ from fedlora_cli.rounds.history import forgotten, with_history
 
 
 @dataclass(frozen=True, eq=False)
-class Preparation:
-    """Clients, choices and the last two global adapters, where there are any; where the result
-    goes; and remarks about the rounds.
-    """
+class Request:
+    """The paths, the options and the earlier global adapters; `remarks` are about the rounds."""
 
-    clients: LoadedCohort
+    paths: Sequence[Location]
+    output: Location
     options: AggregateOptions
     previous: Adapter | None
     before_previous: Adapter | None
-    output: Location
-    about_rounds: tuple[str, ...]
+    remarks: tuple[str, ...]
 
-    @cached_property
-    def plan(self) -> Plan:
-        """Raises UsageError and InputError."""
-        _check_dora(self.clients.cohort, self.options)
-        return make_plan(self.clients.cohort, self.options, self.previous, self.before_previous)
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """An aggregation that is ready to run; `remarks` are what reading the headers showed."""
+
+    request: Request
+    clients: LoadedCohort
+    plan: Plan
+    remarks: tuple[str, ...]
 
     @property
-    def remarks(self) -> tuple[str, ...]:
-        """What reading the headers showed."""
-        earlier = (self.previous, self.before_previous)
-        given = [adapter for adapter in earlier if adapter is not None]
-        return (
-            *self.about_rounds,
-            *self.clients.remarks,
-            *(note for adapter in given for note in adapter.notes),
-            *(_remark(adapter.path) for adapter in given if _tells_samples(adapter.path)),
-            *forgotten(self.plan, self.output),
-            *server_doubts(self.plan),
-        )
+    def options(self) -> AggregateOptions:
+        return self.request.options
 
-    def without(self, faults: Sequence[InputError]) -> Preparation:
-        """The same without the clients at fault. Raises InputError as `leave_out` does."""
-        options = self.options
-        left = leave_out(self.clients, faults, options.base, options.min_clients)
-        return replace(self, clients=left)
+    @property
+    def output(self) -> Location:
+        return self.request.output
 
 
 def prepare(clients: Paths, output: Location | str, options: AggregateOptions) -> Preparation:
@@ -71,45 +61,68 @@ def prepare(clients: Paths, output: Location | str, options: AggregateOptions) -
 
     Raises UsageError, InputError and OutputError.
     """
-    paths, output = paths_of(clients), location(output)
-    options, first = with_history(options, output)
+    request = _request(paths_of(clients), location(output), options)
+    task = planned(request, _load(request))
+    check_server(task.plan, task.plan.rank)
+    _check_output(request, task.plan)
+    return task
+
+
+def planned(request: Request, clients: LoadedCohort) -> Preparation:
+    """The request with its clients and their plan. Raises UsageError and InputError."""
+    _check_dora(clients.cohort, request.options)
+    plan = make_plan(clients.cohort, request.options, request.previous, request.before_previous)
+    earlier = [one for one in (request.previous, request.before_previous) if one is not None]
+    remarks = (
+        *request.remarks,
+        *clients.remarks,
+        *(note for adapter in earlier for note in adapter.notes),
+        *(_client_like(one.path) for one in earlier if _has_sample_count(one.path)),
+        *forgotten(plan, request.output),
+        *server_doubts(plan),
+    )
+    return Preparation(request, clients, plan, remarks)
+
+
+def _request(paths: Sequence[Location], output: Location, options: AggregateOptions) -> Request:
+    options, remarks = with_history(options, output)
     for earlier in (options.previous, options.before_previous):
         if earlier is not None:
             check_manifest(earlier)
-    task = Preparation(
-        clients=_find(paths, options),
-        options=options,
+    return Request(
+        paths,
+        output,
+        options,
         previous=None if options.previous is None else formats.read(options.previous),
         before_previous=(
             None if options.before_previous is None else formats.read(options.before_previous)
         ),
-        output=output,
-        about_rounds=first,
+        remarks=remarks,
     )
-    check_server(task.plan, task.plan.rank)
-    _check_output(output, options, paths, task.plan)
-    return task
 
 
-def _find(paths: Sequence[Location], options: AggregateOptions) -> LoadedCohort:
-    """All clients, or those that headers show no fault of. Raises InputError."""
-    ratio, least = options.max_count_ratio, options.min_clients
-    asked = (paths, options.samples, options.base)
+def _load(request: Request) -> LoadedCohort:
+    """All clients; with "skip", those without a fault in their headers. Raises InputError."""
+    options = request.options
+    least, ratio = options.min_clients, options.max_count_ratio
+    sources = (request.paths, options.samples, options.base)
     if options.on_bad_client == "refuse":
-        found = read_clients(*asked, adapter=options.adapter, max_count_ratio=ratio)
-        check_number(len(found.cohort.clients), (), least)
-        return found
-    found = select_clients(
-        *asked, adapter=options.adapter, max_count_ratio=ratio, min_clients=least
+        loaded = read_clients(*sources, adapter=options.adapter, max_count_ratio=ratio)
+        check_number(len(loaded.cohort.clients), (), least)
+        return loaded
+    loaded = select_clients(
+        *sources, adapter=options.adapter, max_count_ratio=ratio, min_clients=least
     )
     faults: list[InputError] = []
-    check_ranks(found.cohort, options.max_rank, faults.append)
-    return leave_out(found, faults, options.base, least)
+    check_ranks(loaded.cohort, options.max_rank, faults.append)
+    return leave_out(loaded, faults, options.base, least)
 
 
 def _check_dora(cohort: Cohort, options: AggregateOptions) -> None:
-    """DoRA's magnitudes multiply the base weights as well (arXiv:2402.09353): nothing exact can be
-    done without them.
+    """Raise InputError for DoRA without `--dora approximate`.
+
+    DoRA's magnitudes multiply the base weights as well (arXiv:2402.09353), so that an exact result
+    needs the base model.
     """
     if cohort.facts.dora and options.dora == "refuse":
         found = "it uses DoRA, and the average of such adapters depends on the base model"
@@ -117,29 +130,28 @@ def _check_dora(cohort: Cohort, options: AggregateOptions) -> None:
         raise InputError(cohort.clients[0].adapter.path, found, cure)
 
 
-def _remark(earlier: Location) -> str:
+def _client_like(earlier: Location) -> str:
     name = earlier.resolve().name
-    return f"{name} is given as a global adapter, but tells a sample count like a client"
+    return f"{name} is given as a global adapter, but has a sample count like a client"
 
 
-def _tells_samples(folder: Location) -> bool:
+def _has_sample_count(folder: Location) -> bool:
     try:
-        return told_samples(folder) is not None
-    except InputError:  # a global adapter's own report, or a damaged one
+        return sample_count_in(folder) is not None
+    except InputError:  # a global adapter's report, or a damaged file
         return False
 
 
-def _check_output(
-    output: Location, options: AggregateOptions, clients: Sequence[Location], plan: Plan
-) -> None:
-    """The output may not stand inside anything that is read, nor hold it.
+def _check_output(request: Request, plan: Plan) -> None:
+    """Raise OutputError if the output lies inside an input, or an input inside the output.
 
-    It may be an earlier global adapter, renewed in place: that is read whole before it is replaced.
+    The output may be an earlier global adapter, which is read completely before it is replaced.
     """
+    options, output = request.options, request.output
     given = (options.previous, options.before_previous)
     earlier = [path for path in given if path is not None and path.resolve() != output.resolve()]
     read = [client.adapter.path for client in plan.cohort.clients]
-    check_apart(output, [*clients, *read, *earlier])
+    check_apart(output, [*request.paths, *read, *earlier])
     if options.dry_run:
         check_place(output)
     else:

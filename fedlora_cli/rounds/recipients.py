@@ -1,4 +1,4 @@
-"""Who is handed an adapter, and what of it: ranks and alphas by module, dtype, full tensors."""
+"""The adapters to write for clients: ranks and alphas by module, dtype, full tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, FactorLayout,
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a recipient holds of one module: rank and lora_alpha; `shape` is (out, in)."""
+class RecipientModule:
+    """A module of a recipient's adapter: `alpha` is lora_alpha, `shape` is (out, in)."""
 
     rank: int
     alpha: float
@@ -21,12 +21,10 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Recipient:
-    """One adapter to write into a folder of its name, in this format. `tensors` are those that it
-    gets in full.
-    """
+    """An adapter to write into a folder `name`; `tensors` are its full tensors."""
 
     name: str
-    shares: Mapping[str, Share]
+    modules: Mapping[str, RecipientModule]
     dtype: str
     tensors: Mapping[str, FullTensor]
     facts: AdapterMetadata
@@ -34,21 +32,21 @@ class Recipient:
 
     @property
     def rank(self) -> int:
-        """The largest of any module."""
-        return max(share.rank for share in self.shares.values())
+        """The largest rank of a module."""
+        return max(module.rank for module in self.modules.values())
 
     def scale(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) where it trains with rsLoRA (arXiv:2312.03732)."""
-        share = self.shares[module]
-        return share.alpha / (math.sqrt(share.rank) if self.facts.rslora else share.rank)
+        """The scaling alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732)."""
+        rank = self.modules[module].rank
+        return self.modules[module].alpha / (math.sqrt(rank) if self.facts.rslora else rank)
 
 
 def like(name: str, adapter: Adapter, alpha: float | None, dtype: str | None) -> Recipient:
-    """A recipient of what this adapter holds: its ranks by module, its alphas, its dtype, heads."""
+    """A recipient with the adapter's ranks, alphas, dtype and full tensors."""
     return Recipient(
         name=name,
-        shares={
-            module: Share(one.rank, alpha or one.alpha, one.shape, one.layout)
+        modules={
+            module: RecipientModule(one.rank, alpha or one.alpha, one.shape, one.layout)
             for module, one in adapter.modules.items()
         },
         dtype=dtype or adapter.dtype,

@@ -1,4 +1,4 @@
-"""From a plan and its results to the report: what a person judges the aggregation by."""
+"""The report of an aggregation, made from its plan and results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedlora_cli.linalg.spectrum import energy, energy_ratio, pooled_energy
 from fedlora_cli.methods.weights import FloatArray
 from fedlora_cli.reports.aggregate import AggregateReport, ClientRow, ModuleRow, PartitionRow
 from fedlora_cli.rounds.tensors import left_out, lone_heads, other_dtypes, tensor_names
-from fedlora_cli.rounds.warnings import copies, fading, held_back, lone, missing_unused, outstanding
+from fedlora_cli.rounds.warnings import copies, fading, lone, missing_unused, outstanding, reduced
 from fedlora_cli.version import __version__
 
 
@@ -23,11 +23,11 @@ def summarize(
     results: Sequence[Outcome],
     rank: int | None,
     digests: Mapping[str, str],
-    found: LoadedCohort,
+    clients: LoadedCohort,
     remarks: Sequence[str],
     output: str,
 ) -> AggregateReport:
-    """The report of one aggregation; without results, of what a dry run knows."""
+    """The report of an aggregation; without results, of a dry run."""
     cohort = plan.cohort
     shared_rank = cohort.shared_rank
     written = [result.s for result in results]
@@ -35,7 +35,7 @@ def summarize(
     total = sum(result.energy for result in results)
     weights = {result.name: result.weights for result in results} or plan.weights()
     shown = _partitions(plan, weights, written, rank)
-    clients = _clients(plan, results, weights, digests)
+    rows = _clients(plan, results, weights, digests)
     return AggregateReport(
         method=plan.method.name,
         source=plan.method.source,
@@ -51,9 +51,9 @@ def summarize(
         norm=_norm(written) if results else None,
         flexlora_norm=_norm(flexlora) if results else None,
         kept_energy=_ratio(sum(energy(s) for s in written), total),
-        samples_from=found.samples_from,
-        clients=clients,
-        left_out=found.left_out,
+        samples_from=clients.samples_from,
+        clients=rows,
+        left_out=clients.left_out,
         partitions=shown,
         modules=_modules(plan, results),
         tensors=tensor_names(plan),
@@ -62,8 +62,8 @@ def summarize(
             *plan.warnings,
             *cohort.notes,
             *copies(digests),
-            *outstanding(clients, plan.options),
-            *held_back(clients),
+            *outstanding(rows, plan.options),
+            *reduced(rows),
             *lone(plan, weights, [row.last for row in shown]),
             *fading(plan, weights),
             *missing_unused(plan),
@@ -85,15 +85,15 @@ def _clients(
 ) -> tuple[ClientRow, ...]:
     rows = []
     for k, client in enumerate(plan.cohort.clients):
-        own = [weights[name][k] for name in client.adapter.modules]
+        own_weights = [weights[name][k] for name in client.adapter.modules]
         rows.append(
             ClientRow(
                 name=client.name,
                 path=str(client.adapter.path),
                 rank=client.adapter.rank,
                 samples=whole(client.samples),
-                weight=_finite(float(np.mean([w[0] for w in own]))),
-                max_weight=_finite(float(np.max([w.max() for w in own]))),
+                weight=_finite(float(np.mean([w[0] for w in own_weights]))),
+                max_weight=_finite(float(np.max([w.max() for w in own_weights]))),
                 energy=_client_energy(results, k),
                 sha256=digests.get(client.name),
                 norm=_at(plan.norms, k) if plan.norms is not None else _own_norm(results, k),
@@ -105,12 +105,12 @@ def _clients(
 
 
 def _own_norm(results: Sequence[Outcome], k: int) -> float | None:
-    """‖ΔW_k‖_F over all modules, as far as the update reaches in each of them."""
+    """‖ΔW_k‖_F over all modules; None without results."""
     if not results:
         return None
-    held = [(one.client_s[k], one.client_sizes[k]) for one in results if k in one.client_s]
-    # Sizes are known within 1 %; only where parts cancel do they count.
-    return float(np.sqrt(sum(max(energy(s), (size.part / 2) ** 2) for s, size in held)))
+    updates = [(one.client_s[k], one.client_sizes[k]) for one in results if k in one.client_s]
+    # Sizes are known within 1 % and matter only if parts of an update cancel.
+    return float(np.sqrt(sum(max(energy(s), (size.part / 2) ** 2) for s, size in updates)))
 
 
 def _at(values: FloatArray | None, k: int) -> float | None:
@@ -143,7 +143,7 @@ def _partitions(
     written: Sequence[FloatArray],
     rank: int | None,
 ) -> tuple[PartitionRow, ...]:
-    """The rank indices from one rank that occurs to the next, and what the output has beyond."""
+    """The ranges of rank indices between the ranks of clients, and those above in the output."""
     bounds = list(plan.cohort.distinct_ranks)
     if rank is not None and rank > bounds[-1]:
         bounds.append(rank)
@@ -163,7 +163,7 @@ def _partitions(
 
 
 def _client_energy(results: Sequence[Outcome], k: int) -> tuple[float, ...]:
-    """The energy of a client's own update by singular direction, pooled over its modules."""
+    """The energy of a client's update by singular direction, pooled over its modules."""
     spectra = [result.client_s[k] for result in results if k in result.client_s]
     return tuple(float(value) for value in pooled_energy(spectra))
 
@@ -182,5 +182,5 @@ def _finite(value: float) -> float | None:
 
 
 def whole(value: float) -> float:
-    """A sample count as the whole number that it nearly always is."""
+    """A sample count as an integer if it is one."""
     return int(value) if value.is_integer() else value

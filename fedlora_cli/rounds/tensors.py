@@ -1,4 +1,4 @@
-"""Tensors with absolute values, trained heads for example: averaged by samples, not as factors."""
+"""Full tensors, such as trained heads: averaged by samples instead of as factors."""
 
 from __future__ import annotations
 
@@ -18,46 +18,45 @@ from fedlora_cli.text import shortened
 
 
 def tensor_names(plan: Plan) -> tuple[str, ...]:
-    """The tensors of the output: those of the trusted clients, and the previous adapter's own.
+    """The tensors of the output: those of trusted clients and of the previous adapter.
 
-    Base weights only where most clients send them: loading them replaces the base model's.
+    Base weights count only if most clients send them, because loading them replaces the base
+    model's weights.
     """
     previous = plan.previous.tensors if plan.previous is not None else {}
-    held = (name for name in plan.cohort.tensors if _is_held(plan, name))
-    return tuple(sorted({*held, *previous}))
+    averaged = (name for name in plan.cohort.tensors if _is_averaged(plan, name))
+    return tuple(sorted({*averaged, *previous}))
 
 
 def left_out(plan: Plan) -> tuple[str, ...]:
-    """A warning where tensors of clients do not count: nobody who has them is trusted, or they are
-    base weights of few.
-    """
-    unheld = sorted(name for name in plan.cohort.tensors if not _is_held(plan, name))
-    base = [name for name in unheld if _is_base(plan, name)]
-    rest = sorted({*unheld} - {*base})
-    who = "only clients that --robust leaves out have them"
+    """Warnings about tensors of untrusted clients alone, and about base weights of few clients."""
+    unused = sorted(name for name in plan.cohort.tensors if not _is_averaged(plan, name))
+    base = [name for name in unused if _is_base(plan, name)]
+    rest = sorted({*unused} - {*base})
+    cause = "because only clients that --robust leaves out have them"
     few = "base weights that few clients send are left out"
     return (
-        *([f"tensors are left out, as {who}: {shortened(rest)}"] if rest else []),
+        *([f"tensors are left out, {cause}: {shortened(rest)}"] if rest else []),
         *([f"{few}: {shortened(base)}"] if base else []),
     )
 
 
 def lone_heads(plan: Plan) -> tuple[str, ...]:
-    """A warning for every client that alone has tensors which replace the base model's."""
+    """A warning for every client that is the only source of a tensor."""
     alone: dict[int, list[str]] = {}
     for name in tensor_names(plan):
         holders = _holders(plan, name)
-        if _is_held(plan, name) and len(holders) == 1 and len(plan.cohort.clients) > 1:
+        if _is_averaged(plan, name) and len(holders) == 1 and len(plan.cohort.clients) > 1:
             alone.setdefault(holders[0], []).append(name)
     names = plan.cohort.names
     return tuple(
-        f"{shortened(held)} of {names[k]} alone: no other client has a say in it"
-        for k, held in alone.items()
+        f"{shortened(tensors)} from {names[k]} alone: no other client has it"
+        for k, tensors in alone.items()
     )
 
 
 def modules_to_save(plan: Plan) -> tuple[str, ...]:
-    """The modules that own these tensors, by their full names."""
+    """The full names of the modules with tensors in the output."""
     adapters = [client.adapter for client in plan.cohort.clients]
     if plan.previous is not None:
         adapters.append(plan.previous)
@@ -72,8 +71,8 @@ def modules_to_save(plan: Plan) -> tuple[str, ...]:
 
 
 def tensor_like(plan: Plan, name: str) -> Tensor:
-    """What `average_tensor` will be, on torch's meta device: its shape and dtype."""
-    if _is_held(plan, name):
+    """The shape and dtype of `average_tensor`, as a tensor on torch's meta device."""
+    if _is_averaged(plan, name):
         first = plan.cohort.clients[_holders(plan, name)[0]].adapter.tensors[name]
         dtype = _dtype(plan, name)
     elif plan.previous is not None:
@@ -85,33 +84,34 @@ def tensor_like(plan: Plan, name: str) -> Tensor:
 
 
 def other_dtypes(plan: Plan) -> tuple[str, ...]:
-    """A warning where clients sent tensors in another dtype than they are written in."""
+    """A warning for each dtype of clients' tensors that differs from the output's."""
     others: dict[tuple[str, str], set[str]] = {}
-    for name in (one for one in plan.cohort.tensors if _is_held(plan, one)):
-        taken = _dtype(plan, name)
+    for name in (name for name in plan.cohort.tensors if _is_averaged(plan, name)):
+        written = _dtype(plan, name)
         for k in _holders(plan, name):
-            own = plan.cohort.clients[k].adapter.tensors[name].dtype
-            if own != taken:
-                others.setdefault((own, taken), set()).add(plan.cohort.names[k])
+            sent = plan.cohort.clients[k].adapter.tensors[name].dtype
+            if sent != written:
+                others.setdefault((sent, written), set()).add(plan.cohort.names[k])
     return tuple(
-        f"{shortened(sorted(who))} sent full tensors in {own}; the means are written in {taken}, "
-        "by most of the samples"
-        for (own, taken), who in sorted(others.items())
+        f"{shortened(sorted(names))} sent full tensors in {sent}; the means are written in "
+        f"{written}, the dtype of most samples"
+        for (sent, written), names in sorted(others.items())
     )
 
 
 def average_tensor(plan: Plan, name: str) -> Tensor:
-    """sum_k n_k T_k / sum n_k over the trusted clients that have it, in the dtype of most samples.
+    """sum_k n_k T_k / sum n_k over trusted clients with the tensor, in the dtype of most samples.
 
-    A tensor that only the previous adapter has is kept, as are its base weights where few clients
-    send any. Whole numbers, such as the counters of a
-    normalisation layer, are averaged and rounded. Base weights beside an adapted embedding are not
-    trained, so they must be the same everywhere, up to the rounding of their dtypes; they are
-    written in the dtype of most samples. A bias on lora_B is the mean of the s_k b_k,
-    divided by the scaling of the output: it has no rank index, so that no rule by rank holds for
-    it. Raises InputError.
+    - A tensor that only the previous adapter has is kept; so are its base weights if few clients
+      send any.
+    - Integers, such as counters of a normalization layer, are averaged and rounded.
+    - Base weights are not trained: they must agree up to the rounding of their dtypes.
+    - A bias on lora_B is the mean of s_k b_k, divided by the scaling of the output. It has no rank
+      index, so that rules by rank do not apply.
+
+    Raises InputError.
     """
-    if not _is_held(plan, name):
+    if not _is_averaged(plan, name):
         if plan.previous is None:
             raise KeyError(name)
         kept = plan.previous.tensors[name]
@@ -143,7 +143,7 @@ def average_tensor(plan: Plan, name: str) -> Tensor:
 
 
 def _dtype(plan: Plan, name: str) -> str:
-    """The dtype of a tensor that clients hold: by most of their samples, if it is of fractions."""
+    """The dtype that most samples have, for a floating tensor of clients."""
     holders = _holders(plan, name)
     dtypes = [plan.cohort.clients[k].adapter.tensors[name].dtype for k in holders]
     if len(set(dtypes)) == 1 or "float" not in dtypes[0]:
@@ -151,8 +151,8 @@ def _dtype(plan: Plan, name: str) -> str:
     return usual_dtype(dtypes, [plan.cohort.clients[k].samples for k in holders])
 
 
-def _is_held(plan: Plan, name: str) -> bool:
-    """Whether the clients decide what the tensor is: any that has it, of base weights most."""
+def _is_averaged(plan: Plan, name: str) -> bool:
+    """Whether clients decide the tensor: one trusted client, or for base weights most clients."""
     holders = _holders(plan, name)
     if holders and _is_base(plan, name):
         return 2 * len(holders) > len(plan.cohort.clients)
@@ -165,16 +165,16 @@ def _is_base(plan: Plan, name: str) -> bool:
 
 
 def _holders(plan: Plan, name: str) -> list[int]:
-    """The clients that have the tensor, but for those that are not trusted at all."""
+    """The positions of the clients with the tensor and with trust above 0."""
     clients = enumerate(plan.cohort.clients)
     trusted = np.ones(len(plan.cohort.clients)) if plan.trust is None else plan.trust
     return [k for k, one in clients if name in one.adapter.tensors and trusted[k] > 0]
 
 
 def _shares(plan: Plan, holders: Sequence[int]) -> FloatArray:
-    """The weights of these clients, which add up to 1: what is absolute cannot be left to nobody.
+    """The weights of these clients, which add up to 1.
 
-    So `--max-weight` holds as far as there are enough of them.
+    With too few clients for `--max-weight`, all weights are equal.
     """
     samples = plan.samples[holders]
     shares = samples / samples.sum() if samples.any() else np.full(len(holders), 1 / len(holders))
@@ -183,18 +183,18 @@ def _shares(plan: Plan, holders: Sequence[int]) -> FloatArray:
 
 
 def _scale(plan: Plan, k: int, tensor: FullTensor) -> float:
-    """What client k's update is multiplied by under the output's scaling; 1 for absolute values."""
+    """The factor of client k's bias under the output's scaling; 1 for other tensors."""
     return 1.0 if tensor.scale is None else plan.clipped(k) * tensor.scale / plan.scale
 
 
-def _same_everywhere(cohort: Cohort, name: str, usual: Tensor) -> Tensor:
-    """The tensor, if it is that of every client. Raises InputError."""
+def _same_everywhere(cohort: Cohort, name: str, example: Tensor) -> Tensor:
+    """The example, if every client has the same tensor. Raises InputError."""
     for client in cohort.clients:
         tensor = client.adapter.tensors.get(name)
-        if tensor is not None and not same_up_to_rounding(tensor.read(), usual):
+        if tensor is not None and not same_up_to_rounding(tensor.read(), example):
             raise InputError(
                 client.adapter.weights_file,
                 f"its base weights {name} differ from the other clients'",
                 "start all clients from one base model; name what they trained in modules_to_save",
             )
-    return usual
+    return example

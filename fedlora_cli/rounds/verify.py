@@ -1,4 +1,4 @@
-"""Whether the files that were written hold the update that was asked for."""
+"""A check that the written files contain the planned update."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.reports.aggregate import Verification
 from fedlora_cli.rounds.tensors import average_tensor, tensor_names
 
-#: Rounding a factor moves its product by about a third of the spacing eps of its dtype; four times
-#: eps is never reached by rounding and always by a wrong weight or scaling.
+#: Rounding a factor changes the product by about a third of eps of its dtype. Rounding never
+#: reaches four times eps; a wrong weight or scaling always does.
 _ROUNDINGS = 4.0
 
-#: Sums in float64 themselves round; nothing smaller is asked for, relative to what is summed.
+#: Rounding of sums in float64, relative to the terms; smaller errors are ignored.
 _FLOOR = 1e-12
 
 
 def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Verification:
-    """Compare the update of every written module with the weighted sum, forming neither.
+    """Compare the update of every written module with the weighted sum T, without forming either.
 
-    The error of a module is its distance in the Frobenius norm from the weighted sum T, or from the
-    best truncation of T to the output rank, relative to T; where all terms are kept, that of each
-    term, relative to it or to what is usual, which is how they are rounded. That no other matrix of
-    the rank could be nearer to T is checked as well (Eckart and Young), and that the library of the
-    format loads all of it by its own rules. Raises VerificationError where the error exceeds four
-    roundings of the output dtype, and InputError.
+    The error of a module is the Frobenius distance to T, or to the best truncation of T to the
+    output rank, relative to T. If all terms are kept, it is the error of each term, relative to the
+    larger of the term and the median term. Two more checks: no other matrix of the rank is nearer
+    to T (Eckart and Young), and the library of the format loads the folder. Raises
+    VerificationError if an error exceeds four roundings of the output dtype, and InputError.
     """
     try:
         formats.FORMATS[plan.cohort.format].check(folder)
@@ -50,14 +49,14 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
     tolerance = max(_ROUNDINGS * torch.finfo(getattr(torch, plan.dtype)).eps, _FLOOR)
 
     def group_errors(names: tuple[str, ...]) -> dict[str, float]:
-        found = read_modules(written, names)
-        reads = read_terms(plan, names)
-        return {name: _module_error(plan, reads.pop(0), found.pop(name)) for name in names}
+        factors = read_modules(written, names)
+        terms = read_terms(plan, names)
+        return {name: _module_error(plan, terms.pop(0), factors.pop(name)) for name in names}
 
     errors: dict[str, float] = {}
     groups = grouped(plan.adapters, plan.modules)
-    for some in engine.run(group_errors, groups, jobs, progress):
-        errors |= some
+    for group in engine.run(group_errors, groups, jobs, progress):
+        errors |= group
     for name in tensor_names(plan):
         if not torch.equal(written.tensors[name].read(), average_tensor(plan, name)):
             raise VerificationError("verification", f"{name} is not the mean", "report this bug")
@@ -68,43 +67,43 @@ def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Ve
     return Verification(max_error=errors[worst], tolerance=tolerance, worst=worst)
 
 
-def _module_error(plan: Plan, read: ModuleTerms, found: Factors) -> float:
-    target = weighted_sum(plan, read, plan.rule(plan.holdings(read.name, read.norms)))
+def _module_error(plan: Plan, terms: ModuleTerms, written: Factors) -> float:
+    target = weighted_sum(plan, terms, plan.rule(plan.holdings(terms.name, terms.norms)))
     device = target.terms[0].B.device
-    return _error(plan, target, replace(found, B=found.B.to(device), A=found.A.to(device)))
+    return _error(plan, target, replace(written, B=written.B.to(device), A=written.A.to(device)))
 
 
-def _error(plan: Plan, target: WeightedSum, found: Factors) -> float:
-    """The relative error of one module, less what float64 itself cannot tell."""
+def _error(plan: Plan, target: WeightedSum, written: Factors) -> float:
+    """The relative error of a module, without the rounding of float64."""
     if plan.method.compress == "none":
-        return _error_by_term(target, found)
+        return _error_by_term(target, written)
     weights = torch.cat(target.weights)
     total = lowrank.orthogonalize(target.terms)
     size = lowrank.size(total, weights)
-    best, s = lowrank.svd(total, weights, found.rank)
+    best, s = lowrank.svd(total, weights, written.rank)
     expected = lowrank.split(best, "balanced", 1.0)
     ones = torch.ones(expected.rank, dtype=torch.float64, device=weights.device)
-    apart = lowrank.distance([expected], ones, found)
-    unavoidable = float(torch.linalg.vector_norm(s[found.rank :]))
-    lost = lowrank.outside(target.terms, weights, found)
+    apart = lowrank.distance([expected], ones, written)
+    unavoidable = float(torch.linalg.vector_norm(s[written.rank :]))
+    lost = lowrank.outside(target.terms, weights, written)
     norm = float(torch.linalg.vector_norm(s))
     return _relative(max(apart, lost - unavoidable), norm, size)
 
 
-def _error_by_term(target: WeightedSum, found: Factors) -> float:
-    """The largest error of a term, which stand side by side, so that none hides that of another."""
+def _error_by_term(target: WeightedSum, written: Factors) -> float:
+    """The largest error of a term: terms stand side by side, so that errors cannot cancel."""
     sizes, apart, start = [], [], 0
     for term, weights in zip(target.terms, target.weights, strict=True):
-        own = slice(start, start + term.rank)
-        written = Factors(found.B[:, own], found.A[own], found.scale)
+        columns = slice(start, start + term.rank)
+        part = Factors(written.B[:, columns], written.A[columns], written.scale)
         sizes.append(lowrank.size(lowrank.orthogonalize([term]), weights))
-        apart.append(lowrank.distance([term], weights, written))
+        apart.append(lowrank.distance([term], weights, part))
         start += term.rank
-    if found.B[:, start:].any():  # what pads the rank adds nothing
+    if written.B[:, start:].any():  # padding must be zero
         return math.inf
-    usual = median_low([size for size in sizes if size > 0] or [0.0])
+    middle = median_low([size for size in sizes if size > 0] or [0.0])
     pairs = zip(apart, sizes, strict=True)
-    return max(_relative(error, max(size, usual), size) for error, size in pairs)
+    return max(_relative(error, max(size, middle), size) for error, size in pairs)
 
 
 def _relative(error: float, norm: float, size: float) -> float:

@@ -1,4 +1,4 @@
-"""What an aggregation will take: memory, bytes, and the route of every module."""
+"""Estimates of an aggregation: memory, bytes, and the route of every module."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Sequence
 from fedlora_cli.adapters.batches import grouped, module_bytes
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.routes import route_of
-from fedlora_cli.reports.aggregate import RouteRow, Work
+from fedlora_cli.reports.aggregate import RouteRow, WorkEstimate
 from fedlora_cli.rounds.output import written_bytes
 
-#: A process that has loaded torch and read the headers of a few clients (measured: 290 MB).
+#: Memory of a process with torch and the headers of a few clients (measured: 290 MB).
 _PROCESS = 300_000_000
 
-#: The header of one tensor in memory (measured over 1000 clients of two layers).
+#: Memory of a tensor's header (measured over 1000 clients of two layers).
 _ENTRY = 1_500
 
-#: To compare clients, in float64: their singular vectors, each client's and side by side; a strip
-#: of Gram matrices, with what selects of it; eight matrices of all pairs for each level, while they
-#: are made; and the three that remain.
+#: Bytes by number to compare clients in float64: singular vectors, of each client and side by side;
+#: a strip of Gram matrices with its selection; eight temporary matrices of all pairs for each
+#: level; and three final ones.
 _SVDS = 2 * 8
 _STRIP = 5 * 8
 _LEVEL = 8 * 8
 _COMPARISON = 3 * 8
 
-#: A tensor that is averaged in full is summed in float64, besides the one that is read.
+#: Bytes of a number of a full tensor: the sum and the tensor that is read are both float64.
 _AVERAGED = 8
 
 
-def work_of(plan: Plan, jobs: int) -> Work:
-    """The estimates for this plan, with so many modules at a time; of one worker on a cluster."""
+def estimate_work(plan: Plan, jobs: int) -> WorkEstimate:
+    """The estimate for this plan with `jobs` modules at a time; on a cluster, of one worker."""
     if plan.options.cluster is not None:
         jobs = 1
     adapters = plan.adapters
@@ -40,7 +40,7 @@ def work_of(plan: Plan, jobs: int) -> Work:
     full = max((2 * _AVERAGED * math.prod(one.shape) for one in tensors), default=0)
     entries = sum(2 * len(one.modules) + len(one.tensors) for one in adapters)
     compared = jobs * max((_compared_bytes(plan, names) for names in groups), default=0)
-    return Work(
+    return WorkEstimate(
         memory=_PROCESS + _ENTRY * entries + max(jobs * largest, full, compared),
         read=sum(module_bytes(adapters, name) for name in plan.modules),
         write=None if plan.rank is None else written_bytes(plan),
@@ -50,13 +50,13 @@ def work_of(plan: Plan, jobs: int) -> Work:
 
 
 def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
-    """What one group takes: its factors, and the work on one module after the other."""
+    """The memory of a group: its factors, and the computation of its largest module."""
     read = sum(module_bytes(plan.adapters, name) for name in names)
     choices = [route_of(plan, name) for name in names]
-    # These know one way only.
+    # These options allow the QR route alone.
     options = plan.options
     exact = plan.method.compress == "none" or options.verify or options.energy is not None
-    chosen = [choice.of("qr") if exact else choice.chosen for choice in choices]
+    chosen = [choice.estimate("qr") if exact else choice.chosen for choice in choices]
     needed = max(one.bytes for one in chosen)
     if len(names) == 1 and chosen[0].route == "dense":
         return needed
@@ -64,8 +64,8 @@ def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
 
 
 def _compared_bytes(plan: Plan, names: Sequence[str]) -> int:
-    """What one group takes where `--robust` compares all clients: its factors, the matrices of one
-    module after the other, and the sums of this group and of two that wait.
+    """The memory of a group if `--robust` compares all clients: its factors, the matrices of its
+    largest module, and the sums of this group and of two waiting groups.
     """
     if plan.options.robust is None:
         return 0
@@ -82,7 +82,7 @@ def _compared_bytes(plan: Plan, names: Sequence[str]) -> int:
 
 
 def _routes(plan: Plan) -> tuple[RouteRow, ...]:
-    """Modules that are alike in one row, the most expensive first."""
+    """One row for modules of equal shape and rank, the most expensive first."""
     alike: dict[tuple[tuple[int, int], int], list[str]] = {}
     for name in plan.modules:
         total = sum(one.modules[name].rank for one in plan.adapters if name in one.modules)

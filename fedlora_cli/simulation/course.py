@@ -19,7 +19,7 @@ from fedlora_cli.clients.sample_counts import MOST_SAMPLES
 from fedlora_cli.errors import NotFinite
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
-from fedlora_cli.formats.peft import WEIGHTS
+from fedlora_cli.formats.terms import WEIGHTS
 from fedlora_cli.linalg.spectrum import energy_ratio
 from fedlora_cli.reports.aggregate import AggregateReport
 from fedlora_cli.reports.document import diagnose_document, to_json

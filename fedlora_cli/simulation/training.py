@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from fedlora_cli.errors import OutputError
-from fedlora_cli.formats.peft import WEIGHTS
+from fedlora_cli.formats.terms import WEIGHTS
 from fedlora_cli.simulation.options import Training
 from fedlora_cli.simulation.task import Examples, IntArray
 from fedlora_cli.simulation.wrapped import buffers_of, restore, wrapped

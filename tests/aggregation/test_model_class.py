@@ -121,7 +121,7 @@ def clients(root: Path, *mappings: Any) -> Path:
     [
         ((LLAMA, LLAMA, LLAMA), LLAMA, None),
         ((LLAMA, LLAMA, None), LLAMA, None),
-        ((LLAMA, None, None), LLAMA, "only client-0 says its model class is transformers.models."),
+        ((LLAMA, None, None), LLAMA, "only client-0 states the model class: transformers.models."),
         ((None, None), None, None),
         (
             (LLAMA, BERT, LLAMA),
@@ -186,5 +186,5 @@ def test_a_class_alone_is_no_model_to_be_like(tmp_path: Path, base: Base) -> Non
         (LLAMA["parent_library"], LLAMA["base_model_class"])
     )
     set_config(home, architectures=["BertForSequenceClassification"])
-    with pytest.raises(InputError, match="BertForSequenceClassification cannot be made of its"):
+    with pytest.raises(InputError, match="BertForSequenceClassification cannot be built from its"):
         initialize(home, tmp_path / "other", [tmp_path / "start"])

@@ -212,7 +212,7 @@ def test_explain_shows_the_route_of_every_module(tmp_path: Path) -> None:
 def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Path) -> None:
     """Not with the number of modules, and by a little for headers with that of the clients."""
     from fedlora_cli.rounds.preparation import prepare
-    from fedlora_cli.rounds.work import work_of
+    from fedlora_cli.rounds.work import estimate_work
 
     def cohort(name: str, modules: int, ranks: list[int]) -> None:
         shapes = {f"layers.{i}.q": (512, 512) for i in range(modules)}
@@ -221,7 +221,7 @@ def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Pa
 
     def memory(name: str, jobs: int) -> int:
         plan = prepare([tmp_path / name], tmp_path / "out", AggregateOptions(rank=8)).plan
-        return work_of(plan, jobs).memory
+        return estimate_work(plan, jobs).memory
 
     cohort("few", 16, [64, 64])
     cohort("many modules", 48, [64, 64])
@@ -239,7 +239,7 @@ def test_the_memory_that_is_told_has_the_comparison_of_all_clients(
     """`--robust` compares every client with every other, at each level, so many modules at once."""
     from fedlora_cli.aggregation.bounds import bounded
     from fedlora_cli.rounds.preparation import prepare
-    from fedlora_cli.rounds.work import work_of
+    from fedlora_cli.rounds.work import estimate_work
 
     for k in range(160):
         make(tmp_path / "round", Spec(f"c{k:03}", rank=ranks[k % len(ranks)], shapes={"q": (9, 8)}))
@@ -247,7 +247,7 @@ def test_the_memory_that_is_told_has_the_comparison_of_all_clients(
     def told(jobs: int, robust: str | None) -> int:
         options = AggregateOptions(rank=4, robust=robust)
         plan = prepare([tmp_path / "round"], tmp_path / "out", options).plan
-        return work_of(plan, jobs).memory
+        return estimate_work(plan, jobs).memory
 
     plan = prepare(
         [tmp_path / "round"], tmp_path / "out", AggregateOptions(rank=4, robust="geometric-median")

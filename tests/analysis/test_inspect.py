@@ -206,7 +206,7 @@ def test_all_faults_of_a_cohort_are_found_at_once(tmp_path: Path) -> None:
     found = lines(place, tmp_path / "twin", tmp_path / "empty", tmp_path / "nowhere")
 
     expected = [
-        "f: a link to nothing",
+        "f: a broken link",
         "e: a client's sample count, but no adapter",
         "empty: no adapters in it",
         "nowhere: cannot be read (no such",
@@ -257,7 +257,7 @@ def test_a_refused_client_is_not_said_to_be_no_client(cohort: Path, tmp_path: Pa
     found = lines(cohort, "--samples", tmp_path / "counts.json")
 
     assert len(found) == 1
-    assert "a link to nothing" in found[0]
+    assert "a broken link" in found[0]
 
 
 def test_what_aggregate_takes_has_no_fault(cohort: Path) -> None:

@@ -77,7 +77,7 @@ REASONS = {
     "base": "its base model is another, but tiny/base in ann",
     "config": "adapter_config.json: a link that leads out of the folder, to elsewhere",
     "file": "adapter_model.safetensors: a link that leads out of the folder, to elsewhere",
-    "gone": "a link to nothing",
+    "gone": "a broken link",
     "good": "adapter_model.safetensors: the same weights as copy, to the last byte",
     "out": "a link that leads out of the folder, to elsewhere",
     "shape": f"{WEIGHTS}: layers.0.q_proj is linear 5 x 7, but linear 12 x 20 in ann",
@@ -174,7 +174,7 @@ def test_an_earlier_adapter_is_named_without_its_place(home: Path) -> None:
     (home / "before" / "fedlora.json").unlink()
     report = aggregate(home / "round", home / "out", AggregateOptions(previous=home / "before"))
     assert [one for one in report.warnings if "is given as a global adapter" in one] == [
-        "before is given as a global adapter, but tells a sample count like a client"
+        "before is given as a global adapter, but has a sample count like a client"
     ]
 
 

@@ -262,7 +262,9 @@ def test_without_a_majority_nobody_is_left_out(clients: Path, kind: str) -> None
     for name in ("ann", "bad"):
         MISFITS[kind](clients / name)
 
-    with pytest.raises(InputError, match="nobody is left out, as the others are no majority"):
+    with pytest.raises(
+        InputError, match="no client is left out, because the others are no majority"
+    ):
         prepare(clients, clients.parent / "out", SKIP)
 
 
@@ -419,9 +421,7 @@ def test_the_ways_out_of_a_count_beyond_the_median(clients: Path, tmp_path: Path
     refused = run(*given)
 
     assert refused.exit_code == 3
-    expected = (
-        "bad: 5000 samples by its own word, more than 100 times the median of the clients, 11"
-    )
+    expected = "bad: 5000 self-reported samples, more than 100 times the median of the clients, 11"
     assert expected in refused.stderr
     assert "give --samples FILE, or a larger --max-count-ratio" in refused.stderr
     for way in (
@@ -444,7 +444,9 @@ def test_counts_that_would_put_half_of_the_clients_at_fault_end_the_round(
     for k, count in enumerate(counts):
         make(tmp_path / "round", Spec(f"c{k}", rank=2, samples=count))
 
-    with pytest.raises(InputError, match=r"c0: 150 samples .* the others are no majority"):
+    with pytest.raises(
+        InputError, match=r"c0: 150 self-reported samples, .* the others are no majority"
+    ):
         prepare(tmp_path / "round", tmp_path / "out", SKIP)
 
 
@@ -522,7 +524,9 @@ def test_a_copy_with_another_scaling_displaces_nobody(clients: Path) -> None:
     copied(clients)
     set_config(clients / "bad", lora_alpha=1e-9)
 
-    with pytest.raises(InputError, match="its config gives them another meaning; take one of them"):
+    with pytest.raises(
+        InputError, match="its config gives them another meaning; remove one of them"
+    ):
         aggregate(clients, clients.parent / "out", SKIP)
 
 
@@ -581,12 +585,14 @@ def test_a_file_is_not_proposed_as_an_adapter_of_each_client(clients: Path) -> N
     (clients / "model").mkdir()
     (clients / "model/model.safetensors").touch()
 
-    with pytest.raises(InputError, match="model: no adapter itself, but files of it") as refusal:
+    with pytest.raises(
+        InputError, match="model: no adapter in it, but files that may be adapters"
+    ) as refusal:
         read_clients([clients])
     assert "--adapter" not in str(refusal.value)
 
     make(clients / "model", Spec("checkpoint-10", rank=2))
-    with pytest.raises(InputError, match=r"folders of it: checkpoint-10; give --adapter 'checkp"):
+    with pytest.raises(InputError, match=r"subfolders: checkpoint-10; give --adapter 'checkp"):
         read_clients([clients])
 
 
@@ -614,8 +620,8 @@ def test_checkpoints_beside_adapters_are_not_left_out_in_silence(
     refused = run("aggregate", nested, "-o", tmp_path / "out")
 
     assert refused.exit_code == 3
-    assert "ann: no adapter itself, but in folders of it: checkpoint-9, chec" in refused.stderr
-    assert "give --adapter 'checkpoint-*' if these are of one client" in refused.stderr
+    assert "ann: no adapter in it, but in its subfolders: checkpoint-9, chec" in refused.stderr
+    assert "give --adapter 'checkpoint-*' if they belong to one client" in refused.stderr
 
 
 def test_with_checkpoints_alone_the_last_one_is_proposed(nested: Path) -> None:
@@ -631,14 +637,18 @@ def test_the_top_of_a_folder_counts_and_nothing_below_it(tmp_path: Path) -> None
 
     assert read_clients([tmp_path / "round"]).cohort.names == ("a",)
     make(tmp_path / "round/b", Spec("mine", rank=2))
-    with pytest.raises(InputError, match="no adapter named mine in it, but it is one itself"):
+    with pytest.raises(
+        InputError, match="no adapter named mine in it, but the folder itself is an adapter"
+    ):
         read_clients([tmp_path / "round"], adapter="mine")
 
 
 def test_who_has_another_adapter_than_the_one_named_is_at_fault(nested: Path) -> None:
     (nested / "good/checkpoint-10").rename(nested / "good/checkpoint-11")
 
-    with pytest.raises(InputError, match="good: no adapter named checkpoint-10 in it, but in fold"):
+    with pytest.raises(
+        InputError, match="good: no adapter named checkpoint-10 in it, but in its subfolders"
+    ):
         read_clients([nested], adapter="checkpoint-10")
     skip = AggregateOptions(adapter="checkpoint-10", on_bad_client="skip")
     task = prepare(nested, nested.parent / "out", skip)

@@ -25,7 +25,7 @@ def run(*arguments: str) -> Result:
         ('{"a": 0, "b": 0}', "all counts are zero"),
         ('{"a": 10, "b": 1e999}', "b: inf samples"),
         ("a,10", "no count for b"),
-        ("client,samples\na,10\nb,x", "line 3 says 'x' samples"),
+        ("client,samples\na,10\nb,x", "line 3 has 'x' samples"),
         ("a,10\nb,nan", "b: nan samples"),
         ("a,10\na,10\nb,1", "line 2 names a again"),
         ("a,10,3\nb,1", "line 1 has 3 columns"),

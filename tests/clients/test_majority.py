@@ -68,7 +68,7 @@ def test_factors_and_heads_take_the_dtype_of_most_samples(name: str, tmp_path: P
 
     assert report.dtype == dtype
     assert written(tmp_path / "out") == {dtype}
-    told = [one for one in report.warnings if "by most of the samples" in one]
+    told = [one for one in report.warnings if "the dtype of most samples" in one]
     for client, (kind, _) in zip(names, clients, strict=True):
         own = str(KINDS[kind]).removeprefix("torch.")
         said = [one for one in told if f" sent {own};" in one and client in one]
@@ -92,7 +92,7 @@ def test_dtype_overrules_the_clients_without_a_warning(tmp_path: Path) -> None:
 def test_one_dtype_is_no_warning(tmp_path: Path) -> None:
     cohort(tmp_path / "round", [("bf16", 1), ("bf16", 2)])
 
-    assert not any("by most of the samples" in one for one in outcome(tmp_path).warnings)
+    assert not any("the dtype of most samples" in one for one in outcome(tmp_path).warnings)
 
 
 def test_a_module_of_a_client_in_another_dtype_changes_nothing(tmp_path: Path) -> None:

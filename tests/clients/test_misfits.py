@@ -218,7 +218,7 @@ def test_an_embedding_is_trained_by_tokens_or_in_another_way(
 
     assert [one.exit_code for one in (together, tied, decided, after)] == [3, 3, 0, 3]
     assert f"{EMBEDDING} {found}, but has trained tokens in" in together.stderr
-    assert "nobody is left out" in tied.stderr
+    assert "no client is left out" in tied.stderr
     assert f"c left out: adapter_model.safetensors: {EMBEDDING} {found}" in decided.stderr
     assert f"{EMBEDDING} {found}, but has trained tokens in" in after.stderr
 
@@ -276,7 +276,7 @@ def test_what_few_say_for_all_is_told(tmp_path: Path) -> None:
     declared = run(str(tmp_path / "round"), "-o", str(tmp_path / "other"), "--base", "x")
 
     assert result.exit_code == 0, result.output
-    assert "only d says its base model is tiny/base\n" in result.stderr
-    assert "only a, b say their revision is main\n" in result.stderr
+    assert "only d states the base model: tiny/base\n" in result.stderr
+    assert "only a, b state the revision: main\n" in result.stderr
     assert "task type" not in result.stderr
     assert "base model" not in declared.stderr

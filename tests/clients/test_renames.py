@@ -10,7 +10,7 @@ from support.adapters import Spec, make
 from support.peft_layers import llama, train
 
 from fedlora_cli import AggregateOptions, InputError, aggregate, inspect
-from fedlora_cli.clients.compatibility import Undecided
+from fedlora_cli.clients.majority import Undecided
 from fedlora_cli.clients.renames import renames
 
 OLD, NEW, TEXT = "language_model.model.layers", "model.language_model.layers", "model.layers"
@@ -66,7 +66,7 @@ def test_of_two_it_is_not_known_who_is_at_fault(tmp_path: Path) -> None:
 
     with pytest.raises(Undecided, match="is the same module as"):
         aggregate(tmp_path / "round", tmp_path / "out")
-    with pytest.raises(InputError, match=r"is the same module as .* nobody is left out"):
+    with pytest.raises(InputError, match=r"is the same module as .* no client is left out"):
         aggregate(tmp_path / "round", tmp_path / "out", AggregateOptions(on_bad_client="skip"))
 
 

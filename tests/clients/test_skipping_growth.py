@@ -30,7 +30,7 @@ def copy(good: Path, bad: Path) -> Path:
 FAULTS: dict[str, Callable[[Path, Path], object]] = {
     "missing": lambda good, bad: None,
     "empty": lambda good, bad: bad.mkdir(),
-    "a link to nothing": lambda good, bad: bad.symlink_to(good / "nothing"),
+    "a broken link": lambda good, bad: bad.symlink_to(good / "nothing"),
     "named twice": lambda good, bad: bad.symlink_to(good),
     "damaged": lambda good, bad: (copy(good, bad) / "adapter_config.json").write_text("{"),
     "without a count": lambda good, bad: (copy(good, bad) / "fedlora.json").unlink(),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlora_cli.formats.peft.serving import TARGETS
 from fedlora_cli.formats.peft.sources import STATEMENTS, VERSIONS, Statement
+from fedlora_cli.formats.serving import TARGETS
 
 NAMES = {"vllm": "FEDLORA_VLLM", "sglang": "FEDLORA_SGLANG", "llama.cpp": "FEDLORA_LLAMA_CPP"}
 

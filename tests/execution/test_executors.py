@@ -35,7 +35,7 @@ from fedlora_cli import (
     aggregate,
     read_clients,
 )
-from fedlora_cli.aggregation.plan import Parts, Plan, make_plan
+from fedlora_cli.aggregation.plan import Plan, PlanParts, make_plan
 from fedlora_cli.cli import app
 from fedlora_cli.errors import FedloraError, NotFinite
 from fedlora_cli.execution import engine
@@ -108,8 +108,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return make_plan(read_clients(folders).cohort, options)
 
 
-def by_module(plan: Plan) -> Parts:
-    return Parts(plan, [(name,) for name in plan.modules])
+def by_module(plan: Plan) -> PlanParts:
+    return PlanParts(plan, [(name,) for name in plan.modules])
 
 
 def same_work(workers: Workers, plan: Plan) -> tuple[list[str], list[str]]:
@@ -246,7 +246,7 @@ def test_a_plan_can_be_sent_and_gives_the_same_weights(
     quorum = {"quorum": 0.4} if METHODS[method].with_quorum else {}
     plan = make_plan(cohort, AggregateOptions(method=method, **quorum, **bounds))  # type: ignore[arg-type]
 
-    for part, names in Parts(plan, [plan.modules[:1], plan.modules[1:]]):
+    for part, names in PlanParts(plan, [plan.modules[:1], plan.modules[1:]]):
         sent = pickle.loads(packed(part))
         assert sent.modules == tuple(names)
         assert (sent.rank, sent.scale, sent.dtype) == (plan.rank, plan.scale, plan.dtype)
@@ -265,7 +265,7 @@ def test_what_is_sent_is_as_large_as_its_modules_not_as_the_plan(tmp_path: Path)
         root = tmp_path / str(modules)
         folders = [make(root, Spec(f"c{k}", 2, shapes=shapes)).folder for k in range(3)]
         plan = make_plan(read_clients(folders).cohort, AggregateOptions())
-        return len(packed(plan.of(plan.modules[:1])))
+        return len(packed(plan.subset(plan.modules[:1])))
 
     one, many = sent(1), sent(64)
     assert many < 1.05 * one

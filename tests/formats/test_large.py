@@ -22,7 +22,7 @@ from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.analysis.diagnosis.diagnose import diagnose
 from fedlora_cli.analysis.inspection.inspect import inspect
 from fedlora_cli.analysis.inspection.origin import origin
-from fedlora_cli.clients.sample_counts import told_samples
+from fedlora_cli.clients.sample_counts import sample_count_in
 from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files import documents, entries, safetensors
 from fedlora_cli.files.documents import parse_object
@@ -203,10 +203,10 @@ def test_a_report_beyond_any_limit_of_clients_is_a_global_adapters(tmp_path: Pat
     (folder / "fedlora.json").write_text(beginning + "x" * documents.MAX_BYTES + '"}')
 
     with pytest.raises(InputError, match="a global adapter that fedlora wrote, not a client"):
-        told_samples(folder)
+        sample_count_in(folder)
     (folder / "fedlora.json").write_text('{"samples": 3, "x": "' + "x" * documents.MAX_BYTES + '"}')
     with pytest.raises(InputError, match=r"bytes, more than 16777216"):
-        told_samples(folder)
+        sample_count_in(folder)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_base_weights_of_the_previous_adapter_stay_where_one_client_sends_others
     report = aggregate([tmp_path / "round"], tmp_path / "out", options)
 
     assert any("base weights that few clients send" in warning for warning in report.warnings)
-    assert not any("has a say in it" in warning for warning in report.warnings)
+    assert not any("no other client has it" in warning for warning in report.warnings)
     assert (load_file(tmp_path / "out" / WEIGHTS)[PREFIX + name] == 3.0).all()
 
 
@@ -142,7 +142,7 @@ def test_a_head_of_one_client_alone_is_said(tmp_path: Path) -> None:
 
     report = aggregate([tmp_path / "round"], tmp_path / "out")
 
-    assert "score.weight of client-1 alone: no other client has a say in it" in report.warnings
+    assert "score.weight from client-1 alone: no other client has it" in report.warnings
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_a_module_that_only_one_side_has_is_said_and_comes_out_right(tmp_path: P
     report = distribute(whole.folder, tmp_path / "out", tmp_path / "round")
 
     assert f"ann, bea: without {v}, not adapted there" in report.warnings
-    assert f"ann, bea: {fc} starts at zero, not being in the global adapter" in report.warnings
+    assert f"ann, bea: {fc} starts at zero, because the global adapter lacks it" in report.warnings
     found = dense(tmp_path / "out/ann")
     assert set(found) == {q, fc}
     assert relative_error(found[q], truncated(whole.update(q), 3)) < 2e-7
@@ -232,7 +232,7 @@ def test_a_head_that_the_global_adapter_lacks_stays_as_it_was(tmp_path: Path) ->
 
     tensors = load_file(tmp_path / "out/ann" / WEIGHTS)
     assert torch.equal(tensors[f"{PREFIX}classifier.weight"], head["classifier.weight"])
-    said = "ann: classifier.weight stays as it was, not being in the global adapter"
+    said = "ann: classifier.weight stays as it was, because the global adapter lacks it"
     assert said in report.warnings
 
 
@@ -355,7 +355,7 @@ def test_quiet_says_nothing_and_json_is_one_document(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["global", "-o", "start"], 2, "--like: neither it nor --rank is given"),
+        (["global", "-o", "start"], 2, "--like: neither --like nor --rank is given"),
         (["global", "-o", "start", "--rank", "2", "--like", "round"], 2, "given with --rank"),
         (["global", "-o", "start", "--rank", "two"], 2, "--rank: 'two' is no number"),
         (["global", "-o", "start", "--rank", "4,"], 2, "--rank: '' is no number"),

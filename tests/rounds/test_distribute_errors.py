@@ -25,7 +25,7 @@ def test_clients_or_ranks_and_not_both(tmp_path: Path) -> None:
     whole = make(tmp_path, GLOBAL)
     client = make(tmp_path, Spec("ann", rank=2, shapes=SHAPES))
 
-    with pytest.raises(UsageError, match="neither it nor --rank is given; give one of them"):
+    with pytest.raises(UsageError, match="neither --like nor --rank is given; give one of them"):
         distribute(whole.folder, tmp_path / "out")
     with pytest.raises(UsageError, match="given with --rank; give one of them"):
         distribute(

@@ -212,7 +212,7 @@ def test_a_folder_of_clients_alone_has_no_rounds(tmp_path: Path) -> None:
         AggregateOptions(rounds=tmp_path / "round-1/clients"),
     )
 
-    assert "no earlier round in clients: this counts as the first one" in report.warnings
+    assert "no earlier round in clients: this counts as the first round" in report.warnings
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -288,12 +288,12 @@ def federation(home: Path, *, history: bool) -> list[Path]:
                 count.write_text(json.dumps({"samples": spec.samples}))
         chosen = AggregateOptions(rounds=home if history else None)
         report = aggregate([folder / "clients"], folder / "global", chosen)
-        said = [text for text in report.warnings if text.startswith("nobody holds rank index")]
+        said = [text for text in report.warnings if text.startswith("no client has a rank above")]
         lost = not history and number in (2, 3, 4)
         assert said == (
             [
-                "nobody holds rank index 4-6, as clients of round-1 did; without --rounds or "
-                "--previous, what they brought is lost"
+                "no client has a rank above 3, but clients of round-1 did; give --rounds or "
+                "--previous to keep rank index 4-6"
             ]
             if lost
             else []
@@ -337,7 +337,7 @@ def test_the_command_warns_of_what_is_lost(tmp_path: Path) -> None:
         result = run(folder / "clients", "-o", folder / "global")
 
     assert result.exit_code == 0
-    assert "warning: nobody holds rank index 4-6, as clients of round-1 did" in result.stderr
+    assert "warning: no client has a rank above 3, but clients of round-1 did" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -372,4 +372,4 @@ def test_a_neighbour_that_cannot_be_read_stops_nobody(tmp_path: Path, name: str)
 
     report = aggregate([one.folder for one in made[:2]], second)
 
-    assert not any("nobody holds" in text for text in report.warnings)
+    assert not any("no client has a rank above" in text for text in report.warnings)

@@ -15,8 +15,8 @@ from support.starts import QV, Base, run, save_base, set_config
 from transformers import LlamaConfig
 
 from fedlora_cli import InitOptions, InputError, OutputError, UsageError, initialize
+from fedlora_cli.formats.skeleton import make_skeleton
 from fedlora_cli.libraries import muted
-from fedlora_cli.rounds.skeleton import make_skeleton
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def test_a_model_of_seventy_billion_parameters_is_never_allocated(tmp_path: Path
     ).save_pretrained(home)
 
     with muted():
-        skeleton = make_skeleton(str(home), None, "CAUSAL_LM", None, (), None)
+        skeleton = make_skeleton(
+            str(home), None, "AutoModelForCausalLM", "CAUSAL_LM", None, (), None
+        )
     report = initialize(home, tmp_path / "out", options=InitOptions(ranks=(1,), task="CAUSAL_LM"))
 
     state = [*skeleton.model.parameters(), *skeleton.model.buffers()]
@@ -63,7 +65,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, base: Base, m
     set_config(home, auto_map=classes)
     initialize(home, tmp_path / "one", options=replace(QV, task="CAUSAL_LM"))
     set_config(home, auto_map={"AutoModelForSeq2SeqLM": "theirs.Model"})
-    with pytest.raises(InputError, match="AutoModelForSeq2SeqLM cannot be made of its config"):
+    with pytest.raises(InputError, match="AutoModelForSeq2SeqLM cannot be built from its config"):
         initialize(home, tmp_path / "two", options=replace(QV, task="SEQ_2_SEQ_LM"))
     set_config(home, auto_map=classes, model_type="theirs")
     with pytest.raises(InputError, match="its configuration cannot be read"):
@@ -76,13 +78,13 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path, base: Base, m
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"architectures": None}, "it does not say from which class it was saved; give --task"),
-        ({"architectures": ["Trainer"]}, "from Trainer, which is no model of transformers"),
-        ({"architectures": ["pipeline"]}, "from pipeline, which is no model of transformers"),
-        ({"architectures": ["NoSuchModel"]}, "from NoSuchModel, which is no model of transf"),
-        ({"architectures": ["BertModel"]}, "BertModel cannot be made of its configuration"),
+        ({"architectures": None}, "its configuration names no model class; give --task"),
+        ({"architectures": ["Trainer"]}, "its model class Trainer is no model of transformers"),
+        ({"architectures": ["pipeline"]}, "its model class pipeline is no model of transformers"),
+        ({"architectures": ["NoSuchModel"]}, "its model class NoSuchModel is no model of transf"),
+        ({"architectures": ["BertModel"]}, "BertModel cannot be built from its configuration"),
         ({"num_attention_heads": 0}, "its configuration cannot be read"),
-        ({"hidden_size": -4}, "cannot be made of its configuration"),
+        ({"hidden_size": -4}, "cannot be built from its configuration"),
         ({"hidden_size": "wide"}, "its configuration cannot be read"),
         ({"model_type": "no such type"}, "its configuration cannot be read"),
     ],
@@ -107,7 +109,7 @@ def test_a_strange_configuration_is_one_line_and_exit_code_3(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "--like: neither it nor --ranks is given; give one of them"),
+        ([], 2, "--like: neither --like nor --ranks is given; give one of them"),
         (["--ranks", "2", "--like", "clients"], 2, "--like: given with --ranks"),
         (["--ranks", "2,x"], 2, "--ranks: 'x' is no number"),
         (["--ranks", "0"], 2, "--ranks: 0 is out of range"),
@@ -161,7 +163,7 @@ def test_a_base_model_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch,
     result = run(name, "-o", "out", "--ranks", "2")
 
     assert result.exit_code == 3
-    assert f"{name}: no such folder, and no model that can be had" in result.stderr
+    assert f"{name}: no such folder, and no such model can be downloaded" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -219,8 +221,8 @@ def test_nothing_is_left_behind_on_failure_and_force_replaces_adapters_only(
             raise InputError(name, "broken", "mend it")
         return start(skeleton, seed, name, rank, scale)
 
-    start = workflow._start
-    monkeypatch.setattr(workflow, "_start", failing)
+    start = workflow.initial_factors
+    monkeypatch.setattr(workflow, "initial_factors", failing)
     with pytest.raises(InputError, match="broken"):
         initialize(home, tmp_path / "out", options=replace(three, force=True, seed=5))
     monkeypatch.undo()

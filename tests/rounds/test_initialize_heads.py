@@ -74,11 +74,11 @@ def test_a_sharded_base_model_is_read_by_its_index(tmp_path: Path, base: Base) -
         (lambda index: index.pop("weight_map"), "no weight_map in it"),
         (
             lambda index: index["weight_map"].update({"classifier.bias": "../secret.safetensors"}),
-            "weight_map names '../secret.safetensors'; it must name files beside it",
+            "weight_map names '../secret.safetensors'; it must name files in the same folder",
         ),
         (
             lambda index: index["weight_map"].update({"classifier.bias": "gone.safetensors"}),
-            "it names gone.safetensors, which is not there",
+            "it names the missing file gone.safetensors",
         ),
     ],
 )
@@ -242,7 +242,7 @@ def test_a_model_of_the_hub_is_read_where_it_was_downloaded(tmp_path: Path, base
     done = run_apart("out")
 
     assert refused.returncode == 3
-    assert "some/tiny: no model.safetensors that can be had; download the mode" in refused.stderr
+    assert "some/tiny: model.safetensors cannot be downloaded; download the mode" in refused.stderr
     assert not (tmp_path / "never").exists()
     assert done.returncode == 0, done.stderr
     stored = load_file(home / "model.safetensors")

@@ -443,9 +443,12 @@ def test_what_its_own_reader_takes_otherwise_is_not_published(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"target_modules": ["q_proj", "k_proj"]}, r"load this start in another way: .*k_proj"),
-        ({"r": 3}, r"load this start in another way: .*q_proj\.lora_A"),
-        ({"target_modules": ["norm"]}, "would not take this start"),
+        (
+            {"target_modules": ["q_proj", "k_proj"]},
+            r"load this initial adapter differently: .*k_proj",
+        ),
+        ({"r": 3}, r"load this initial adapter differently: .*q_proj\.lora_A"),
+        ({"target_modules": ["norm"]}, "rejects this initial adapter"),
     ],
 )
 def test_what_peft_loads_in_another_way_is_not_published(

@@ -199,9 +199,9 @@ CLIENTS: dict[str, tuple[Damage, str]] = {
         lambda f: ((f / CONFIG).unlink(), (f / WEIGHTS).unlink()),
         "a client's sample count, but no adapter; wait until it is uploaded",
     ),
-    "a link to nothing": (
+    "a broken link": (
         lambda f: (f.rename(f.with_name("x")), f.symlink_to("gone"), move_away(f.with_name("x"))),
-        "a link to nothing; mend the link",
+        "a broken link; mend the link",
     ),
     "a link to another client": (
         lambda f: (move_away(f), f.symlink_to("good")),

@@ -171,7 +171,7 @@ LINKS: dict[str, tuple[Damage, str]] = {
         "put the file itself there",
     ),
     "weights that are a link to themselves": (linked(WEIGHTS, WEIGHTS), "cannot be read ("),
-    "weights that are a link to nothing": (linked(WEIGHTS, "gone"), "cannot be read (no such"),
+    "weights that are a broken link": (linked(WEIGHTS, "gone"), "cannot be read (no such"),
     "weights of another client": (linked(WEIGHTS, f"../good/{WEIGHTS}"), "the same file as"),
     "a hard link to another client's": (hard_linked, "the same file as"),
     "a folder from elsewhere": (outside, "a link that leads out of the folder"),

@@ -15,7 +15,7 @@ from fedlora_cli.analysis.inspection.origin import is_reported, origin
 from fedlora_cli.clients.discovery import find_folders
 from fedlora_cli.clients.duplicates import check_copies, digests_of
 from fedlora_cli.clients.reading import Paths, paths_of, read_clients
-from fedlora_cli.clients.sample_counts import MAX_RATIO, told_samples
+from fedlora_cli.clients.sample_counts import MAX_RATIO, sample_count_in
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults
 from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location, prefetched
@@ -59,7 +59,7 @@ def inspect(
     for folder in apart:
         with catching_faults(on_fault):
             if clients:
-                told_samples(folder)  # refuses a global adapter, as aggregate does
+                sample_count_in(folder)  # refuses a global adapter, as aggregate does
             read_provenance(folder)
             check_manifest(folder)
         with catching_faults(on_fault):
@@ -123,7 +123,7 @@ def _clients(
     read = read_clients(paths, samples, base, on_fault, adapter=adapter, max_count_ratio=MAX_RATIO)
     # One wrong count makes all of them uniform; the others are known nevertheless.
     return [
-        _Found(text(one.name), one.adapter, read.told.get(one.adapter.path))
+        _Found(text(one.name), one.adapter, read.counts_by_path.get(one.adapter.path))
         for one in read.cohort.clients
     ]
 

@@ -26,7 +26,7 @@ from fedlora_cli.reports.aggregate import (
     ModuleRow,
     PartitionRow,
     RouteRow,
-    Work,
+    WorkEstimate,
 )
 from fedlora_cli.text import rank_range
 
@@ -83,7 +83,7 @@ def _clients(report: AggregateReport, *, whole: bool) -> Table:
     return Table((Column("client", "name"), *heads), rows, shown=None if whole else 20)
 
 
-def _work(work: Work) -> list[Block]:
+def _work(work: WorkEstimate) -> list[Block]:
     """The route of every module, and what all of it takes."""
     written = "what --energy decides" if work.write is None else file_size(work.write)
     takes = Paragraph(

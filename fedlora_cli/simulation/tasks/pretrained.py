@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fedlora_cli.errors import FedloraError, InputError, UsageError
-from fedlora_cli.formats.peft.names import owner_of
+from fedlora_cli.formats.terms import owner_of
 from fedlora_cli.libraries import muted
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.text import first_line

@@ -1,7 +1,7 @@
-"""The layers that PEFT put into a model: their kinds, their shapes, their ranks.
+"""The LoRA layers of a model that PEFT has wrapped: kinds, shapes and ranks.
 
-The model that PEFT wrapped is the only source: the names of modules and tensors do not tell fused
-experts from linear layers, and PEFT rewrites the targets of mixtures of experts on its own.
+Only the wrapped model shows them: names do not distinguish fused experts from linear layers, and
+PEFT rewrites the targets of mixtures of experts.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fedlora_cli.errors import UsageError
 from fedlora_cli.formats.peft.names import ENDINGS, PREFIX, target_of
 from fedlora_cli.formats.peft.names import owner_of as saved_owner
 
-#: The name that PEFT gives to the adapter of a model.
+#: PEFT's name of a model's adapter.
 NAME = "default"
 
-#: The way out for a module that cannot be started.
+#: The cure for a module that cannot be adapted.
 OTHERS = "leave it out, or train it in full with --modules-to-save"
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """How one module is adapted: `shape` is (out, in), `layout` how a file holds its factors.
+    """An adapted module: its `shape` (out, in) and the `layout` of its factors in a file.
 
-    `rank` and `alpha` are multiples of the config's r and lora_alpha: PEFT doubles both where it
-    fuses two projections of transformers 4 into one parameter.
+    `rank` and `alpha` are multiples of the config's r and lora_alpha: PEFT doubles both if it fuses
+    two projections of transformers 4 into one parameter.
     """
 
     shape: tuple[int, int]
@@ -40,10 +40,9 @@ class Adapted:
 
 
 def adapted_modules(model: Any) -> dict[str, Adapted]:
-    """Every module that a LoRA layer in this model adapts, each expert as a module of its own.
+    """Every module that a LoRA layer of the model adapts; each expert is a module.
 
-    The layers must have been made with r and lora_alpha of 1. Raises UsageError for a layer whose
-    factors are no plain LoRA.
+    The layers must have r and lora_alpha of 1. Raises UsageError for layers other than plain LoRA.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -57,16 +56,16 @@ def adapted_modules(model: Any) -> dict[str, Adapted]:
 
 
 def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, FactorLayout]]]:
-    """The shape of one layer's update, and the modules that it adapts. Raises UsageError."""
+    """The shape of a layer's update, and the modules that it adapts. Raises UsageError."""
     if NAME in layer.lora_embedding_A:
         A, B = layer.lora_embedding_A[NAME], layer.lora_embedding_B[NAME]
         return (B.shape[0], A.shape[1]), [(name, FactorLayout("embedding", name))]
     A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
     shape = (B.shape[0], math.prod(A.shape[1:]))
-    # PEFT's class for parameters, wherever they stand: `weight` of a router is one, too.
+    # PEFT's layer for parameters, including the `weight` of a router.
     if hasattr(layer, "parameter_name"):
         if not hasattr(layer, "_did_swap_in_out_features"):
-            found = f"{name}: this version of PEFT stores factors of parameters the other way round"
+            found = f"{name}: this version of PEFT stores transposed factors of parameters"
             raise UsageError("--target-modules", found, "upgrade PEFT to 0.19 or later")
         experts = layer.num_experts
         layouts = (
@@ -85,7 +84,7 @@ def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, Facto
 def check_tensors(
     modules: Mapping[str, Adapted], state: Mapping[str, Tensor], saved: tuple[str, ...]
 ) -> dict[str, tuple[Tensor, str]]:
-    """The tensors of PEFT's state that are no factors: heads, with the module that owns each.
+    """The tensors of PEFT's state that are no factors, each with the head that owns it.
 
     The factors must be those of `modules`, shape by shape. Raises UsageError.
     """
@@ -99,7 +98,7 @@ def check_tensors(
         elif owner is not None:
             heads[name] = (tensor, owner)
         else:
-            raise UsageError("--target-modules", f"{name} would be no plain LoRA", OTHERS)
+            raise UsageError("--target-modules", f"{name} is not plain LoRA", OTHERS)
     for name in expected:
         raise UsageError("--target-modules", f"PEFT does not save {name}", OTHERS)
     return heads
