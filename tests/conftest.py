@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import pytest
 import typer.testing
 from benchmarks.rows import HEADS, Row, cells
 from hypothesis import HealthCheck, settings
-from packaging.version import Version
 
 from fedlora_cli.files import entries
 
@@ -33,17 +31,6 @@ settings.load_profile("fedlora")
 
 # Typer builds all commands anew for every call of one, which takes longer than most calls.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
-
-
-# PEFT is the judge in these, and what it loads and rewrites is told of the version that they name.
-if Version(version("peft")) < Version("0.21"):
-    collect_ignore = [
-        "rounds/test_initialize_peft.py",
-        "formats/test_loading.py",
-        "clients/test_orientation.py",
-        "formats/test_roles.py",
-        "formats/test_selection.py",
-    ]
 
 
 #: What tests measured, for the table after the last of them.

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import config
 from support.peft_layers import applied, load, train
+from support.peft_versions import NEWER_EXPERTS
 from torch import Tensor, nn
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -101,6 +102,7 @@ def assert_mean(base: nn.Module, folder: Path, own: dict[str, dict[str, Tensor]]
         assert float((value - mean).norm()) <= 1e-5 * float(mean.norm()), key
 
 
+@NEWER_EXPERTS
 @pytest.mark.parametrize("version", ["0.18.1", "0.17.0", None])
 @pytest.mark.parametrize("width", [24, 16, 8])
 def test_older_experts_are_turned_where_shapes_tell(tmp_path: Path, width: int, version) -> None:
@@ -115,6 +117,7 @@ def test_older_experts_are_turned_where_shapes_tell(tmp_path: Path, width: int, 
     assert config(tmp_path / "out")["peft_version"] == "0.19.0"
 
 
+@NEWER_EXPERTS
 def test_each_client_gets_its_own_layout_back(tmp_path: Path) -> None:
     base = qwen()
     own = trained(base, tmp_path / "round", "ab")
@@ -148,6 +151,7 @@ def test_a_model_of_the_few_is_the_same_in_both_layouts(tmp_path: Path) -> None:
     assert_mean(base, tmp_path / "out", own)
 
 
+@NEWER_EXPERTS
 def test_an_older_global_adapter_goes_on_with_newer_clients(tmp_path: Path) -> None:
     """A federation upgrades: round 1 was of PEFT 0.18, round 2 is of 0.21."""
     base = qwen()
@@ -195,6 +199,7 @@ def square(tmp_path: Path, names: str) -> Path:
     return tmp_path
 
 
+@NEWER_EXPERTS
 def test_square_experts_of_two_versions_are_refused_by_that_reason(tmp_path: Path) -> None:
     root = square(tmp_path / "round", "abc")
     as_before(root / "b")
@@ -206,6 +211,7 @@ def test_square_experts_of_two_versions_are_refused_by_that_reason(tmp_path: Pat
     assert [one.name for one in report.left_out] == ["b"]
 
 
+@NEWER_EXPERTS
 def test_sides_that_are_exchanged_without_a_reason_are_named(tmp_path: Path) -> None:
     """The version says that the layout is the newer one, but the shapes are the older one's."""
     trained(qwen(), tmp_path / "round", "abc")
@@ -220,6 +226,7 @@ def test_a_client_without_experts_says_nothing_about_them(tmp_path: Path) -> Non
     trained(qwen(16), tmp_path / "round", "abc")
     for name in "ab":
         as_before(tmp_path / "round" / name)
+    as_before(tmp_path / "round/c", "0.21.0", exchange=False)
     weights = tmp_path / "round/c" / WEIGHTS
     tensors = {key: one for key, one in load_file(weights).items() if "experts" not in key}
     save_file(tensors, weights, metadata={"format": "pt"})
@@ -230,6 +237,7 @@ def test_a_client_without_experts_says_nothing_about_them(tmp_path: Path) -> Non
     assert any("PEFT before 0.19 stored the experts" in one for one in report.warnings)
 
 
+@NEWER_EXPERTS
 def test_one_newer_client_with_exchanged_sides_is_at_fault_itself(tmp_path: Path) -> None:
     base = qwen()
     own = trained(base, tmp_path / "round", "abcd")

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from fedlora_cli.rounds.peft_layers import adapted_modules
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 from support.adapters import CONFIG, PREFIX, WEIGHTS, config
 from support.models import bert, gpt2, llama, save, vit, wrap
+from support.peft_versions import EXPERTS_BY_NAME, NEWER_EXPERTS
 from support.starts import Base, run, save_base
 from transformers import (
     DeepseekV3Config,
@@ -170,21 +172,24 @@ ALL: dict[str, Any] = {"target_modules": "all-linear"}
 NAMES: dict[str, Any] = {"target_modules": SEVEN}
 EXPLICIT: dict[str, Any] = {"target_modules": ("q_proj",), "target_parameters": PARAMETERS}
 
+newer = partial(pytest.param, marks=NEWER_EXPERTS)
+by_name = partial(pytest.param, marks=EXPERTS_BY_NAME)
+
 
 @pytest.mark.parametrize(
     ("build", "choice"),
     [
         (mixtral, ALL),
-        (mixtral, {"target_modules": ("q_proj", "w1", "w2", "w3")}),
-        (mixtral, EXPLICIT),
+        by_name(mixtral, {"target_modules": ("q_proj", "w1", "w2", "w3")}),
+        newer(mixtral, EXPLICIT),
         (qwen3_moe, ALL),
-        (qwen3_moe, NAMES),
+        by_name(qwen3_moe, NAMES),
         (qwen3_moe, {"target_modules": r".*(k_proj|gate_proj|up_proj|down_proj)"}),
-        (qwen3_moe, {"target_modules": ("v_proj",), "target_parameters": ("gate_up_proj",)}),
+        newer(qwen3_moe, {"target_modules": ("v_proj",), "target_parameters": ("gate_up_proj",)}),
         (gpt_oss, ALL),
-        (gpt_oss, EXPLICIT),
+        newer(gpt_oss, EXPLICIT),
         (llama4, NAMES),
-        (llama4, EXPLICIT),
+        newer(llama4, EXPLICIT),
         (glm4_moe, ALL),
         (glm4_moe, NAMES),
         (deepseek_v3, ALL),
@@ -242,6 +247,7 @@ def test_a_start_is_what_peft_makes_of_the_same_choice(
     assert len({tuple(one.A[0, :3].tolist()) for one in starts}) == len(starts)
 
 
+@EXPERTS_BY_NAME
 @pytest.mark.parametrize("build", [mixtral, qwen3_moe])
 def test_training_moves_every_direction_of_every_expert(
     tmp_path: Path, base: Base, build: Callable[[], PreTrainedModel]
@@ -266,6 +272,7 @@ def test_training_moves_every_direction_of_every_expert(
     assert all(direction.min() > 0 for direction in moved.values())
 
 
+@EXPERTS_BY_NAME
 def test_experts_go_through_a_round_and_back(tmp_path: Path, base: Base) -> None:
     """Init, train, aggregate, init like the clients: all of it in the same modules."""
     home = base(qwen3_moe)
@@ -301,8 +308,8 @@ def test_experts_go_through_a_round_and_back(tmp_path: Path, base: Base) -> None
 @pytest.mark.parametrize(
     ("build", "choice"),
     [
-        (gpt_oss, EXPLICIT),
-        (llama4, EXPLICIT),
+        newer(gpt_oss, EXPLICIT),
+        newer(llama4, EXPLICIT),
         (mixtral, ALL),
         (whisper, {"target_modules": ("conv1", "k_proj")}),
         (siglip, {"target_modules": ("head.attention",)}),
@@ -330,12 +337,23 @@ def test_like_clients_of_every_kind_of_layer(
         assert torch.equal(one.read().A, bob[module].read().A[: one.rank])
 
 
+@NEWER_EXPERTS
 def test_clients_of_an_older_peft_have_other_experts(tmp_path: Path, base: Base) -> None:
     home = base(gpt_oss)
     initialize(home, tmp_path / "start", options=InitOptions(ranks=(2,), **EXPLICIT))
     set_fields(tmp_path / "start/rank-2", {"peft_version": "0.18.1"})
     with pytest.raises(InputError, match=r"PEFT before 0\.19 stored its experts"):
         initialize(home, tmp_path / "out", [tmp_path / "start"])
+
+
+@pytest.mark.parametrize("build", [gpt_oss, llama4, qwen3_moe])
+def test_experts_in_the_layout_of_an_older_peft_are_refused(build) -> None:
+    """PEFT before 0.19 has no such attribute."""
+    model = wrap(build(), lora(r=1, lora_alpha=1, **EXPLICIT))
+    for layer in model.modules():
+        vars(layer).pop("_did_swap_in_out_features", None)
+    with pytest.raises(UsageError, match=r"--target-parameters: .* upgrade PEFT to 0\.19 or later"):
+        adapted_modules(model.get_base_model())
 
 
 # What cannot be started is refused by its name.
@@ -348,7 +366,7 @@ def test_clients_of_an_older_peft_have_other_experts(tmp_path: Path, base: Base)
         (mamba, ALL, "--target-modules: .*'out_proj' is incompatible .* name some of embeddings, "),
         (llama, {"target_modules": ("q_proj", "norm")}, r"model\.norm cannot be adapted"),
         (vit, {"target_modules": ("q_proj", "intermediate")}, "no module is named intermediate"),
-        (mixtral, {"target_modules": ("q_proj", "w1")}, "w1 without also targeting w3"),
+        by_name(mixtral, {"target_modules": ("q_proj", "w1")}, "w1 without also targeting w3"),
         (mixtral, {"target_modules": ("gate_proj",)}, "no module is named gate_proj; name some of"),
         (
             qwen3_moe,
@@ -366,7 +384,7 @@ def test_clients_of_an_older_peft_have_other_experts(tmp_path: Path, base: Base)
             {"target_modules": ("q_proj",), "target_parameters": ("typo",)},
             "no parameter is named typo; leave it out",
         ),
-        (gpt_oss, EXPLICIT | {"dropout": 0.1}, "--dropout: given for a mixture of experts"),
+        newer(gpt_oss, EXPLICIT | {"dropout": 0.1}, "--dropout: given for a mixture of experts"),
     ],
 )
 def test_what_cannot_be_started_is_refused_by_name(
@@ -378,6 +396,7 @@ def test_what_cannot_be_started_is_refused_by_name(
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+@EXPERTS_BY_NAME
 def test_layers_that_peft_leaves_out_are_told(tmp_path: Path, base: Base) -> None:
     """It takes gate_proj for a parameter of experts in every layer, shared ones and dense ones."""
     report = initialize(base(glm4_moe), tmp_path / "out", options=InitOptions((2,), **NAMES))
@@ -386,6 +405,7 @@ def test_layers_that_peft_leaves_out_are_told(tmp_path: Path, base: Base) -> Non
     assert warning.endswith("and 3 more")
 
 
+@NEWER_EXPERTS
 def test_the_command_adapts_parameters(tmp_path: Path, base: Base, monkeypatch) -> None:
     base(gpt_oss)
     monkeypatch.chdir(tmp_path)
@@ -467,6 +487,7 @@ def test_what_peft_loads_in_another_way_is_not_published(
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+@EXPERTS_BY_NAME
 def test_the_names_of_tensors_are_peft_s(tmp_path: Path, base: Base) -> None:
     """Of two parameters in one module, the first that the model defines is innermost."""
     initialize(base(mixtral), tmp_path / "out", options=InitOptions((2,), **ALL))

@@ -67,7 +67,7 @@ def load(base: nn.Module, folder: Path) -> PeftModel:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         # PEFT 0.21 looks for parameters among the modules when it says this.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match")
-        warnings.filterwarnings("ignore", "Unsupported layer type .*Experts")
+        warnings.filterwarnings("ignore", "Unsupported layer type .*(Experts|TopKRouter)")
         return PeftModel.from_pretrained(copy.deepcopy(base), str(folder))
 
 

@@ -136,7 +136,8 @@ def _base_weights(shapes: Mapping[str, tuple[int, ...]], wrapped: Collection[str
     PEFT stores the weights, and a bias beside them, of embeddings and heads that it has `wrapped`,
     and where the vocabulary was resized those of the model's input and output embeddings. These
     have any name; they lie outside the numbered layers and are two at most. That no client trained
-    them is checked by their values, which must be the same everywhere.
+    them is checked by their values, which must be the same everywhere. PEFT before 0.21 stores with
+    an embedding every tensor whose name begins with that of the embedding.
     """
     matrices = {name: shape[0] for name, shape in shapes.items() if len(shape) > 1}
     rows = {unwrapped(name): count for name, count in matrices.items() if name.endswith(".weight")}
@@ -144,11 +145,26 @@ def _base_weights(shapes: Mapping[str, tuple[int, ...]], wrapped: Collection[str
     other = {name for name in rows.keys() & matrices.keys() - known if not _is_numbered(name)}
     base = known | (other if len(other) <= _MOST_EMBEDDINGS else set())
     biases = {f"{_module(name)}.bias": (rows[name],) for name in base}
+    stems = tuple(map(_module, base & shapes.keys()))
     return {
         name
         for name, shape in shapes.items()
-        if unwrapped(name) in base or biases.get(unwrapped(name)) == shape
+        if unwrapped(name) in base
+        or biases.get(unwrapped(name)) == shape
+        or _begins_like(name, stems)
     }
+
+
+def _begins_like(name: str, embeddings: tuple[str, ...]) -> bool:
+    """Whether a tensor's module is named like one of these embeddings, and longer.
+
+    >>> _begins_like("word_embeddings_layernorm.bias", ("word_embeddings",))
+    True
+    >>> _begins_like("wte.bias", ("wte",)), _begins_like("wte.0.bias", ("wte",))
+    (False, False)
+    """
+    longer = (name.removeprefix(one) for one in embeddings if name.startswith(one))
+    return not _is_numbered(name) and any(not rest.startswith(".") for rest in longer)
 
 
 def _module(name: str) -> str:

@@ -66,7 +66,7 @@ def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, Facto
     if hasattr(layer, "parameter_name"):
         if not hasattr(layer, "_did_swap_in_out_features"):
             found = f"{name}: this version of PEFT stores transposed factors of parameters"
-            raise UsageError("--target-modules", found, "upgrade PEFT to 0.19 or later")
+            raise UsageError("--target-parameters", found, "upgrade PEFT to 0.19 or later")
         experts = layer.num_experts
         layouts = (
             FactorLayout("experts", name, (), number, experts, layer.parameter_name)
