@@ -131,7 +131,7 @@ def test_a_strange_configuration_is_one_line_and_exit_code_3(
             2,
             "no module is named typo; the outermost are model",
         ),
-        (["--ranks", "2", "--task", "SEQ_2_SEQ_LM"], 3, "AutoModelForSeq2SeqLM cannot be made"),
+        (["--ranks", "2", "--task", "SEQ_2_SEQ_LM"], 3, "AutoModelForSeq2SeqLM cannot be built"),
         (["--like", "clients", "--target-modules", "q_proj"], 2, "given with --like; the clients"),
         (["--like", "clients", "--modules-to-save", "x"], 2, "given with --like; the clients"),
         (["--like", "clients"], 3, "no module is named layers.0.q_proj; give the base model of"),

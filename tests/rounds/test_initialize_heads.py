@@ -210,7 +210,9 @@ def test_a_pickle_is_refused_where_a_head_is_needed_and_only_there(
     (home / "model.safetensors").rename(home / "pytorch_model.bin")
 
     initialize(home, tmp_path / "out", options=QV)
-    with pytest.raises(InputError, match=r"in pytorch_model\.bin, a pickle, which is never opened"):
+    with pytest.raises(
+        InputError, match=r"in pytorch_model\.bin, a pickle, which fedlora never opens"
+    ):
         initialize(home, tmp_path / "no", options=replace(QV, modules_to_save=("classifier",)))
     assert not (tmp_path / "no").exists()
 
