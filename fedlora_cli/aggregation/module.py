@@ -1,4 +1,4 @@
-"""Modules: rule, merge, compress. Pure but for the tensors it reads, and run for all modules."""
+"""The aggregation of a module: read its factors, sum them by the method's rule, truncate."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from fedlora_cli.methods.weights import FloatArray, by_samples
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What the report needs of one module.
+    """The results of a module that the report needs.
 
-    `s` are the singular values of what is written, `energy` is that of the weighted sum,
-    `flexlora_s` as many singular values as `s` under FlexLoRA's weights, `weights` the clients'
-    weights (K, R), `client_s` and `client_sizes` the singular values and the sizes of every
-    holder's own update.
+    - `s`: singular values of the written update; `energy`: that of the weighted sum.
+    - `flexlora_s`: as many singular values of the sum under FlexLoRA's weights.
+    - `weights`: the clients' weights (K, R).
+    - `client_s`, `client_sizes`: singular values and sizes of each holder's update.
     """
 
     name: str
@@ -44,22 +44,22 @@ class Outcome:
 
 
 def aggregate_part(part: tuple[Plan, Sequence[str]]) -> list[tuple[Factors, Outcome]]:
-    """The global factors of these modules as they are written, and their outcomes.
+    """The global factors of these modules, as written, and their outcomes. Raises InputError.
 
-    Where the method truncates, directions are ordered by energy. Raises InputError.
+    If the method truncates, rank indices are ordered by energy.
     """
     plan, names = part
-    with _lane(plan.options.device):
+    with _stream(plan.options.device):
         return _aggregate(plan, names)
 
 
-def _lane(device: str) -> AbstractContextManager[Any]:
-    """On a GPU, a queue for each caller: one copies while another computes."""
+def _stream(device: str) -> AbstractContextManager[Any]:
+    """On a GPU, a stream for each caller: copies of one caller overlap with another's products."""
     if torch.device(device).type != "cuda":
         return nullcontext()
-    cuda: Any = torch.cuda  # whose types are not all told
-    lane: AbstractContextManager[Any] = cuda.stream(cuda.Stream(device))
-    return lane
+    cuda: Any = torch.cuda  # not fully typed
+    stream: AbstractContextManager[Any] = cuda.stream(cuda.Stream(device))
+    return stream
 
 
 def _aggregate(plan: Plan, names: Sequence[str]) -> list[tuple[Factors, Outcome]]:
@@ -89,7 +89,7 @@ def _decomposed(plan: Plan, read: ModuleTerms, rank: int) -> Decomposed:
 
 
 def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
-    """The smallest rank of each module that keeps the share `--energy`. Raises InputError."""
+    """The smallest rank of each module that keeps the share of `--energy`. Raises InputError."""
     plan, names = part
     ranks = []
     for read in read_terms(plan, names):
@@ -116,7 +116,7 @@ def _truncated(plan: Plan, name: str, found: Decomposed) -> tuple[Factors, Outco
 
 
 def _merged(plan: Plan, read: ModuleTerms) -> tuple[Factors, Outcome]:
-    """The factors that a method leaves as they are: side by side, or averaged."""
+    """The result of a method that does not truncate: concatenated or averaged factors."""
     holdings = plan.holdings(read.name, read.norms)
     rule = plan.rule(holdings)
     target = weighted_sum(plan, read, rule)
