@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -50,20 +51,16 @@ def partitions(
     """The partitions with these upper bounds (ascending), under `weights` (K, R) by module."""
     samples = plan.cohort.samples
     ranks = np.array([client.adapter.rank for client in plan.cohort.clients])
-    rows = []
-    for first, last in zip([0, *bounds], bounds, strict=False):
-        weight, heaviest = _heaviest(plan, weights, first, last)
-        rows.append(
-            Partition(
-                first=first + 1,
-                last=last,
-                holders=int((ranks >= last).sum()),
-                coverage=float(samples[ranks >= last].sum() / samples.sum()),
-                max_weight=weight,
-                heaviest=heaviest,
-            )
+    return tuple(
+        Partition(
+            first + 1,
+            last,
+            int((ranks >= last).sum()),
+            float(samples[ranks >= last].sum() / samples.sum()),
+            *_heaviest(plan, weights, first, last),
         )
-    return tuple(rows)
+        for first, last in pairwise([0, *bounds])
+    )
 
 
 def lone_holders(
@@ -78,7 +75,7 @@ def lone_holders(
     if (shares > 0).sum() < 2:
         return {}
     lone = {}
-    for first, last in zip([0, *bounds], bounds, strict=False):
+    for first, last in pairwise([0, *bounds]):
         parts = [module[:, first:last] for module in weights.values()]
         # (modules, K): each client's largest weight at rank indices that it decides alone.
         owned = np.array([_top(part, part >= OWNED * part.sum(axis=0)) for part in parts])

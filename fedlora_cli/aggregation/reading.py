@@ -35,6 +35,10 @@ class ModuleTerms:
     previous: Factors | None
     before_previous: Factors | None
 
+    def by_holder(self) -> Iterator[tuple[int, Factors, Sizes]]:
+        """Holder, factors and sizes, client by client."""
+        return zip(self.holders, self.factors, self.sizes, strict=True)
+
     @cached_property
     def norms(self) -> FloatArray:
         """‖ΔW_k‖_F, shape (K,), 0 for clients that do not adapt the module."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,21 +49,19 @@ def weighted_sum(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
     return WeightedSum((merged,), (_ones(merged),))
 
 
-def check_cancelled(plan: Plan, read: ModuleTerms, target: WeightedSum, norm: float) -> None:
+def check_cancelled(plan: Plan, name: str, added: Mapping[int, float], norm: float) -> None:
     """Raises InputError if clients that cancel out leave a sum that is mostly rounding.
 
-    That is: if the rounding that `lowrank.svd` assumes is more than ROUNDING of both the sum, of
-    which this is the norm, and the median contribution. The error names the largest client.
+    `added` is the size of each holder's pieces under its largest weight, `norm` that of the sum.
+    The rounding that `lowrank.svd` assumes must be at most ROUNDING of the larger of `norm` and the
+    median of `added`. The error names the largest client.
     """
-    if plan.method.merge != "sum":
-        return
-    pairs = zip(target.weights, read.sizes, strict=False)  # without earlier adapters, at the end
-    added = [float(weights.abs().max()) * sizes.pieces for weights, sizes in pairs]
-    usual = lower_median(added)
-    lost = float(np.finfo(np.float64).eps) * max(plan.shape(read.name)) * sum(added)
+    sizes = [*added.values()]
+    usual = lower_median(sizes)
+    lost = float(np.finfo(np.float64).eps) * max(plan.shape(name)) * sum(sizes)
     if usual > 0 and lost > ROUNDING * max(usual, norm):
-        found = f"{read.name} is {max(added) / usual:.1g} times as large as is usual"
-        raise _too_large(plan, read, added, f"its update of {found}, and others cancel it")
+        found = f"its update of {name} is {max(sizes) / usual:.1g} times the median"
+        raise _too_large(plan, added, f"{found}, and other clients cancel it")
 
 
 def _check_averages(plan: Plan, read: ModuleTerms, weights: Sequence[Tensor]) -> None:
@@ -77,9 +75,9 @@ def _check_averages(plan: Plan, read: ModuleTerms, weights: Sequence[Tensor]) ->
         usual = lower_median(norms)
         # `not <=` is also true for NaN, which an overflow may give.
         if usual > 0 and not max(norms) <= CANCELLED * usual:
-            times = f"{max(norms) / usual:.1g} times as large as is usual"
+            times = f"{max(norms) / usual:.1g} times the median"
             found = f"its lora_{side} of {read.name} is {times}, too large for a mean of factors"
-            raise _too_large(plan, read, norms, found)
+            raise _too_large(plan, dict(zip(read.holders, norms, strict=True)), found)
 
 
 def _length(factors: Factors, side: str) -> float:
@@ -88,9 +86,9 @@ def _length(factors: Factors, side: str) -> float:
     return float(torch.linalg.vector_norm(values)) * math.sqrt(abs(factors.scale))
 
 
-def _too_large(plan: Plan, read: ModuleTerms, values: Sequence[float], found: str) -> InputError:
-    """The error that names the client of the largest value."""
-    client = plan.cohort.clients[read.holders[int(np.argmax(values))]]
+def _too_large(plan: Plan, sizes: Mapping[int, float], found: str) -> InputError:
+    """The error for the client with the largest size."""
+    client = plan.cohort.clients[[*sizes][int(np.argmax([*sizes.values()]))]]
     return InputError(client.adapter.path, found, "leave this adapter out")
 
 

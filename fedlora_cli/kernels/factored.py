@@ -69,10 +69,14 @@ def leading(
 
     Raises Unresolved.
     """
-    _check_range(concatenated, weights)
-    total, tolerance = energy(concatenated, weights), TOLERANCES[dtype]
     b, a = lengths(concatenated.L), lengths(concatenated.R.T)
-    pieces = float((weights * concatenated.scales * b * a).square().sum())
+    sizes = (weights * concatenated.scales * b * a).abs()
+    weighted = sizes > 0
+    if bool(weighted.any()):
+        extent = torch.cat([b[weighted], a[weighted], sizes.max()[None]])
+        _check_range(extent, concatenated.L.dtype)
+    total, tolerance = energy(concatenated, weights), TOLERANCES[dtype]
+    pieces = float(sizes.square().sum())
     rounding = GROWTH * torch.finfo(concatenated.L.dtype).eps / 2
     # If pieces cancel, rounding may dominate the sum or its energy.
     norm, size = max(total, 0.0) ** 0.5, (max(total, 0.0) + pieces) ** 0.5
@@ -89,15 +93,9 @@ def leading(
     return subspace.leading(operator, rank, tolerance, near=near)
 
 
-def _check_range(concatenated: ConcatenatedFactors, weights: Tensor) -> None:
-    """Raises Unresolved if products of the pieces could underflow or overflow."""
-    b, a = lengths(concatenated.L), lengths(concatenated.R.T)
-    pieces = (weights * concatenated.scales * b * a).abs()
-    weighted = pieces > 0
-    if not bool(weighted.any()):
-        return
-    info = torch.finfo(concatenated.L.dtype)
-    sizes = torch.cat([b[weighted], a[weighted], pieces.max()[None]])
+def _check_range(sizes: Tensor, dtype: torch.dtype) -> None:
+    """Raises Unresolved if products of pieces of these sizes could underflow or overflow."""
+    info = torch.finfo(dtype)
     least, most = (info.tiny / info.eps) ** 0.5, info.max**0.5 * info.eps
     if not bool(((sizes > least) & (sizes < most)).all()):
         raise Unresolved("squares of the factors leave the range of their precision")

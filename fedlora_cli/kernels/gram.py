@@ -102,12 +102,6 @@ def spectrum(grams: Grams, k: int) -> Tensor:
     return _values(grams, pieces, grams.lengths[pieces])
 
 
-def energy(grams: Grams, weights: Tensor) -> float:
-    """‖sum‖_F² = tr(diag(v) G_L diag(v) G_R), v = w · lengths."""
-    v = weights * grams.lengths
-    return max(float(v @ (grams.L * grams.R) @ v), 0.0)
-
-
 def singular_values(grams: Grams, weights: Tensor, count: int) -> Tensor:
     """The leading `count` singular values of the weighted sum, without those below rounding.
 
@@ -131,7 +125,7 @@ def leading(grams: Grams, weights: Tensor, rank: int) -> Leading:
     if rank == 0:
         return nothing(grams.concatenated.shape, grams.concatenated.L)
     v, G_L, G_R = v[weighted], _part(grams.L, weighted), _part(grams.R, weighted)
-    total = float(v @ (G_L * G_R) @ v)
+    total = float(v @ (G_L * G_R) @ v)  # ‖ΔW‖² = tr(diag(v) G_L diag(v) G_R)
     if not 0.0 < total < math.inf:
         raise Unresolved("the terms cancel, or leave the range of float64")
     norm = math.sqrt(total)

@@ -55,11 +55,6 @@ class Leading:
     energy: float
     residual: float
 
-    @property
-    def missed(self) -> float:
-        """The energy outside these directions: ‖ΔW‖² - sum s²."""
-        return max(self.energy - float(self.s.square().sum()), 0.0)
-
 
 def nothing(shape: tuple[int, int], like: Tensor) -> Leading:
     """The result for a zero update, which has no directions."""

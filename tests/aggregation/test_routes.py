@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import Spec, make, relative_error, written_update
 from support.rounds import SHAPES, expected_update, make_round
-from support.routes import ROUTES, take
+from support.routes import take
 from typer.testing import CliRunner
 
 from fedlora_cli import AggregateOptions, aggregate
-from fedlora_cli.aggregation import decompose
 from fedlora_cli.cli import app
 from fedlora_cli.kernels.leading import Unresolved
+from fedlora_cli.kernels.routes import ROUTES
 
 
 def spectra(report: Any) -> np.ndarray:
@@ -46,18 +46,14 @@ def test_every_route_writes_the_same_update_and_report(
     make_round(tmp_path)
     exact = aggregate([tmp_path / "round"], tmp_path / "exact", replace(options, verify=True))
     taken: list[str] = []
-    own = {"gram": "_by_grams", "dense": "_by_dense", "factored": "_by_factors"}
-    if route in own:
-        plain = getattr(decompose, own[route])
-        watched = lambda *given: (taken.append(route), plain(*given))[1]  # noqa: E731
-        monkeypatch.setattr(decompose, own[route], watched)
-        if route in decompose._FAST:
-            monkeypatch.setitem(decompose._FAST, route, watched)
+    plain = ROUTES[route]
+    watched = lambda *given: (taken.append(route), plain(*given))[1]  # noqa: E731
+    monkeypatch.setitem(ROUTES, route, watched)
     take(route, monkeypatch)
 
     found = aggregate([tmp_path / "round"], tmp_path / "found", replace(options, verify=True))
 
-    assert len(taken) >= (len(SHAPES) if route in own else 0)
+    assert len(taken) >= len(SHAPES)
     for module in SHAPES:
         expected = written_update(tmp_path / "exact", module)
         assert relative_error(written_update(tmp_path / "found", module), expected) < 5e-7

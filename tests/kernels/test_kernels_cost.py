@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlora_cli.kernels import dense, eigen, subspace
-from fedlora_cli.kernels.cost import BYTES, CHUNK, QUICK, SMALL, SPARE, WHOLE, choose
+from fedlora_cli.kernels.cost import BYTES, QUICK, SMALL, SPARE, WHOLE, choose
+from fedlora_cli.kernels.routes import ROUTES
 
 sides, ranks = st.integers(1, 16384), st.integers(1, 128)
 dtypes = st.sampled_from(sorted(BYTES))
@@ -75,13 +75,10 @@ def test_more_of_anything_costs_more(rows, columns, total, rank, dtype, grown) -
         assert other.seconds >= one.seconds
 
 
-def test_the_model_speaks_of_the_routes_as_they_are() -> None:
-    assert (SPARE, SMALL, WHOLE, CHUNK) == (
-        subspace.SPARE,
-        subspace.SMALL,
-        eigen.WHOLE,
-        dense.CHUNK,
-    )
+def test_every_route_has_an_estimate() -> None:
+    estimates = choose((64, 48), 16, 8, "float32").estimates
+
+    assert {estimate.route for estimate in estimates} == set(ROUTES)
 
 
 def test_a_dry_run_needs_no_torch() -> None:
