@@ -1,4 +1,4 @@
-"""How modules are computed is a matter of cost alone: every route writes the same update."""
+"""Every route writes the same update and the same report."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_every_route_writes_the_same_update_and_report(
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_earlier_rounds_and_momentum_are_terms_on_every_route(
+def test_every_route_sums_earlier_adapters_and_momentum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
-    """A module that one client alone has left to the previous adapter, and terms that cancel."""
+    """With terms that cancel, and a module that mostly the previous adapter holds."""
     make_round(tmp_path)
     aggregate([tmp_path / "round"], tmp_path / "one")
     aggregate(
@@ -90,7 +90,7 @@ def test_earlier_rounds_and_momentum_are_terms_on_every_route(
 
 
 @pytest.mark.parametrize("route", ["gram", "dense", "factored"])
-def test_what_a_route_cannot_resolve_takes_the_exact_one(
+def test_an_unresolved_module_takes_the_route_qr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
     made = make_round(tmp_path)
@@ -133,7 +133,7 @@ def test_an_update_beyond_all_norms_is_refused_on_every_route(
 def test_a_large_module_is_summed_client_by_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, str]]
 ) -> None:
-    """No client's factors are read before those of the one before are summed."""
+    """A client's factors are read after those of the previous client are summed."""
     shapes = {"m": (9, 7)}
     for number in range(5):
         make(tmp_path / "round", Spec(f"c{number}", rank=3, shapes=shapes, seed=number))
@@ -158,7 +158,7 @@ def test_a_large_module_is_summed_client_by_client(
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_a_device_is_found_and_changes_nothing(
+def test_auto_and_cpu_write_the_same_bytes(
     tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CPU by either name; a GPU gives the same update in other bytes."""
@@ -171,7 +171,7 @@ def test_a_device_is_found_and_changes_nothing(
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
 
 
-def test_the_rank_for_an_energy_is_found_first_and_then_written(tmp_path: Path) -> None:
+def test_energy_and_the_rank_that_it_gives_write_the_same_weights(tmp_path: Path) -> None:
     make_round(tmp_path)
     found = aggregate([tmp_path / "round"], tmp_path / "found", AggregateOptions(energy=0.9))
     assert found.rank is not None
@@ -205,8 +205,8 @@ def test_explain_shows_the_route_of_every_module(tmp_path: Path) -> None:
     assert "work" not in json.loads((tmp_path / "out" / "fedlora.json").read_text())
 
 
-def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Path) -> None:
-    """Not with the number of modules, and by a little for headers with that of the clients."""
+def test_the_estimated_memory_grows_with_the_modules_in_flight(tmp_path: Path) -> None:
+    """The number of modules does not matter; more clients add a little for headers."""
     from fedlora_cli.rounds.preparation import prepare
     from fedlora_cli.rounds.work import estimate_work
 
@@ -229,10 +229,10 @@ def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Pa
 
 
 @pytest.mark.parametrize("ranks", [[2], [2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8]])
-def test_the_memory_that_is_told_has_the_comparison_of_all_clients(
+def test_the_estimated_memory_includes_the_comparison_of_clients(
     tmp_path: Path, ranks: list[int]
 ) -> None:
-    """`--robust` compares every client with every other, at each level, so many modules at once."""
+    """`--robust` compares all pairs of clients, at each level, for each module in flight."""
     from fedlora_cli.aggregation.bounds import bounded
     from fedlora_cli.rounds.preparation import prepare
     from fedlora_cli.rounds.work import estimate_work

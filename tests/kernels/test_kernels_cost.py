@@ -1,4 +1,4 @@
-"""The cost model chooses as the clock would, the same everywhere, and without torch."""
+"""The cost model chooses the fastest route in measurements, on every machine, without torch."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ dtypes = st.sampled_from(sorted(BYTES))
     ],
     ids=str,
 )
-def test_what_the_clock_chose(shape, total, dtype, route) -> None:
+def test_the_route_is_the_fastest_in_measurements(shape, total, dtype, route) -> None:
     assert choose(shape, total, 64, dtype).route == route
 
 
 @given(sides, sides, st.integers(1, 40000), ranks, dtypes)
-def test_a_possible_route_that_nothing_beats(rows, columns, total, rank, dtype) -> None:
+def test_the_fastest_possible_route_is_chosen(rows, columns, total, rank, dtype) -> None:
     choice = choose((rows, columns), total, rank, dtype)
 
     assert [one.route for one in choice.estimates] == ["qr", "gram", "dense", "factored"]
@@ -56,8 +56,8 @@ def test_a_possible_route_that_nothing_beats(rows, columns, total, rank, dtype) 
 
 
 @given(sides, sides, st.integers(1, 9000), ranks, dtypes, st.sampled_from([0, 1, 2, 3]))
-def test_more_of_anything_costs_more(rows, columns, total, rank, dtype, grown) -> None:
-    """Within one way of working: the limits between two are thresholds."""
+def test_a_larger_module_costs_more(rows, columns, total, rank, dtype, grown) -> None:
+    """Except across thresholds, where a route works in another way."""
     small = [rows, columns, total, rank]
     large = list(small)
     large[grown] *= 2
