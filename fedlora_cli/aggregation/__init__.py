@@ -1,1 +1,1 @@
-"""One method on one cohort: what is chosen, who counts how much, and one module of the sum."""
+"""Aggregation of a cohort by a method: the plan, the clients' weights, and the sum of a module."""

@@ -1,4 +1,4 @@
-"""What the configuration of the base model tells, where it is on this machine."""
+"""Facts from the configuration of the base model, if it is on this machine."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from fedlora_cli.files.documents import read_object
 _CONFIG = "config.json"
 _TIED = "tie_word_embeddings"
 
-#: Where the configuration of a model of images and text has that of its language model.
+#: The fields that hold the configuration of the language model in models of images and text.
 _PARTS = ("text_config", "llm_config", "language_config")
 
 
 def ties_embeddings(base: str | None) -> bool | None:
-    """Whether the base model's head is its embeddings; None where nothing here tells.
+    """Whether the base model's head shares the weights of its embeddings; None if unknown.
 
-    `base` is a folder, or a name on the hub that is in the cache. Nothing is downloaded, and no
-    code of the model is run.
+    `base` is a folder, or a hub name whose configuration is in the cache. The function downloads
+    nothing and runs no code of the model.
     """
     path = None if base is None else _config_of(base)
     try:
         fields = {} if path is None else read_object(path, finite=False)
-    except InputError:  # it is named by clients, and nobody's fault here
+    except InputError:  # a bad configuration of the base model is no fault of an adapter
         return None
     inner = [part for name in _PARTS if isinstance(part := fields.get(name), dict)]
-    said = {one[_TIED] for one in (fields, *inner) if isinstance(one.get(_TIED), bool)}
-    if said:
-        return said.pop() if len(said) == 1 else None
-    kinds = (one.get("model_type") for one in (*inner, fields))
+    values = {part[_TIED] for part in (fields, *inner) if isinstance(part.get(_TIED), bool)}
+    if values:
+        return values.pop() if len(values) == 1 else None
+    kinds = (part.get("model_type") for part in (*inner, fields))
     return next((_default(kind) for kind in kinds if isinstance(kind, str)), None)
 
 
@@ -41,18 +41,18 @@ def _config_of(base: str) -> Path | None:
             return folder / _CONFIG
         from huggingface_hub import try_to_load_from_cache
 
-        found: Any = try_to_load_from_cache(base, _CONFIG)
-    except (OSError, ValueError):  # no name of a file, or of a model
+        cached: Any = try_to_load_from_cache(base, _CONFIG)
+    except (OSError, ValueError):  # not a valid name of a file or model
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _default(model_type: str) -> bool | None:
-    """What the architecture does where its configuration does not say."""
+    """The default of the architecture, for a configuration without the field."""
     from transformers import CONFIG_MAPPING
 
     try:
         value: Any = getattr(CONFIG_MAPPING[model_type](), _TIED, None)
-    except Exception:  # an architecture that this version does not have, or cannot make alone
+    except Exception:  # unknown to this version of transformers, or not constructible by default
         return None
     return value if isinstance(value, bool) else None

@@ -1,6 +1,6 @@
-"""Bounds that depend on the updates themselves: the clip of a norm, and the trust in a client.
+"""Bounds computed from the updates: the clip of each norm, and the trust in each client.
 
-Both need every update once before the first module can be aggregated.
+Both read every update once, before the first module is aggregated.
 """
 
 from __future__ import annotations
@@ -23,45 +23,47 @@ from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.methods.weights import FloatArray
 from fedlora_cli.robust.distances import Comparison, compare, relative
 from fedlora_cli.robust.trust import (
+    bounded_trust,
     clip_factors,
     clip_limit,
     geometric_median,
-    held_back,
     multi_krum,
 )
 
 
 @dataclass(frozen=True, eq=False)
-class _Look:
-    """One module: the squares (K,) of how far updates reach, and the distances between clients if
-    wanted.
+class _Measured:
+    """Squared reaches (K,) of the updates, and distances between clients for a robust rule.
+
+    Of one module, or of several: `+` sums over modules.
     """
 
     energies: FloatArray
     comparison: Comparison | None
 
-    def __add__(self, other: _Look) -> _Look:
-        if self.comparison is None or other.comparison is None:
-            return _Look(self.energies + other.energies, None)
-        return _Look(self.energies + other.energies, self.comparison + other.comparison)
+    def __add__(self, other: _Measured) -> _Measured:
+        comparison = None
+        if self.comparison is not None and other.comparison is not None:
+            comparison = self.comparison + other.comparison
+        return _Measured(self.energies + other.energies, comparison)
 
 
 def is_bounded(plan: Plan) -> bool:
-    """Whether updates must be looked at before they are aggregated."""
+    """Whether the plan needs bounds that are computed from the updates."""
     return plan.options.clip_norm is not None or plan.options.robust is not None
 
 
 def bounded(plan: Plan, executor: Workers | int, progress: engine.Progress) -> Plan:
-    """The plan with every client's clip and trust; `executor` as in `engine.run`.
+    """The plan with every client's clip and trust. Raises InputError.
 
-    Raises InputError.
+    `executor` is that of `engine.run`.
     """
     clients = [client.adapter for client in plan.cohort.clients]
     biases = [(name,) for name in _biases(plan)]
     parts = PlanParts(plan, [*grouped(clients, plan.cohort.modules), *biases])
-    look = partial(_look, plan.cohort.distinct_ranks)
-    # Summed as they come: matrices of all pairs of clients for every module would not fit.
-    total = reduce(add, engine.run(look, parts, executor, progress))
+    measure = partial(_measure, plan.cohort.distinct_ranks)
+    # Summed as they arrive: all modules' matrices of pairs of clients would not fit into memory.
+    total = reduce(add, engine.run(measure, parts, executor, progress))
     norms = np.sqrt(total.energies)
     clip = np.ones_like(norms)
     if plan.options.clip_norm is not None:
@@ -71,46 +73,48 @@ def bounded(plan: Plan, executor: Workers | int, progress: engine.Progress) -> P
 
 
 def _biases(plan: Plan) -> list[str]:
-    """The biases on lora_B, which are updates too."""
+    """The names of the biases on lora_B, which are updates too."""
     adapters = [client.adapter for client in plan.cohort.clients]
-    return sorted({n for a in adapters for n, one in a.tensors.items() if one.role == "lora_bias"})
+    return sorted({n for a in adapters for n, t in a.tensors.items() if t.role == "lora_bias"})
 
 
 def _updates(plan: Plan, k: int, names: Sequence[str]) -> dict[str, Factors]:
-    """What client k changes in modules, or by biases: (out, 1), of rank 1. Raises InputError."""
-    found = client_factors(plan, k, names)
+    """Client k's updates of modules and of biases, which are (out, 1). Raises InputError."""
+    updates = client_factors(plan, k, names)
     tensors = plan.cohort.clients[k].adapter.tensors
     for name in names:
         if name in tensors:
             bias = tensors[name].read().to(plan.options.device)[:, None]
-            one = torch.ones(1, 1, dtype=bias.dtype, device=bias.device)
-            found[name] = Factors(bias, one, tensors[name].scale or 1)
-    return found
+            A = torch.ones(1, 1, dtype=bias.dtype, device=bias.device)
+            updates[name] = Factors(bias, A, tensors[name].scale or 1)
+    return updates
 
 
-def _look(distinct_ranks: tuple[int, ...], part: tuple[Plan, Sequence[str]]) -> _Look:
-    """The sum over modules or biases; the ranks are those of the whole cohort."""
+def _measure(distinct_ranks: tuple[int, ...], part: tuple[Plan, Sequence[str]]) -> _Measured:
+    """The sum over modules or biases; `distinct_ranks` are those of the whole cohort."""
     plan, names = part
-    own = [_updates(plan, k, names) for k in range(len(plan.cohort.clients))]
-    looks = (
-        _look_at(plan, name, [one.pop(name, None) for one in own], distinct_ranks) for name in names
+    clients = [_updates(plan, k, names) for k in range(len(plan.cohort.clients))]
+    # `pop` frees the memory of a measured module.
+    measured = (
+        _measured(plan, name, [updates.pop(name, None) for updates in clients], distinct_ranks)
+        for name in names
     )
-    return reduce(add, looks)
+    return reduce(add, measured)
 
 
-def _look_at(
+def _measured(
     plan: Plan, name: str, updates: Sequence[Factors | None], distinct_ranks: tuple[int, ...]
-) -> _Look:
-    held = {k: one for k, one in enumerate(updates) if one is not None}
+) -> _Measured:
+    present = {k: update for k, update in enumerate(updates) if update is not None}
     reach = np.zeros(len(updates))
-    found = checked(plan, name, [*held], [*held.values()], torch.float64)
-    reach[[*held]] = [one.reach for one in found]
+    measured = checked(plan, name, [*present], [*present.values()], torch.float64)
+    reach[[*present]] = [sizes.reach for sizes in measured]
     wanted = plan.options.robust is not None
-    return _Look(reach**2, compare(updates, distinct_ranks) if wanted else None)
+    return _Measured(reach**2, compare(updates, distinct_ranks) if wanted else None)
 
 
 def _trust(plan: Plan, total: Comparison | None, norms: FloatArray) -> FloatArray:
-    """Multipliers (K,) for the samples; 1 without a robust rule."""
+    """The trust (K,) by which samples are multiplied; 1 without a robust rule."""
     samples = plan.cohort.samples
     if total is None:
         return np.ones_like(samples)
@@ -119,8 +123,8 @@ def _trust(plan: Plan, total: Comparison | None, norms: FloatArray) -> FloatArra
         trust = geometric_median(distances, samples)
     else:
         trust = multi_krum(distances, samples, plan.options.attackers or 0)
-    trust = held_back(trust, norms)
+    trust = bounded_trust(trust, norms)
     if not (trust * samples).any():
-        found = f"every client with samples is left out by --robust {plan.options.robust}"
+        found = f"--robust {plan.options.robust} leaves out every client that has samples"
         raise InputError("samples", found, "give fewer --attackers, or other sample counts")
     return trust

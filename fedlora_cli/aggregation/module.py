@@ -1,9 +1,10 @@
-"""Modules: rule, merge, compress. Pure but for the tensors it reads, and run for all modules."""
+"""The aggregation of a module: read its factors, sum them by the method's rule, truncate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli.aggregation.decompose import Decomposed, decomposed, summed
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import ModuleTerms, read_clients, read_earlier, read_terms
 from fedlora_cli.aggregation.routes import route_of
-from fedlora_cli.aggregation.sums import array, rows, weighted_sum
+from fedlora_cli.aggregation.sums import (
+    array,
+    check_cancelled,
+    earlier_terms,
+    row,
+    rows,
+    weighted_sum,
+)
+from fedlora_cli.kernels.dense import Term
+from fedlora_cli.kernels.leading import Unresolved
+from fedlora_cli.kernels.routes import ROUTES, Decomposed, TermSum
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.casting import at_rank, cast
 from fedlora_cli.linalg.factors import Factors
@@ -23,15 +33,18 @@ from fedlora_cli.linalg.sizes import Sizes
 from fedlora_cli.linalg.spectrum import energy, rank_for_energy
 from fedlora_cli.methods.weights import FloatArray, by_samples
 
+#: Starts a new pass over holders, with the factors and sizes of each. Raises InputError.
+Clients = Callable[[], Iterable[tuple[int, Factors, Sizes]]]
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What the report needs of one module.
+    """The results of a module that the report needs.
 
-    `s` are the singular values of what is written, `energy` is that of the weighted sum,
-    `flexlora_s` as many singular values as `s` under FlexLoRA's weights, `weights` the clients'
-    weights (K, R), `client_s` and `client_sizes` the singular values and the sizes of every
-    holder's own update.
+    - `s`: singular values of the written update; `energy`: that of the weighted sum.
+    - `flexlora_s`: as many singular values of the sum under FlexLoRA's weights.
+    - `weights`: the clients' weights (K, R).
+    - `client_s`, `client_sizes`: singular values and sizes of each holder's update.
     """
 
     name: str
@@ -44,52 +57,40 @@ class Outcome:
 
 
 def aggregate_part(part: tuple[Plan, Sequence[str]]) -> list[tuple[Factors, Outcome]]:
-    """The global factors of these modules as they are written, and their outcomes.
+    """The global factors of these modules, as written, and their outcomes. Raises InputError.
 
-    Where the method truncates, directions are ordered by energy. Raises InputError.
+    If the method truncates, rank indices are ordered by energy.
     """
     plan, names = part
-    with _lane(plan.options.device):
+    with _stream(plan.options.device):
         return _aggregate(plan, names)
 
 
-def _lane(device: str) -> AbstractContextManager[Any]:
-    """On a GPU, a queue for each caller: one copies while another computes."""
+def _stream(device: str) -> AbstractContextManager[Any]:
+    """On a GPU, a stream for each caller: copies of one caller overlap with another's products."""
     if torch.device(device).type != "cuda":
         return nullcontext()
-    cuda: Any = torch.cuda  # whose types are not all told
-    lane: AbstractContextManager[Any] = cuda.stream(cuda.Stream(device))
-    return lane
+    cuda: Any = torch.cuda  # not fully typed
+    stream: AbstractContextManager[Any] = cuda.stream(cuda.Stream(device))
+    return stream
 
 
 def _aggregate(plan: Plan, names: Sequence[str]) -> list[tuple[Factors, Outcome]]:
     if plan.method.compress == "none":
-        return [_merged(plan, one) for one in read_terms(plan, names)]
-    rank = plan.rank or 1
-    # What is large by itself is summed client by client, so that never all of them are in memory.
-    if len(names) == 1 and _is_dense(plan, names[0]):
-        [name] = names
-        [read] = read_earlier(plan, names)
-        found = summed(plan, read, rank, lambda: read_clients(plan, name))
-        return [_truncated(plan, name, found)]
-    reads = read_terms(plan, names)
-    return [_truncated(plan, name, _decomposed(plan, reads.pop(0), rank)) for name in names]
-
-
-def _is_dense(plan: Plan, name: str) -> bool:
-    return route_of(plan, name).route == "dense"
-
-
-def _decomposed(plan: Plan, read: ModuleTerms, rank: int) -> Decomposed:
-    if not _is_dense(plan, read.name):
-        return decomposed(plan, read, rank)
-    return summed(
-        plan, read, rank, lambda: zip(read.holders, read.factors, read.sizes, strict=True)
-    )
+        return [_merged(plan, read) for read in read_terms(plan, names)]
+    # A large module is summed client by client, so that only one client's factors are in memory.
+    if len(names) == 1 and route_of(plan, names[0]).route == "dense":
+        [earlier] = read_earlier(plan, names)
+        return [_truncated(plan, earlier, lambda: read_clients(plan, earlier.name))]
+    reads, results = read_terms(plan, names), []
+    while reads:
+        read = reads.pop(0)  # frees a module's memory once it is aggregated
+        results.append(_truncated(plan, read, read.by_holder))
+    return results
 
 
 def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
-    """The smallest rank of each module that keeps the share `--energy`. Raises InputError."""
+    """The smallest rank of each module that keeps the share of `--energy`. Raises InputError."""
     plan, names = part
     ranks = []
     for read in read_terms(plan, names):
@@ -99,31 +100,61 @@ def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
     return ranks
 
 
-def _truncated(plan: Plan, name: str, found: Decomposed) -> tuple[Factors, Outcome]:
-    """The best approximation of the sum at the output's rank."""
-    factors = lowrank.split(found.update, plan.options.split, plan.scale)
-    rank = plan.rank or factors.rank
-    holdings = plan.holdings(name, np.zeros(len(plan.cohort.clients)))
+def _truncated(plan: Plan, read: ModuleTerms, clients: Clients) -> tuple[Factors, Outcome]:
+    """The best approximation, at the output's rank, of the sum of clients and earlier adapters."""
+    name, rank = read.name, plan.rank or 1
+    holdings = plan.holdings(name, np.zeros(read.clients))
+    rule, flexlora = plan.rule(holdings), by_samples(holdings)
+    earlier = earlier_terms(plan, read, rule)
+    client_sizes: dict[int, Sizes] = {}
+    added: dict[int, float] = {}
+
+    def terms() -> Iterator[Term]:
+        for k, factors, sizes in clients():
+            client_sizes[k] = sizes
+            added[k] = sizes.pieces * float(np.abs(rule.clients[k, : factors.rank]).max())
+            yield Term(factors, row(rule.clients[k], factors), row(flexlora.clients[k], factors))
+        yield from map(Term, earlier.terms, earlier.weights)
+
+    compared = bool(earlier.terms) or not np.array_equal(rule.clients, flexlora.clients)
+    total = TermSum(terms, plan.shape(name), plan.options.device, compared)
+    result = _decomposed(plan, name, total, added)
+    leading = result.leading
+    svd = lowrank.Svd(leading.U, leading.s, leading.Vh)
+    factors = lowrank.split(svd, plan.options.split, plan.scale)
     return at_rank(cast(factors, plan.dtype, name), rank, name), Outcome(
         name=name,
-        s=array(found.update.s),
-        energy=found.energy,
-        flexlora_s=array(found.flexlora_s[:rank]),
-        weights=plan.rule(holdings).clients,
-        client_s=found.client_s,
-        client_sizes=found.client_sizes,
+        s=array(leading.s),
+        energy=leading.energy,
+        flexlora_s=array(result.reference_s),
+        weights=rule.clients,
+        client_s=dict(zip(client_sizes, map(array, result.spectra), strict=True)),
+        client_sizes=client_sizes,
     )
 
 
+def _decomposed(plan: Plan, name: str, total: TermSum, added: Mapping[int, float]) -> Decomposed:
+    """The result of the fastest route, or of `qr` if that route fails. Raises InputError.
+
+    `added` is that of `check_cancelled`, known after a pass over the terms.
+    """
+    route = route_of(plan, name).route
+    if route != "qr":
+        with suppress(Unresolved):
+            return ROUTES[route](total, plan.rank or 1, plan.dtype)
+    result = ROUTES["qr"](total, plan.rank or 1, plan.dtype)
+    check_cancelled(plan, name, added, math.sqrt(result.leading.energy))
+    return result
+
+
 def _merged(plan: Plan, read: ModuleTerms) -> tuple[Factors, Outcome]:
-    """The factors that a method leaves as they are: side by side, or averaged."""
+    """The result of a method that does not truncate: concatenated or averaged factors."""
     holdings = plan.holdings(read.name, read.norms)
     rule = plan.rule(holdings)
     target = weighted_sum(plan, read, rule)
     total = lowrank.orthogonalize(target.terms)
     s = lowrank.singular_values(total, torch.cat(target.weights))
     factors = lowrank.concatenate(target.terms, target.weights, plan.scale)
-    own = zip(read.holders, read.factors, strict=True)
     rank = plan.rank or factors.rank
     return at_rank(cast(factors, plan.dtype, read.name), rank, read.name), Outcome(
         name=read.name,
@@ -131,8 +162,8 @@ def _merged(plan: Plan, read: ModuleTerms) -> tuple[Factors, Outcome]:
         energy=energy(array(s)),
         flexlora_s=array(_flexlora_spectrum(read, rows(by_samples(holdings).clients, read)))[:rank],
         weights=rule.clients,
-        client_s={k: array(lowrank.spectrum(one)) for k, one in own},
-        client_sizes=dict(zip(read.holders, read.sizes, strict=True)),
+        client_s={k: array(lowrank.spectrum(update)) for k, update, _ in read.by_holder()},
+        client_sizes={k: sizes for k, _, sizes in read.by_holder()},
     )
 
 

@@ -1,4 +1,4 @@
-"""The factors of some modules, of all clients and of earlier global adapters."""
+"""The factors of modules, read from the clients and from earlier global adapters."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from fedlora_cli.methods.weights import FloatArray
 
 @dataclass(frozen=True, eq=False)
 class ModuleTerms:
-    """One module's factors of the clients that adapt it, and of earlier global adapters.
+    """One module's factors, of the clients that adapt it and of earlier global adapters.
 
-    `holders` are the clients' positions in the cohort of `clients` clients. `previous` is in SVD
-    order, so that its index i means what the clients' does. None of it depends on a method.
-    `sizes` are those of the clients' updates, within 1 %; no update is at fault for its size.
+    - `clients`: the number of clients in the cohort; `holders`: the positions in the cohort of the
+      clients that adapt the module.
+    - `factors` and `sizes` by holder; sizes are within 1 %, and none is a fault.
+    - `previous` is in SVD order, so that its rank indices match those of the clients.
     """
 
     name: str
@@ -34,25 +35,26 @@ class ModuleTerms:
     previous: Factors | None
     before_previous: Factors | None
 
+    def by_holder(self) -> Iterator[tuple[int, Factors, Sizes]]:
+        """Holder, factors and sizes, client by client."""
+        return zip(self.holders, self.factors, self.sizes, strict=True)
+
     @cached_property
     def norms(self) -> FloatArray:
         """‖ΔW_k‖_F, shape (K,), 0 for clients that do not adapt the module."""
         norms = np.zeros(self.clients)
-        norms[list(self.holders)] = [norm(one) for one in self.factors]
+        norms[list(self.holders)] = [norm(factors) for factors in self.factors]
         return norms
 
 
 def read_terms(plan: Plan, names: Sequence[str]) -> list[ModuleTerms]:
-    """The factors of these modules. What lies side by side in a file is read as one range.
-
-    Raises InputError.
-    """
-    clients = [_factors(plan, one.adapter, names) for one in plan.cohort.clients]
+    """The factors of these modules; neighbors in a file are read together. Raises InputError."""
+    clients = [client_factors(plan, k, names) for k in range(len(plan.cohort.clients))]
     return [_with_clients(plan, earlier, clients) for earlier in read_earlier(plan, names)]
 
 
 def read_earlier(plan: Plan, names: Sequence[str]) -> list[ModuleTerms]:
-    """The same without the clients. Raises InputError."""
+    """The factors of earlier global adapters alone. Raises InputError."""
     previous, before = (
         {} if adapter is None else _factors(plan, adapter, names)
         for adapter in (plan.previous, plan.before_previous)
@@ -72,27 +74,24 @@ def read_earlier(plan: Plan, names: Sequence[str]) -> list[ModuleTerms]:
 
 
 def read_clients(plan: Plan, name: str) -> Iterator[tuple[int, Factors, Sizes]]:
-    """The factors of one module and their sizes, client by client: holders, in their order.
-
-    Raises InputError.
-    """
+    """Holder, factors and sizes of one module, client by client. Raises InputError."""
     for k, client in enumerate(plan.cohort.clients):
         if name in client.adapter.modules:
-            factors = _clipped(plan, k, _factors(plan, client.adapter, [name])[name])
-            [found] = checked(plan, name, [k], [factors], torch.float32)
-            yield k, _ordered(plan, factors), found
+            factors = client_factors(plan, k, [name])[name]
+            [measured] = checked(plan, name, [k], [factors], torch.float32)
+            yield k, _ordered(plan, factors), measured
 
 
 def _with_clients(
     plan: Plan, earlier: ModuleTerms, clients: Sequence[dict[str, Factors]]
 ) -> ModuleTerms:
-    """That module with the clients' factors, which are taken out, so that nobody else has them."""
-    holders = tuple(k for k, own in enumerate(clients) if earlier.name in own)
-    factors = [_clipped(plan, k, clients[k].pop(earlier.name)) for k in holders]
-    found = checked(plan, earlier.name, holders, factors, torch.float32)
-    for position, one in enumerate(factors):
-        factors[position] = _ordered(plan, one)
-    return replace(earlier, holders=holders, factors=tuple(factors), sizes=tuple(found))
+    """The module with the clients' factors, popped from `clients` to free memory early."""
+    holders = tuple(k for k, modules in enumerate(clients) if earlier.name in modules)
+    factors = [clients[k].pop(earlier.name) for k in holders]
+    measured = checked(plan, earlier.name, holders, factors, torch.float32)
+    for position, unordered in enumerate(factors):  # in place: one copy of each at a time
+        factors[position] = _ordered(plan, unordered)
+    return replace(earlier, holders=holders, factors=tuple(factors), sizes=tuple(measured))
 
 
 def checked(
@@ -102,36 +101,34 @@ def checked(
     factors: Sequence[Factors],
     precision: torch.dtype,
 ) -> list[Sizes]:
-    """The sizes of these clients' updates of one module, in parts as the clients' weights may
-    differ by rank index; `precision` as in `sizes`. Raises InputError where one is at fault.
+    """The sizes of these clients' updates of one module. Raises InputError if one is a fault.
+
+    Parts begin where the clients' weights may change; `precision` is that of `sizes`.
     """
-    found = sizes(factors, plan.starts(name), precision)
-    for k, one in zip(holders, found, strict=True):
-        error = fault(plan.cohort.clients[k].adapter.path, name, one)
+    measured = sizes(factors, plan.starts(name), precision)
+    for k, update in zip(holders, measured, strict=True):
+        error = fault(plan.cohort.clients[k].adapter.path, name, update)
         if error is not None:
             raise error
-    return found
+    return measured
 
 
 def client_factors(plan: Plan, k: int, names: Sequence[str]) -> dict[str, Factors]:
-    """Those of the modules that client k has, clipped. Raises InputError."""
-    found = _factors(plan, plan.cohort.clients[k].adapter, names)
-    return {name: _clipped(plan, k, one) for name, one in found.items()}
+    """Client k's clipped factors of the modules that it adapts. Raises InputError."""
+    clip = plan.clipped(k)
+    modules = _factors(plan, plan.cohort.clients[k].adapter, names)
+    return {name: replace(one, scale=one.scale * clip) for name, one in modules.items()}
 
 
 def _ordered(plan: Plan, factors: Factors) -> Factors:
-    """A client's update in the basis that the options ask for."""
+    """A client's update in the basis of `--basis`."""
     return lowrank.canonical(factors) if plan.options.basis == "svd" else factors
 
 
-def _clipped(plan: Plan, k: int, factors: Factors) -> Factors:
-    return replace(factors, scale=factors.scale * plan.clipped(k))
-
-
 def _factors(plan: Plan, adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
-    """The factors that an adapter has of these modules, on the device to compute on."""
+    """The adapter's factors of those modules that it adapts, on the device of the options."""
     device = plan.options.device
-    found = read_modules(adapter, names)
     return {
-        name: replace(one, B=one.B.to(device), A=one.A.to(device)) for name, one in found.items()
+        name: replace(factors, B=factors.B.to(device), A=factors.A.to(device))
+        for name, factors in read_modules(adapter, names).items()
     }

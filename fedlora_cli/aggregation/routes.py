@@ -1,4 +1,4 @@
-"""Which route each module takes, known from headers alone."""
+"""The route of each module, chosen from headers alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fedlora_cli.kernels import cost
 
 
 def route_of(plan: Plan, name: str) -> cost.Choice:
-    """How the leading directions of a module will be found."""
-    total = sum(one.modules[name].rank for one in plan.adapters if name in one.modules)
+    """The route that a module takes, with the estimates for all routes."""
+    modules = (adapter.modules.get(name) for adapter in plan.adapters)
+    total = sum(module.rank for module in modules if module is not None)
     return cost.choose(plan.shape(name), total, plan.rank or 1, plan.dtype)

@@ -1,11 +1,10 @@
-"""The weighted sum that a method asks for in one module, before it compresses."""
+"""The weighted sum of one module that a method computes before it truncates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import CANCELLED
 from fedlora_cli.methods.weights import FloatArray, Weights
+from fedlora_cli.robust.median import lower_median
 
-#: The relative error of a sum at which a client is lost in it: float32 factors keep less than that.
+#: Largest relative error of a sum. Beyond it, a client would be lost in the rounding.
 ROUNDING = 1e-6
 
 
@@ -32,7 +32,7 @@ class WeightedSum:
 
 
 def weighted_sum(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
-    """The terms of the method's sum; averaged factors are a sum of one term. Raises InputError."""
+    """The terms of the method's sum; averaged factors are a single term. Raises InputError."""
     weights = rows(rule.clients, read)
     if plan.method.merge == "sum":
         earlier = earlier_terms(plan, read, rule)
@@ -49,56 +49,46 @@ def weighted_sum(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
     return WeightedSum((merged,), (_ones(merged),))
 
 
-def check_cancelled(plan: Plan, read: ModuleTerms, target: WeightedSum, norm: float) -> None:
-    """Whether the sum, of this norm, was not lost in the rounding of clients that cancel out.
+def check_cancelled(plan: Plan, name: str, added: Mapping[int, float], norm: float) -> None:
+    """Raises InputError if clients that cancel out leave a sum that is mostly rounding.
 
-    It is where that rounding, as `lowrank.svd` counts it, is more than ROUNDING of what a client
-    usually adds, and of the sum. The largest client is named. Raises InputError.
+    `added` is the size of each holder's pieces under its largest weight, `norm` that of the sum.
+    The rounding that `lowrank.svd` assumes must be at most ROUNDING of the larger of `norm` and the
+    median of `added`. The error names the largest client.
     """
-    if plan.method.merge != "sum":
-        return
-    pairs = zip(target.weights, read.sizes, strict=False)  # earlier adapters stand last
-    added = [float(weights.abs().max()) * own.pieces for weights, own in pairs]
-    usual = _usual(added)
-    lost = float(np.finfo(np.float64).eps) * max(plan.shape(read.name)) * sum(added)
+    sizes = [*added.values()]
+    usual = lower_median(sizes)
+    lost = float(np.finfo(np.float64).eps) * max(plan.shape(name)) * sum(sizes)
     if usual > 0 and lost > ROUNDING * max(usual, norm):
-        found = f"{read.name} is {max(added) / usual:.1g} times as large as is usual"
-        raise _too_large(plan, read, added, f"its update of {found}, and others cancel it")
+        found = f"its update of {name} is {max(sizes) / usual:.1g} times the median"
+        raise _too_large(plan, added, f"{found}, and other clients cancel it")
 
 
 def _check_averages(plan: Plan, read: ModuleTerms, weights: Sequence[Tensor]) -> None:
-    """Whether no client's factor is so large that the mean of the factors loses all others, and its
-    product is that of this client's B with all A, or with all B of its A. Raises InputError.
+    """Raises InputError if a client's factor is so large that the mean of factors loses the others.
+
+    The product of the means would be this client's B with all A, or all B with this client's A.
     """
-    counted = [
-        one if bool(weight.any()) else None
-        for one, weight in zip(read.factors, weights, strict=True)
-    ]
     for side in ("B", "A"):
-        norms = [0.0 if one is None else _length(one, side) for one in counted]
-        usual = _usual(norms)
-        # Not `>`: squares may leave the range of float64.
+        pairs = zip(read.factors, weights, strict=True)
+        norms = [_length(factors, side) if bool(w.any()) else 0.0 for factors, w in pairs]
+        usual = lower_median(norms)
+        # `not <=` is also true for NaN, which an overflow may give.
         if usual > 0 and not max(norms) <= CANCELLED * usual:
-            times = f"{max(norms) / usual:.1g} times as large as is usual"
+            times = f"{max(norms) / usual:.1g} times the median"
             found = f"its lora_{side} of {read.name} is {times}, too large for a mean of factors"
-            raise _too_large(plan, read, norms, found)
+            raise _too_large(plan, dict(zip(read.holders, norms, strict=True)), found)
 
 
 def _length(factors: Factors, side: str) -> float:
-    """The norm of lora_B or lora_A as it counts in a mean, with its share of the scale."""
+    """The norm of lora_B or lora_A, times the root of the scale, as in a mean of factors."""
     values: Tensor = getattr(factors, side).double()
     return float(torch.linalg.vector_norm(values)) * math.sqrt(abs(factors.scale))
 
 
-def _usual(values: Sequence[float]) -> float:
-    """The lower median of what is above 0; 0 without any."""
-    positive = [value for value in values if value > 0]
-    return median_low(positive) if positive else 0.0
-
-
-def _too_large(plan: Plan, read: ModuleTerms, values: Sequence[float], found: str) -> InputError:
-    """The error that names the client of the largest value."""
-    client = plan.cohort.clients[read.holders[int(np.argmax(values))]]
+def _too_large(plan: Plan, sizes: Mapping[int, float], found: str) -> InputError:
+    """The error for the client with the largest size."""
+    client = plan.cohort.clients[[*sizes][int(np.argmax([*sizes.values()]))]]
     return InputError(client.adapter.path, found, "leave this adapter out")
 
 
@@ -119,18 +109,18 @@ def earlier_terms(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
 
 
 def rows(weights: FloatArray, read: ModuleTerms) -> tuple[Tensor, ...]:
-    """The weights (K, R) as one vector of r_k entries for every holder."""
+    """The weights (K, R) as a vector of r_k entries for every holder."""
     pairs = zip(read.holders, read.factors, strict=True)
-    return tuple(row(weights[k], one) for k, one in pairs)
+    return tuple(row(weights[k], factors) for k, factors in pairs)
 
 
 def row(weights: FloatArray, factors: Factors) -> Tensor:
-    """One client's weights (R,) as a vector of r_k entries."""
+    """A client's weights (R,) as a vector of r_k entries."""
     return _tensor(weights[: factors.rank], factors)
 
 
 def array(values: Tensor) -> FloatArray:
-    """Singular values as numpy has them."""
+    """Singular values as a NumPy array."""
     return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
 

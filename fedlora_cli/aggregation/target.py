@@ -1,4 +1,4 @@
-"""Whether the server that is to load the output can."""
+"""Checks that the inference server of `--target` can load the output."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from fedlora_cli.formats.terms import config_names
 
 
 def check_server(plan: Plan, rank: int | None) -> None:
-    """Whether `--target` can load what the plan makes, at that rank once it is known.
+    """Raises an error that lists all obstacles for `--target`, at that rank if it is known.
 
-    All that stands in the way is in one error: a UsageError where options alone are the cause, else
-    an InputError.
+    A UsageError if an option alone causes all of them, else an InputError.
     """
     options = plan.options
     if options.target is None:
         return
-    found_all = obstacles(options.target, _output(plan, rank))
-    if not found_all:
+    in_the_way = obstacles(options.target, _output(plan, rank))
+    if not in_the_way:
         return
-    found = f"{options.target} cannot load {', '.join(one.found for one in found_all)}"
-    cure = ", ".join(dict.fromkeys(one.cure for one in found_all))
-    option = found_all[0].option
-    if option is not None and all(one.option == option for one in found_all):
+    found = f"{options.target} cannot load {', '.join(each.found for each in in_the_way)}"
+    cure = ", ".join(dict.fromkeys(each.cure for each in in_the_way))
+    option = in_the_way[0].option
+    if option is not None and all(each.option == option for each in in_the_way):
         raise UsageError(option, found, cure)
     raise InputError("--target", found, cure)
 
@@ -41,7 +40,7 @@ def vllm_rank(rank: int) -> int:
 
 
 def server_doubts(plan: Plan) -> tuple[str, ...]:
-    """What decides whether `--target` can load the output, and is not known here."""
+    """Conditions for `--target` that cannot be checked here, such as facts of the base model."""
     target = plan.options.target
     return () if target is None else doubts(target, _output(plan, plan.rank))
 
@@ -51,10 +50,10 @@ def _output(plan: Plan, rank: int | None) -> Output:
     adapters = [client.adapter for client in plan.cohort.clients]
     if plan.previous is not None:
         adapters.append(plan.previous)
-    tensors = {name: one for adapter in adapters for name, one in adapter.tensors.items()}
+    tensors = {name: tensor for adapter in adapters for name, tensor in adapter.tensors.items()}
     layouts = tuple(plan.layout(name) for name in plan.modules)
     facts = plan.cohort.facts.named_like([adapter.facts for adapter in plan.adapters])
-    owners = {one.owner for one in tensors.values() if one.owner is not None}
+    owners = {tensor.owner for tensor in tensors.values() if tensor.owner is not None}
     selected, saved = config_names(layouts, tensors, owners, facts)
     decided = "--rank" if options.rank is not None else "--energy"
     asks = asks_for_ties(options.target or "", layouts)

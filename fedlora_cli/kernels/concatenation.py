@@ -1,4 +1,4 @@
-"""Factors side by side, and the Gram matrices of their columns."""
+"""Concatenated factors, and the Gram matrices of their columns."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from torch import Tensor
 from fedlora_cli.linalg.factors import Factors
 
 #: Rows that are converted and multiplied at a time: 2.5 MB in float64 at a total rank of 600.
-#: In float32 it also is how many products are summed before float64 takes over.
+#: Also the number of float32 products that are summed before float64 takes over.
 CHUNK = 512
 
-#: Columns of a block of a symmetric product. Narrower ones spare more and run slower; of those
-#: tried at a total rank of 600 (100 to 300) this took least: .66 of the whole product's time.
+#: Columns of a block of a symmetric product. Narrower blocks compute less but run slower. Of the
+#: widths tried at a total rank of 600 (100 to 300), this is the fastest: `cost.TRIANGLE`.
 WIDTH = 120
 
 
 @dataclass(frozen=True, eq=False)
 class ConcatenatedFactors:
-    """L = [B_1 .. B_K] (out, S), R = [A_1; ..; A_K] (S, in), S = sum r_k, without scales.
+    """L = [B_1 .. B_K] (out, S) and R = [A_1; ..; A_K] (S, in), S = sum r_k, without scales.
 
-    `scales` (S,) in float64 repeats every s_k r_k times: they belong to the weights, so that no
-    large matrix is ever scaled.
+    `scales` (S,) in float64 holds every s_k r_k times. Scales multiply weights, never L or R.
     """
 
     L: Tensor
@@ -47,9 +46,9 @@ class ConcatenatedFactors:
 
 
 def side_by_side(terms: Sequence[Factors], dtype: torch.dtype) -> ConcatenatedFactors:
-    """The factors in one dtype, copied once.
+    """The factors in `dtype`, always copied.
 
-    Always copied: where a tensor begins in memory would show in the last bits of products.
+    Without a copy, the last bits of products would depend on where a tensor begins in memory.
     """
     first, ranks = terms[0], [term.rank for term in terms]
     (rows, columns), S, device = first.shape, sum(ranks), first.B.device
@@ -57,16 +56,15 @@ def side_by_side(terms: Sequence[Factors], dtype: torch.dtype) -> ConcatenatedFa
     scales = scales.repeat_interleave(torch.tensor(ranks, device=device))
     L = torch.empty(rows, S, dtype=dtype, device=device)
     R = torch.empty(S, columns, dtype=dtype, device=device)
-    # Copied into their places, which converts on the way.
-    places = zip(torch.split(L, ranks, dim=1), torch.split(R, ranks), terms, strict=True)
-    for in_L, in_R, term in places:
+    views = zip(torch.split(L, ranks, dim=1), torch.split(R, ranks), terms, strict=True)
+    for in_L, in_R, term in views:
         in_L.copy_(term.B)
         in_R.copy_(term.A)
     return ConcatenatedFactors(L, R, scales)
 
 
 def lengths(X: Tensor) -> Tensor:
-    """The lengths of X's columns in float64, whatever the range of its dtype. By rows: no copy."""
+    """The lengths of X's columns, in float64, without a float64 copy of X."""
     squares = torch.zeros(X.shape[1], dtype=torch.float64, device=X.device)
     for rows in blocks(X.shape[0], CHUNK):
         squares += X[rows].double().square().sum(dim=0)
@@ -74,10 +72,10 @@ def lengths(X: Tensor) -> Tensor:
 
 
 def gram(X: Tensor, precision: torch.dtype) -> Tensor:
-    """XᵀX (S, S) of X (n, S) in float64, from products in `precision`, each pair taken once.
+    """XᵀX (S, S) of X (n, S) in float64, from products in `precision`.
 
-    Products in float32 are exact for 16-bit factors, and sums of `CHUNK` of them at most are
-    rounded to float32; those sums are added in float64.
+    Float32 products of 16-bit factors are exact. Sums of at most `CHUNK` of them are rounded to
+    float32; these sums are added in float64.
     """
     columns = list(blocks(X.shape[1], WIDTH))
     total = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device=X.device)
@@ -93,7 +91,7 @@ def gram(X: Tensor, precision: torch.dtype) -> Tensor:
 
 
 def mirrored(upper: Tensor) -> Tensor:
-    """The symmetric matrix whose upper triangle, by blocks of `WIDTH`, is given. In place."""
+    """Copies the upper triangle, in blocks of `WIDTH`, to the lower triangle, in place."""
     for block in blocks(upper.shape[0], WIDTH):
         later = slice(block.stop, None)
         upper[later, block] = upper[block, later].T
@@ -101,7 +99,7 @@ def mirrored(upper: Tensor) -> Tensor:
 
 
 def long_product(X: Tensor, Y: Tensor) -> Tensor:
-    """XᵀY in float64 from sums of `CHUNK` products: rounding grows with the length of a sum."""
+    """XᵀY in float64, from sums of `CHUNK` products: rounding grows with the length of a sum."""
     total = torch.zeros(X.shape[1], Y.shape[1], dtype=torch.float64, device=X.device)
     for rows in blocks(X.shape[0], CHUNK):
         total += X[rows].T @ Y[rows]
@@ -109,6 +107,6 @@ def long_product(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def blocks(size: int, width: int) -> Iterator[slice]:
-    """0..size in slices of at most that width."""
+    """Consecutive slices of 0..size, at most `width` long."""
     for start in range(0, size, width):
         yield slice(start, min(start + width, size))

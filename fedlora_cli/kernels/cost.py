@@ -1,41 +1,45 @@
-"""Which route is the fastest for a module, and what it needs: an estimate, never a timing.
+"""The choice of the fastest route for a module, by estimates of time and memory.
 
-So the same inputs take the same route everywhere, and give the same bytes. Knows no torch: a dry
-run asks too.
+Estimates, not timings: the same input takes the same route on every machine, and gives the same
+bytes. This file does not import torch, so that a dry run stays fast. It also defines the limits
+that the routes and their estimates share.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-#: Billions of operations per second of one core (AMD EPYC, AVX-512, MKL), by
-#: tests/benchmarks/calibrate.py. Their ratios decide, and those differ less between machines.
+#: Billions of operations per second of one core (AMD EPYC, AVX-512, MKL), from
+#: tests/benchmarks/calibrate.py. Only ratios decide, and they vary less between machines.
 GEMM = {4: 105.0, 8: 50.0}  # 4096 × 600 and larger, by the bytes of a number
 SKINNY = {4: 75.0, 8: 33.0}  # times 80 columns
 QR = 24.0  # 4096 × 600 with Q, float64
 EIGH = 31.0  # of 5 S³: 35 ms at 600 for the leading 64, as `eigen` finds them
 SVD = 55.0  # of 22 S³: 86 ms at 600, U and V too
 
-#: Seconds of what does not grow: Python, small products, tens of calls.
+#: Seconds that do not depend on sizes: Python, small products, tens of calls.
 CALLS = 0.002
 
-#: Seconds below which `qr` is taken whatever the others take: it is right for any input, and the
-#: only one that finds the smallest singular values too.
+#: Seconds up to which `qr` is taken, even if another route is faster: `qr` is right for any input,
+#: and only `qr` finds the smallest singular values.
 QUICK = 0.01
 
-#: Share of a whole symmetric product that its upper triangle takes, by blocks.
+#: Time of the upper triangle of a symmetric product, in blocks, as a share of the whole product.
 TRIANGLE = 0.66
 
-#: Directions of an iteration beyond those wanted, as `subspace` takes them.
+#: Extra directions of a subspace iteration. Their spectrum is the part that the filters damp.
 SPARE = 16
 
-#: Products with ΔW or ΔWᵀ of an iteration: 6 where the spectrum decays, 60 where it is flat.
+#: Products with ΔW or ΔWᵀ in an iteration: 6 if the spectrum decays, 60 if it is flat.
 PRODUCTS = 18
 
-#: Total ranks beyond which `gram` iterates on its core, and sides up to which `subspace` does not.
-WHOLE, SMALL = 1000, 600
+#: Total rank beyond which `gram` iterates on its core; below, LAPACK is faster.
+WHOLE = 1000
 
-#: Columns that `dense` holds at a time.
+#: Smaller side up to which an iteration takes the whole space, and is exact at once.
+SMALL = 600
+
+#: Columns that `dense` multiplies at a time. More columns would round more in float32.
 CHUNK = 1024
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -43,10 +47,10 @@ BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a route would take for one module, on one core.
+    """The time and memory of a route for a module, on one core.
 
-    `bytes` is the peak of working memory with the factors that are read. `possible` is None, or
-    says why the route cannot be taken.
+    `bytes` is the peak of working memory, with the factors read. `possible` is None, or the reason
+    why the route cannot be taken.
     """
 
     route: str
@@ -57,24 +61,24 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The route to take, and the estimates of all, in a fixed order."""
+    """The route to take, and the estimates for all routes, in a fixed order."""
 
     route: str
     estimates: tuple[Estimate, ...]
 
     @property
     def chosen(self) -> Estimate:
-        """What the route would take."""
+        """The estimate for the route to take."""
         return self.estimate(self.route)
 
     def estimate(self, route: str) -> Estimate:
-        """What that route would take."""
-        return next(one for one in self.estimates if one.route == route)
+        """The estimate for the given route."""
+        return next(each for each in self.estimates if each.route == route)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """One module: its shape, the total rank of its terms, the rank and dtype of the output."""
+    """A module: its shape, the total rank S of its terms, the rank and dtype of the output."""
 
     shape: tuple[int, int]
     S: int
@@ -87,7 +91,7 @@ class _Work:
 
     @property
     def both(self) -> int:
-        """Rows and columns: L and R together have this times S entries."""
+        """Rows plus columns: L and R together have this times S entries."""
         return sum(self.shape)
 
     @property
@@ -100,8 +104,16 @@ class _Work:
         return self.side <= self.S
 
     @property
+    def too_full(self) -> str | None:
+        return "the total rank reaches the smaller side" if self.full else None
+
+    @property
+    def too_exact(self) -> str | None:
+        return "float64 needs every digit" if self.dtype == "float64" else None
+
+    @property
     def columns(self) -> int:
-        """Directions of an iteration."""
+        """The number of directions of an iteration."""
         return self.side if self.side <= SMALL else min(self.rank + SPARE, self.side)
 
     @property
@@ -110,13 +122,13 @@ class _Work:
 
     @property
     def item(self) -> int:
-        """Bytes of a number on the routes that work in float32 for an output of 16 bits."""
+        """Bytes of a number in the routes that use float32 for an output of 16 bits."""
         return 4 if BYTES[self.dtype] == 2 else 8
 
 
 def choose(shape: tuple[int, int], total_rank: int, rank: int, dtype: str) -> Choice:
-    """The route for one module of that shape (out, in): the fastest possible one, or `qr` where
-    that is quick.
+    """The route for a module of that shape (out, in): the fastest possible route, or `qr` if that
+    is quick.
 
     >>> choose((4096, 4096), total_rank=600, rank=64, dtype="float32").route
     'gram'
@@ -130,12 +142,12 @@ def choose(shape: tuple[int, int], total_rank: int, rank: int, dtype: str) -> Ch
     estimates = (qr, _gram(work), _dense(work), _factored(work))
     if qr.seconds <= QUICK:
         return Choice("qr", estimates)
-    possible = (one for one in estimates if one.possible is None)
-    return Choice(min(possible, key=lambda one: one.seconds).route, estimates)
+    possible = (each for each in estimates if each.possible is None)
+    return Choice(min(possible, key=lambda each: each.seconds).route, estimates)
 
 
 def _qr(work: _Work) -> Estimate:
-    """QR of both sides and the SVD of the core, all in float64; of ΔW itself from `side` on."""
+    """QR of both sides and SVD of the core, in float64; if S reaches the side, SVD of ΔW."""
     S, n = work.S, work.both
     if not work.full:
         qr, svd, gemm = (4 * n * S**2 - 8 / 3 * S**3), 22 * S**3, 2 * S**3 + 2 * n * S * work.rank
@@ -158,28 +170,21 @@ def _gram(work: _Work) -> Estimate:
         seconds += 5 * S**3 / EIGH
     else:
         seconds += 2 * S**2 * (r + SPARE) * PRODUCTS / SKINNY[8]
-    # Both stacks, five cores, and a few bases.
+    # The concatenated factors, six S × S matrices, and a few bases.
     memory = work.read + 4 * n * S + 8 * 6 * S**2 + 28 * n * r
-    found = _estimate("gram", seconds, memory)
-    if work.dtype == "float64":
-        return _impossible(found, "Gram matrices square the condition number")
-    if work.full:
-        return _impossible(found, "the total rank reaches the smaller side")
-    return found
+    reason = "Gram matrices square the condition number" if work.dtype == "float64" else None
+    return _estimate("gram", seconds, memory, reason or work.too_full)
 
 
 def _dense(work: _Work) -> Estimate:
     accumulate = 2 * work.entries * work.S
     iterate, exact = _iteration(work, 2 * work.entries)
     seconds = accumulate / GEMM[work.item] + iterate / SKINNY[work.item] + exact / SVD
-    # The sum, a second one under other weights, a chunk of terms, and the iteration's bases.
-    held = (min(work.S, CHUNK) + work.rank) * work.both
-    memory = held * (2 * work.item + BYTES[work.dtype]) + 2 * work.item * work.entries
+    # Two sums under different weights, a chunk of terms, and the bases of the iteration.
+    chunk = (min(work.S, CHUNK) + work.rank) * work.both
+    memory = chunk * (2 * work.item + BYTES[work.dtype]) + 2 * work.item * work.entries
     memory += 8 * work.item * work.both * work.columns
-    found = _estimate("dense", seconds, memory)
-    if work.dtype == "float64" and not work.full:
-        return _impossible(found, "float64 wants every digit")
-    return found
+    return _estimate("dense", seconds, memory, None if work.full else work.too_exact)
 
 
 def _factored(work: _Work) -> Estimate:
@@ -188,25 +193,16 @@ def _factored(work: _Work) -> Estimate:
     iterate, exact = _iteration(work, 2 * n * S)
     seconds = energy / GEMM[work.item] + iterate / SKINNY[work.item] + exact / SVD
     memory = work.read + work.item * n * S + 8 * work.item * n * work.columns
-    found = _estimate("factored", seconds, memory)
-    if work.dtype == "float64":
-        return _impossible(found, "float64 wants every digit")
-    if work.full:
-        return _impossible(found, "the total rank reaches the smaller side")
-    return found
+    return _estimate("factored", seconds, memory, work.too_exact or work.too_full)
 
 
 def _iteration(work: _Work, product: float) -> tuple[float, float]:
-    """Operations of all products, one of which costs `product` a column, and of small SVDs."""
+    """Operations of all products, each of `product` operations per column, and of small SVDs."""
     if work.side <= max(SMALL, work.rank + SPARE):
         return 2 * product * work.side, 22.0 * work.side**3
     small = 2 * work.both * work.columns**2 + 22 * work.columns**3
     return PRODUCTS * product * work.columns, PRODUCTS / 4 * small
 
 
-def _estimate(route: str, nanoseconds: float, memory: float) -> Estimate:
-    return Estimate(route, CALLS + nanoseconds * 1e-9, int(memory))
-
-
-def _impossible(estimate: Estimate, why: str) -> Estimate:
-    return replace(estimate, possible=why)
+def _estimate(route: str, nanoseconds: float, memory: float, reason: str | None = None) -> Estimate:
+    return Estimate(route, CALLS + nanoseconds * 1e-9, int(memory), reason)

@@ -8,65 +8,63 @@ import torch
 from torch import Tensor
 
 from fedlora_cli.kernels import subspace
-from fedlora_cli.kernels.leading import Unresolved, orthonormal, solvable
+from fedlora_cli.kernels.cost import SPARE, WHOLE
+from fedlora_cli.kernels.leading import TOLERANCES, Unresolved, orthonormal, solvable
 
-#: Beyond this size the leading part is iterated for; below it, LAPACK is faster.
-WHOLE = 1000
-
-#: Below this many times the eigenvectors wanted, a whole decomposition in float64 costs no more.
+#: Size, in multiples of the wanted eigenvectors, up to which refinement is not faster than a whole
+#: decomposition in float64.
 FEW = 4
 
-#: Products with the matrix after which LAPACK would have been done, at `WHOLE`.
+#: Products with the matrix that take as long as LAPACK at size `WHOLE`.
 LIMIT = 40
 
-#: How far iterated eigenvectors may be from the best, in K itself, where their residual is 1e-13.
+#: Distance from the best eigenvectors that an iteration may have, relative to ‖K‖_F.
 NEAR = 1e-9
 
-#: Entries below this share of the largest are left out in float32, where they would underflow:
-#: LAPACK does not get on with what is left of them.
+#: Entries below this share of the largest are set to 0 in float32. They would become subnormal, and
+#: LAPACK fails on such matrices.
 FAINT = 1e-20
 
-#: Refinements after which LAPACK in float64 would have been done: each takes a tenth of its time.
+#: Largest number of refinements. Each takes a tenth of the time of LAPACK in float64.
 STEPS = 3
 
 
 def top(K: Tensor, rank: int, error: float) -> tuple[Tensor, Tensor]:
     """The leading eigenvalues, descending, and their eigenvectors (S, rank).
 
-    Of an update whose squared singular values these are, the eigenvectors may move `error` ‖ΔW‖_F.
+    The eigenvalues are the squared singular values of an update ΔW. An error in the eigenvectors
+    moves its truncation by at most `error` · ‖ΔW‖_F.
     """
     S = K.shape[0]
-    found = None
+    fast = None
     if S > WHOLE:
-        found = _iterated(K, rank)
-    elif FEW * (rank + subspace.SPARE) < S:
-        found = _refined(K, rank, error)
-    if found is not None:
-        return found
+        fast = _iterated(K, rank)
+    elif FEW * (rank + SPARE) < S:
+        fast = _refined(K, rank, error)
+    if fast is not None:
+        return fast
     with solvable():
         values, vectors = torch.linalg.eigh(K)
     return values[-rank:].flip(0), vectors[:, -rank:].flip(1)
 
 
 def values(K: Tensor, precision: torch.dtype) -> Tensor:
-    """All eigenvalues, descending, in float64: found in `precision`, which is half the time in
-    float32.
-    """
+    """All eigenvalues, descending, as float64; computed in `precision` (float32: half the time)."""
     scale = K.diagonal().max()
     if precision == torch.float64 or not bool(scale > 0.0):
         scale, precision = torch.ones_like(scale), torch.float64
     with solvable():
-        found: Tensor = torch.linalg.eigvalsh(_clear(K / scale).to(precision)).double()
-    return found.flip(0) * scale
+        ascending: Tensor = torch.linalg.eigvalsh(_clear(K / scale).to(precision)).double()
+    return ascending.flip(0) * scale
 
 
 def _clear(K: Tensor) -> Tensor:
-    """Without entries that underflow in float32."""
+    """K without the entries that would underflow in float32."""
     return torch.where(K.abs() < FAINT, 0.0, K)
 
 
 def _iterated(K: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
-    """By subspace iteration; None where the spectrum is too flat for it."""
+    """The result of `top` by subspace iteration; None if the spectrum is too flat."""
     operator = subspace.Operator(
         shape=(K.shape[0], K.shape[0]),
         apply=lambda V: K @ V,
@@ -75,19 +73,19 @@ def _iterated(K: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
         like=K,
     )
     with contextlib.suppress(Unresolved):
-        found = subspace.leading(operator, rank, 1e-13, LIMIT, NEAR)
-        if found.s.numel() == rank:
-            return found.s, found.Vh.T
+        top = subspace.leading(operator, rank, TOLERANCES["float64"], LIMIT, NEAR)
+        if top.s.numel() == rank:
+            return top.s, top.Vh.T
     return None
 
 
 def _refined(K: Tensor, rank: int, error: float) -> tuple[Tensor, Tensor] | None:
-    """By LAPACK in float32, which takes half the time, and a few steps of refinement in float64.
+    """The result of `top` by LAPACK in float32 (half the time) and refinement in float64.
 
-    Of the leading eigenvectors p_i with a few to spare, the part K p_i - θ_i p_i that is left
-    belongs to the others, q_j; to first order p_i lacks (q_jᵀ K p_i) / (θ_i - λ_j) of them. A
-    product with K then damps what the rounding of the q_j leaves, where the spectrum falls steeply.
-    None where what is left in the end is still too much.
+    Let p_i be the leading eigenvectors with `SPARE` more, and q_j the others. The residual
+    K p_i - θ_i p_i lies in the space of the q_j; to first order, p_i lacks
+    (q_jᵀ K p_i) / (θ_i - λ_j) of q_j. A product with K then damps the rounding of the q_j if the
+    spectrum falls steeply. None if the remaining error is above `error`.
     """
     scale = float(K.diagonal().max())
     if not scale > 0.0:
@@ -97,7 +95,7 @@ def _refined(K: Tensor, rank: int, error: float) -> tuple[Tensor, Tensor] | None
             rough, Q = torch.linalg.eigh(_clear(K / scale).float())
     except Unresolved:
         return None
-    wide = rank + subspace.SPARE
+    wide = rank + SPARE
     others, beyond = Q[:, :-wide].double(), rough[:-wide, None].double() * scale
     P = orthonormal(Q[:, -wide:].double())[0]
     values, P, left = _ritz(K, P)
@@ -107,14 +105,13 @@ def _refined(K: Tensor, rank: int, error: float) -> tuple[Tensor, Tensor] | None
         gaps = values[:rank] - beyond[-1]
         angles = torch.linalg.vector_norm(left[:, :rank], dim=0) / gaps
         moved = (values[:rank] * angles.square()).sum()
-        # Not `>`: a spectrum without any gap has no angles either.
         if bool((gaps > 0).all()) and bool(moved <= error**2 * K.trace()):
             return values[:rank], P[:, :rank]
     return None
 
 
 def _ritz(K: Tensor, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of K in the space of P, descending, their vectors, and K p_i - θ_i p_i."""
+    """Eigenvalues θ of K in the space of P, descending, eigenvectors p, and K p_i - θ_i p_i."""
     image = K @ P
     values, turned = torch.linalg.eigh(P.T @ image)
     values, turned = values.flip(0), turned.flip(1)

@@ -1,4 +1,4 @@
-"""Leading directions on the stacked factors themselves: nothing S × S or out × in is formed."""
+"""Leading directions by products with the factors; forms nothing of size S × S or out × in."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from fedlora_cli.kernels.cost import BYTES
 from fedlora_cli.kernels.leading import TOLERANCES, Leading, Unresolved
 from fedlora_cli.linalg.factors import Factors
 
-#: The rounding of products with the stacked factors, in roundings of a number: that of `dense`.
+#: The rounding of products with the concatenated factors, in unit roundoffs.
 GROWTH = 3.0
 
-#: How far rounding may move ‖sum‖², which is a sum of terms that may cancel.
+#: Largest relative rounding of ‖sum‖², which is a sum of terms that may cancel.
 SEEN = 1e-2
 
 
 def prepare(terms: Sequence[Factors], dtype: str) -> ConcatenatedFactors:
-    """The factors side by side, in float32 for an output of 16 bits: products in it are too coarse
-    for one in float32, where the spectrum is flat.
+    """The concatenated factors: in float32 for an output of 16 bits, else in float64.
+
+    For a float32 output and a flat spectrum, products in float32 are not exact enough.
     """
     return side_by_side(terms, torch.float32 if BYTES[dtype] == 2 else torch.float64)
 
 
 def energy(concatenated: ConcatenatedFactors, weights: Tensor) -> float:
-    """‖sum‖_F² = sum_ij v_i (LᵀL)_ij v_j (RRᵀ)_ij, v = w s, over blocks of at most 512 × 512.
+    """‖sum‖_F² = sum_ij v_i (LᵀL)_ij v_j (RRᵀ)_ij, v = w s, from blocks of `CHUNK` × `CHUNK`.
 
-    Blocks in the dtype of the factors, their sum in float64; each pair of pieces once.
+    Blocks are computed in the dtype of the factors and summed in float64.
     """
     v = concatenated.scales * weights
     total = 0.0
@@ -53,10 +54,7 @@ def energy(concatenated: ConcatenatedFactors, weights: Tensor) -> float:
 def singular_values(
     concatenated: ConcatenatedFactors, weights: Tensor, rank: int, dtype: str
 ) -> Tensor:
-    """The leading `rank` singular values of the weighted sum, in a flat spectrum too.
-
-    Raises Unresolved.
-    """
+    """The leading `rank` singular values, of a flat spectrum too. Raises Unresolved."""
     return leading(concatenated, weights, rank, dtype, near=math.inf).s
 
 
@@ -71,12 +69,16 @@ def leading(
 
     Raises Unresolved.
     """
-    _check_range(concatenated, weights)
-    total, tolerance = energy(concatenated, weights), TOLERANCES[dtype]
     b, a = lengths(concatenated.L), lengths(concatenated.R.T)
-    pieces = float((weights * concatenated.scales * b * a).square().sum())
+    sizes = (weights * concatenated.scales * b * a).abs()
+    weighted = sizes > 0
+    if bool(weighted.any()):
+        extent = torch.cat([b[weighted], a[weighted], sizes.max()[None]])
+        _check_range(extent, concatenated.L.dtype)
+    total, tolerance = energy(concatenated, weights), TOLERANCES[dtype]
+    pieces = float(sizes.square().sum())
     rounding = GROWTH * torch.finfo(concatenated.L.dtype).eps / 2
-    # Where pieces cancel, nothing but rounding may be left: of the sum, and of its energy.
+    # If pieces cancel, rounding may dominate the sum or its energy.
     norm, size = max(total, 0.0) ** 0.5, (max(total, 0.0) + pieces) ** 0.5
     exact = rounding * size <= tolerance * norm and rounding * size**2 <= SEEN * norm**2
     if pieces > 0.0 and not exact:
@@ -91,15 +93,9 @@ def leading(
     return subspace.leading(operator, rank, tolerance, near=near)
 
 
-def _check_range(concatenated: ConcatenatedFactors, weights: Tensor) -> None:
-    """Raises Unresolved where products of the pieces could under- or overflow."""
-    b, a = lengths(concatenated.L), lengths(concatenated.R.T)
-    pieces = (weights * concatenated.scales * b * a).abs()
-    held = pieces > 0
-    if not bool(held.any()):
-        return
-    info = torch.finfo(concatenated.L.dtype)
-    sizes = torch.cat([b[held], a[held], pieces.max()[None]])
+def _check_range(sizes: Tensor, dtype: torch.dtype) -> None:
+    """Raises Unresolved if products of pieces of these sizes could underflow or overflow."""
+    info = torch.finfo(dtype)
     least, most = (info.tiny / info.eps) ** 0.5, info.max**0.5 * info.eps
     if not bool(((sizes > least) & (sizes < most)).all()):
         raise Unresolved("squares of the factors leave the range of their precision")

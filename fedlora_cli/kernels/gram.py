@@ -1,17 +1,15 @@
-"""Leading directions through the Gram matrices of the stacked factors.
+"""Leading directions from the Gram matrices of the concatenated factors.
 
-With L diag(v) R = ΔW, the columns of L and rows of R of length one, G_L = LᵀL = C Cᵀ and G_R = RRᵀ,
-the eigenvalues of K = Cᵀ diag(v) G_R diag(v) C (S, S) are the squares of ΔW's singular values, and
-an eigenvector y gives the right singular vector Rᵀ diag(v) C y / s without solving for anything.
+Let ΔW = L diag(v) R, with columns of L and rows of R of length one, G_L = LᵀL = C Cᵀ, G_R = RRᵀ and
+K = Cᵀ diag(v) G_R diag(v) C (S, S). The eigenvalues of K are the squared singular values s² of ΔW;
+an eigenvector y gives the right singular vector Rᵀ diag(v) C y / s.
 
-Gram matrices square the condition number. So they are formed in a precision whose eps is at most
-the square of the output's, K only finds the subspace, ΔW V is then taken from the factors
-themselves, and the residual is measured by them too.
+Gram matrices square the condition number. So their precision has at most the square of the output's
+eps, and K serves only to find the subspace. ΔW V and the residual are computed from the factors.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,30 +38,30 @@ from fedlora_cli.kernels.leading import (
 )
 from fedlora_cli.linalg.factors import Factors
 
-#: How many times its own rounding a squared singular value must be for its direction to be known.
+#: Smallest ratio of a squared singular value to its rounding for its direction to be resolved.
 CLEAR = 10
 
-#: Random combinations of directions by which a residual is measured.
+#: Number of random combinations of directions from which a residual is measured.
 PROBES = 16
 
-#: How many times more exact the directions in the core are than the residual has to be.
+#: The error of the eigenvectors of K is the tolerance of the residual divided by this.
 DIRECTIONS = 64
 
-#: The relative difference between the energy that K sees and the factors have, at most.
+#: Largest relative difference between the energies by K and by the factors.
 SEEN = 1e-3
 
-#: The share of the energy that may lie in the rounding of the Gram matrices, where singular values
-#: are wanted alone: pieces that cancel would leave none.
+#: Largest share of the energy that may be rounding of the Gram matrices, for singular values
+#: without directions. It excludes pieces that cancel.
 LOST = 0.03
 
 
 @dataclass(frozen=True, eq=False)
 class Grams:
-    """The terms of sum_k s_k B_k diag(w_k) A_k, prepared once for any weights w.
+    """The sum over k of s_k B_k diag(w_k) A_k, prepared for any weights w.
 
-    `L` and `R` (S, S) in float64 are the Gram matrices of B's columns and A's rows divided by
-    their lengths, `b` and `a` (S,): cosines, so that no piece is too small to be seen.
-    `concatenated` are the factors themselves in float32. `rounding` is that of one entry.
+    - `L`, `R` (S, S) in float64: the Gram matrices of B's columns and A's rows, each divided by its
+      length, so that small pieces keep their digits. `b`, `a` (S,): these lengths.
+    - `concatenated`: the factors in float32. `rounding`: the rounding of an entry of `L` or `R`.
     """
 
     terms: tuple[Factors, ...]
@@ -77,14 +75,14 @@ class Grams:
 
     @property
     def lengths(self) -> Tensor:
-        """s_k ‖b_i‖ ‖a_i‖ of the rank-one pieces, with the sign of s_k. Shape (S,)."""
+        """The lengths s_k ‖b_i‖ ‖a_i‖ of the pieces, with the sign of s_k. Shape (S,)."""
         return self.concatenated.scales * self.b * self.a
 
 
 def prepare(terms: Sequence[Factors], dtype: str) -> Grams:
-    """The Gram matrices that an output in `dtype` needs: float32, bfloat16 or float16.
+    """The Gram matrices for an output in `dtype`: float32, bfloat16 or float16.
 
-    Raises Unresolved where a product leaves the range of its precision.
+    Raises Unresolved if a product leaves the range of its precision.
     """
     precision = torch.float64 if dtype == "float32" else torch.float32
     concatenated = side_by_side(terms, torch.float32)
@@ -95,44 +93,39 @@ def prepare(terms: Sequence[Factors], dtype: str) -> Grams:
 
 
 def spectrum(grams: Grams, k: int) -> Tensor:
-    """The singular values of term k's own update, descending, those in the rounding left out.
+    """The singular values of the update of term k, descending, without those below rounding.
 
-    Raises Unresolved where that may be much of it.
+    Raises Unresolved if much of the update may be rounding.
     """
-    own = _places(grams)[k]
-    return _values(grams, own, grams.lengths[own])
-
-
-def energy(grams: Grams, weights: Tensor) -> float:
-    """‖sum‖_F² = tr(diag(v) G_L diag(v) G_R), v = w · lengths."""
-    v = weights * grams.lengths
-    return max(float(v @ (grams.L * grams.R) @ v), 0.0)
+    start = sum(term.rank for term in grams.terms[:k])
+    pieces = slice(start, start + grams.terms[k].rank)
+    return _values(grams, pieces, grams.lengths[pieces])
 
 
 def singular_values(grams: Grams, weights: Tensor, count: int) -> Tensor:
-    """The leading `count` singular values of the weighted sum, those in the rounding left out.
+    """The leading `count` singular values of the weighted sum, without those below rounding.
 
-    Raises Unresolved where that may be much of it.
+    Raises Unresolved if much of the sum may be rounding.
     """
     v = weights * grams.lengths
-    held = v.nonzero()[:, 0]
-    return _values(grams, held, v[held])[:count]
+    pieces = v.nonzero()[:, 0]
+    return _values(grams, pieces, v[pieces])[:count]
 
 
 @solvable()
 def leading(grams: Grams, weights: Tensor, rank: int) -> Leading:
-    """The leading `rank` directions of the weighted sum; fewer where fewer pieces have weight.
+    """The leading `rank` directions of the weighted sum; fewer if fewer pieces have weight.
 
-    Raises Unresolved where one of them does not stand clear of the rounding of the Gram matrices,
-    or the residual is too large: terms that nearly cancel, or fewer directions than `rank`.
+    Raises Unresolved if a direction is below the rounding of the Gram matrices, or the residual is
+    too large: if terms nearly cancel, or the sum has a lower rank.
     """
     v = weights * grams.lengths
-    held = v.nonzero()[:, 0]
-    rank = min(rank, *grams.concatenated.shape, held.numel())
+    weighted = v.nonzero()[:, 0]
+    rank = min(rank, *grams.concatenated.shape, weighted.numel())
     if rank == 0:
         return nothing(grams.concatenated.shape, grams.concatenated.L)
-    v, G_L, G_R = v[held], _part(grams.L, held), _part(grams.R, held)
-    total = float(v @ (G_L * G_R) @ v)
+    v, G_L, G_R = v[weighted], _part(grams.L, weighted), _part(grams.R, weighted)
+    total = float(v @ (G_L * G_R) @ v)  # ‖ΔW‖² = tr(diag(v) G_L diag(v) G_R)
     if not 0.0 < total < math.inf:
         raise Unresolved("the terms cancel, or leave the range of float64")
     norm = math.sqrt(total)
@@ -145,31 +138,28 @@ def leading(grams: Grams, weights: Tensor, rank: int) -> Leading:
     if bool((squared < CLEAR * noise).any()):
         raise Unresolved("a direction in the rounding of the Gram matrices")
 
-    # Products in float32 round by the size of the pieces that make up a direction.
+    # Rounding of float32 products grows with the pieces that add up to a direction.
     pieces = math.hypot(float(torch.linalg.vector_norm(g)), float(torch.linalg.vector_norm(h)))
     single = torch.finfo(torch.float32).eps * pieces <= grams.tolerance * norm
-    X = _spread(h / s / grams.a[held, None], held, grams.a.numel())
-    Y = _spread(g / grams.b[held, None], held, grams.b.numel())
+    X = _spread(h / s / grams.a[weighted, None], weighted, grams.a.numel())
+    Y = _spread(g / grams.b[weighted, None], weighted, grams.b.numel())
     residual = math.inf
     for dtype in (torch.float32, torch.float64) if single else (torch.float64,):
         exact = dtype == torch.float64
         concatenated = side_by_side(grams.terms, dtype) if exact else grams.concatenated
-        U, found, V = _directions(concatenated, X, Y)
-        residual = _residual(concatenated, weights, U, found, V)
-        # The energy is compared too: factors that underflow in float32 would leave no residual.
-        seen = abs(float(found.square().sum() - squared.sum()))
-        if residual <= grams.tolerance * norm and seen <= SEEN * total:
-            return oriented(U, found, V, total, residual)
+        U, s, V = _directions(concatenated, X, Y)
+        residual = _residual(concatenated, weights, U, s, V)
+        # Factors that underflow in float32 leave no residual, but less energy.
+        difference = abs(float(s.square().sum() - squared.sum()))
+        if residual <= grams.tolerance * norm and difference <= SEEN * total:
+            return oriented(U, s, V, total, residual)
     raise Unresolved(f"a residual of {residual / norm:.1e}")
 
 
 def _directions(
     concatenated: ConcatenatedFactors, X: Tensor, Y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V of the space of Rᵀ X, whose image under ΔW is L Y.
-
-    Rᵀ X is orthonormal but for rounding. Its image needs no product with R: RRᵀ was at hand.
-    """
+    """U, s, V of the space of Rᵀ X (orthonormal up to rounding), whose image under ΔW is L Y."""
     V, T = orthonormal(concatenated.R.T @ X.to(concatenated.R))
     image = concatenated.L @ torch.linalg.solve_triangular(T, Y, upper=True, left=False).to(
         concatenated.L
@@ -182,8 +172,8 @@ def _residual(
 ) -> float:
     """About sqrt(sum ‖ΔWᵀ u_i - s_i v_i‖²), from the factors.
 
-    Where there are many directions, from `PROBES` random combinations of them (Hutchinson): the
-    mean of their squares is that sum, give or take a third, for half the time.
+    For many directions, estimated from `PROBES` random combinations of them (Hutchinson): within
+    about a third, in half the time.
     """
     mix = torch.eye(s.numel(), dtype=s.dtype)
     if s.numel() > 2 * PROBES:
@@ -194,18 +184,18 @@ def _residual(
     return float(torch.linalg.vector_norm(rest, dtype=torch.float64))
 
 
-def _spread(coefficients: Tensor, held: Tensor, size: int) -> Tensor:
-    """Coefficients of the pieces `held` at their places among all `size` pieces."""
-    if held.numel() == size:
+def _spread(coefficients: Tensor, pieces: Tensor, size: int) -> Tensor:
+    """Rows for all `size` pieces: the coefficients of the given pieces, and zeros."""
+    if pieces.numel() == size:
         return coefficients
-    return coefficients.new_zeros(size, coefficients.shape[1]).index_copy(0, held, coefficients)
+    return coefficients.new_zeros(size, coefficients.shape[1]).index_copy(0, pieces, coefficients)
 
 
 def _core(G_L: Tensor, G_R: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """C, lower triangular, with C Cᵀ = G_L; T = diag(v) G_R diag(v) C; and K = Cᵀ T."""
     C, failed = torch.linalg.cholesky_ex(G_L)
     if failed:
-        # Parallel columns: not positive definite in this precision.
+        # Parallel columns: G_L is not positive definite in this precision.
         with solvable():
             squared, Q = torch.linalg.eigh(G_L)
         C = torch.linalg.qr((Q * squared.clamp(min=0.0).sqrt()).T, mode="r")[1].T
@@ -220,19 +210,19 @@ def _core(G_L: Tensor, G_R: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return C, T, mirrored(K)
 
 
-def _values(grams: Grams, held: Tensor | slice, v: Tensor) -> Tensor:
-    """The singular values of the pieces `held`, descending, those in the rounding left out."""
+def _values(grams: Grams, pieces: Tensor | slice, v: Tensor) -> Tensor:
+    """The singular values of a sum of pieces, descending, without those below rounding."""
     if v.numel() == 0:
         return v
-    G_L, G_R = _part(grams.L, held), _part(grams.R, held)
+    G_L, G_R = _part(grams.L, pieces), _part(grams.R, pieces)
     _, _, K = _core(G_L, G_R, v)
-    # Never more exact than the Gram matrices are.
+    # Eigenvalues need no more digits than the Gram matrices have.
     single = grams.rounding > torch.finfo(torch.float64).eps
     squared = eigen.values(K, torch.float32 if single else torch.float64)
-    # Without eigenvectors: every piece in full.
+    # Without eigenvectors, the bound takes every piece in full.
     rounding = _noise(G_L, grams.rounding) + _noise(G_R, grams.rounding)
     noise = rounding * float(v.square().sum()) + _core_noise(G_L, G_R, v)
-    # Not `>`: an overflow cannot be compared. Pieces that are all zero have no noise either.
+    # `not <=` is also true for NaN, which an overflow may give.
     if not noise <= LOST * float(squared.clamp(min=0.0).sum()):
         raise Unresolved("the energy is in the rounding of the Gram matrices")
     values: Tensor = squared[squared > noise].sqrt()
@@ -242,41 +232,35 @@ def _values(grams: Grams, held: Tensor | slice, v: Tensor) -> Tensor:
 def _noise(G: Tensor, rounding: float) -> float:
     """About the spectral norm of the rounding of a Gram matrix of unit columns.
 
-    Measured, in roundings of one entry, at S = 600: 3 for independent columns, 37 for parallel
-    ones. The square root of its norm has that form; four times it stays above both.
+    Measured at S = 600: 3 times the rounding of an entry for independent columns, 37 times for
+    parallel columns. Four times the root of the matrix norm is above both.
 
-    An error E in G_L moves s_i² by g_iᵀ E g_i, ΔW v_i = L g_i; one in G_R by h_iᵀ E h_i,
-    ΔWᵀ u_i = Rᵀ h_i. Where nothing cancels ‖g_i‖ is near s_i, and small directions are as exact as
-    large ones.
+    An error E in G_L moves s_i² by g_iᵀ E g_i, with ΔW v_i = L g_i; an error in G_R by h_iᵀ E h_i,
+    with ΔWᵀ u_i = Rᵀ h_i. If nothing cancels, ‖g_i‖ is near s_i, and small directions are as exact
+    as large directions.
     """
     return 4 * rounding * math.sqrt(float(torch.linalg.matrix_norm(G)))
 
 
 def _core_noise(G_L: Tensor, G_R: Tensor, v: Tensor) -> float:
-    """The rounding of K's own products and of its eigenvalues."""
+    """The rounding of the products that form K, and of its eigenvalues."""
     size = torch.linalg.matrix_norm(G_L) * torch.linalg.matrix_norm(v[:, None] * G_R * v)
     return torch.finfo(torch.float64).eps * float(size)
 
 
-def _places(grams: Grams) -> list[slice]:
-    """Where each term's pieces stand."""
-    stops = itertools.accumulate(term.rank for term in grams.terms)
-    return [slice(stop - term.rank, stop) for term, stop in zip(grams.terms, stops, strict=True)]
-
-
-def _part(G: Tensor, held: Tensor | slice) -> Tensor:
-    """The rows and columns of some pieces; no copy where that is all of them."""
-    if isinstance(held, slice):
-        return G[held, held]
-    return G if held.numel() == G.shape[0] else G[held[:, None], held]
+def _part(G: Tensor, pieces: Tensor | slice) -> Tensor:
+    """The rows and columns of the given pieces; no copy if these are all."""
+    if isinstance(pieces, slice):
+        return G[pieces, pieces]
+    return G if pieces.numel() == G.shape[0] else G[pieces[:, None], pieces]
 
 
 def _cosines(X: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The Gram matrix of X's columns divided by their lengths, and those. Raises Unresolved."""
+    """The cosines between X's columns, and the lengths of the columns. Raises Unresolved."""
     G = gram(X, precision)
     squares = G.diagonal().clone()
     info = torch.finfo(precision)
-    # Where squares underflow they have lost digits, or all of them.
+    # Squares near underflow have lost digits.
     faint = squares < info.tiny / info.eps
     if bool(X[:, faint].any()) or not bool(torch.isfinite(squares).all()):
         raise Unresolved("squares of the factors leave the range of their precision")

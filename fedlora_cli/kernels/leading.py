@@ -1,4 +1,4 @@
-"""What every route answers with, and how near to the truth it has to be."""
+"""The result of every route, its tolerances, and the helpers that routes share."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ from torch.linalg import LinAlgError as NotSolved  # type: ignore[attr-defined]
 
 from fedlora_cli.linalg import lowrank
 
-#: How far an answer may be from the best approximation of its rank, relative to ‖ΔW‖_F, for an
-#: output of that dtype: well below its rounding for 16 bits, and for float32 below the four
-#: roundings (4.8e-7) that `--verify` allows.
+#: Largest distance from the best approximation, relative to ‖ΔW‖_F, by the output's dtype. For 16
+#: bits it is well below the rounding of the output; for float32 it is below the eight unit
+#: roundoffs (4.8e-7) that `--verify` allows.
 TOLERANCES = {"float64": 1e-13, "float32": 4e-7, "float16": 5e-5, "bfloat16": 5e-4}
 
-#: The smallest diagonal entry of a Cholesky factor, of columns of length one, at which they count
-#: as near orthogonal: their condition squared then costs two digits of sixteen.
+#: Columns of length one are nearly orthogonal if the diagonal of their Cholesky factor is above
+#: this. The squared condition number then costs two of sixteen digits.
 NEAR = 0.1
 
 
 class Unresolved(ArithmeticError):
-    """A route cannot hold its error bar on some input; `lowrank.orthogonalize` can. Says why."""
+    """The route cannot reach its tolerance on this input; the route `qr` can."""
 
 
 @contextmanager
 def solvable() -> Iterator[None]:
-    """What LAPACK cannot decompose is Unresolved too: in float32 it gives up on some matrices whose
-    entries have underflowed.
-    """
+    """Raises Unresolved if LAPACK fails: in float32 it fails on some matrices with underflows."""
     try:
         yield
     except NotSolved as error:
@@ -39,14 +37,16 @@ def solvable() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Leading:
-    """U diag(s) Vh, the best approximation of its rank to an update within `residual` of ΔW.
+    """Leading directions U diag(s) Vh of ΔW, with their measured residual.
 
-    `U` (out, k) and `Vh` (k, in) are orthonormal in float32 or float64, `s` (k,) descending in
-    float64; k is less than what was asked for where the rest is rounding. The largest entry of
-    every column of U is positive. `energy` is ‖ΔW‖_F² and `residual` is measured:
-    sqrt(sum_i ‖ΔWᵀ u_i - s_i v_i‖² + ‖ΔW v_i - s_i u_i‖²), the second part zero but for rounding.
-    So (U, s, Vh) are exact singular triplets of ΔW + E, ‖E‖_F <= `residual`: LAPACK's kind of
-    promise. How far a direction moves under E depends on the gaps between singular values.
+    - `U` (out, k) and `Vh` (k, in): orthonormal, in float32 or float64. The largest entry of every
+      column of U is positive. k is below the wanted rank if further directions are rounding.
+    - `s` (k,): descending, in float64.
+    - `energy`: ‖ΔW‖_F². `residual`: sqrt(sum_i ‖ΔWᵀ u_i - s_i v_i‖²); ΔW v_i = s_i u_i up to
+      rounding.
+
+    So (U, s, Vh) are exact singular triplets of some ΔW + E with ‖E‖_F <= `residual`, as LAPACK's
+    are. How far E moves a direction depends on the gaps between singular values.
     """
 
     U: Tensor
@@ -55,29 +55,24 @@ class Leading:
     energy: float
     residual: float
 
-    @property
-    def missed(self) -> float:
-        """The energy that the directions leave out: ‖ΔW‖² - sum s²."""
-        return max(self.energy - float(self.s.square().sum()), 0.0)
-
 
 def nothing(shape: tuple[int, int], like: Tensor) -> Leading:
-    """The leading directions of a zero update: none."""
+    """The result for a zero update, which has no directions."""
     out_features, in_features = shape
     s = torch.zeros(0, dtype=torch.float64, device=like.device)
     return Leading(like.new_zeros(out_features, 0), s, like.new_zeros(0, in_features), 0.0, 0.0)
 
 
 def oriented(U: Tensor, s: Tensor, V: Tensor, energy: float, residual: float) -> Leading:
-    """The answer from U and V (in, k), its signs as `lowrank.Svd` has them."""
+    """The result from U and V (in, k), with the signs of `lowrank.Svd`."""
     sign = lowrank.signs(U)
     return Leading(U * sign, s, (V * sign).T, energy, residual)
 
 
 def ritz(V: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, s, V of ΔW V Vᵀ, given an orthonormal V (in, p) and its image ΔW V (out, p).
+    """U, s, V of ΔW V Vᵀ, from an orthonormal V (in, p) and its image ΔW V (out, p).
 
-    The small SVD is in float64, so that no digits are lost beyond those of the image.
+    The small SVD is in float64, so that only the image limits the precision.
     """
     Q, T = orthonormal(image)
     u, s, vh = torch.linalg.svd(T)
@@ -85,11 +80,11 @@ def ritz(V: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def orthonormal(X: Tensor) -> tuple[Tensor, Tensor]:
-    """Q T = X (n, p), Q orthonormal in X's dtype, T (p, p) in float64; p <= n.
+    """Q and T with Q T = X (n, p), Q orthonormal in X's dtype, T (p, p) in float64; p <= n.
 
-    By Cholesky of the Gram matrix in float64 where the columns are near orthogonal, else by QR
-    first. Householder's QR alone leaves QᵀQ 2e-6 from I at 4096 × 64 in float32; what this leaves,
-    4e-7, is the rounding of Q's entries. Raises Unresolved where X is not finite.
+    Uses Cholesky of the Gram matrix in float64 if the columns are nearly orthogonal, else QR first.
+    For 4096 × 64 in float32, QᵀQ is 4e-7 from I, the rounding of Q's entries; by QR alone it is
+    2e-6. Raises Unresolved if X is not finite.
     """
     double = X.double()
     lengths = torch.linalg.vector_norm(double, dim=0)

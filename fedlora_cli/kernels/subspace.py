@@ -1,8 +1,8 @@
-"""Leading singular directions by subspace iteration, with a certificate.
+"""Leading singular directions by subspace iteration, with a measured error.
 
-Halko, Martinsson and Tropp (arXiv:0909.4061) for the random start and the oversampling; Chebyshev
-filters between the Rayleigh-Ritz steps (Zhou, Saad, Tiago and Chelikowsky 2006) because spectra
-that decay slowly would take hundreds of plain steps.
+Random start and oversampling as in Halko, Martinsson and Tropp (arXiv:0909.4061). Chebyshev filters
+between the Rayleigh-Ritz steps (Zhou, Saad, Tiago and Chelikowsky 2006), because a spectrum that
+decays slowly would take hundreds of plain steps.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedlora_cli.kernels.cost import SMALL, SPARE
 from fedlora_cli.kernels.leading import (
     Leading,
     Unresolved,
@@ -24,32 +25,26 @@ from fedlora_cli.kernels.leading import (
     solvable,
 )
 
-#: Directions beyond those wanted: their spectrum is what the filters damp.
-SPARE = 16
-
-#: Up to this smaller side, the whole space is taken and nothing iterates.
-SMALL = 600
-
-#: Applications of ΔW or ΔWᵀ after which the search is given up.
+#: Largest number of products with ΔW or ΔWᵀ.
 LIMIT = 120
 
-#: How many times the limit a forecast must be to end the search before it.
+#: The iteration ends early if its forecast exceeds the limit this many times.
 PATIENCE = 2
 
-#: The highest degree of a filter between two Rayleigh-Ritz steps.
+#: Largest degree of a filter between two Rayleigh-Ritz steps.
 DEGREE = 12
 
-#: How much more a filter may amplify the first direction than the last: beyond 1 / eps the last
-#: would drown in the rounding of the first. One digit and a half are left.
+#: Largest ratio of a filter's gains for the first and the last direction, times eps. At 1, the last
+#: direction would be lost in the rounding of the first; this value leaves 1.5 digits.
 SPREAD = 0.03
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """ΔW (out, in) as two functions and its energy ‖ΔW‖_F².
+    """ΔW (out, in) as two functions, with its energy ‖ΔW‖_F².
 
-    `apply` is V (in, p) -> ΔW V and `adjoint` U (out, p) -> ΔWᵀ U, in the dtype and on the device
-    of `like`.
+    `apply` maps V (in, p) to ΔW V, `adjoint` maps U (out, p) to ΔWᵀ U, both in the dtype and on the
+    device of `like`.
     """
 
     shape: tuple[int, int]
@@ -67,12 +62,14 @@ def leading(
     limit: int = LIMIT,
     near: float | None = None,
 ) -> Leading:
-    """The leading `rank` directions, with a residual of at most tolerance · ‖ΔW‖_F, and not further
-    than near · ‖ΔW‖_F from the best approximation (where that is not given, the same): where the
-    spectrum is flat, that asks for more. Who wants the singular values alone gives infinity.
+    """The leading `rank` directions. Raises Unresolved.
 
-    Directions that the dtype cannot tell from rounding are left out: s <= eps · ‖ΔW‖_F. The start
-    is random with a fixed seed. Raises Unresolved.
+    Their residual is at most `tolerance` · ‖ΔW‖_F, and their distance from the best approximation
+    at most `near` · ‖ΔW‖_F; `near` is `tolerance` if None. In a flat spectrum the distance is the
+    stricter bound. For singular values without directions, pass infinity.
+
+    Directions with s <= eps · ‖ΔW‖_F are rounding, and are left out. The random start has a fixed
+    seed.
     """
     rank = min(rank, *operator.shape)
     norm = math.sqrt(max(operator.energy, 0.0))
@@ -102,11 +99,11 @@ def leading(
 
 
 def _distance(s: Tensor, kept: int, rest: Tensor, rounding: float, *, whole: bool) -> float:
-    """About how far the leading `kept` directions are from the best ones, in the Frobenius norm.
+    """An estimate of the distance of the leading `kept` directions from the best approximation.
 
-    To first order, direction i lacks s_i ‖rest_i‖ / (s_i² - a) of those outside of the basis, a the
-    square of the last Ritz value, which bounds theirs; and what rounding there is mixes the last
-    one kept with the first one left out, the more the nearer they are.
+    In the Frobenius norm and to first order, direction i lacks s_i ‖rest_i‖ / (s_i² - a) of the
+    directions outside the basis, where a is the square of the last Ritz value. Rounding also mixes
+    the last kept direction with the next direction, more so the smaller the gap between them.
     """
     if kept == 0:
         return 0.0
@@ -122,9 +119,10 @@ def _distance(s: Tensor, kept: int, rest: Tensor, rounding: float, *, whole: boo
 
 
 def _hopeless(history: list[tuple[int, float]], tolerance: float, limit: int) -> bool:
-    """Whether the limit is reached, or will be by far at the pace of the last two steps.
+    """Whether the limit is reached, or will be exceeded by far at the pace of the last two steps.
 
-    `history` are products used and relative residuals. The first two steps say little.
+    `history` holds the products used and the relative residual after each step. The first two steps
+    are not representative.
     """
     used, residual = history[-1]
     if used + 2 > limit or not math.isfinite(residual):
@@ -139,7 +137,7 @@ def _hopeless(history: list[tuple[int, float]], tolerance: float, limit: int) ->
 
 
 def _start(operator: Operator, rank: int) -> tuple[Tensor, int, bool]:
-    """A first basis (in, p), the products it took, and whether it is the whole space."""
+    """A first basis (in, p), the number of products it took, and whether it is the whole space."""
     out_features, in_features = operator.shape
     side = min(operator.shape)
     columns = rank + SPARE
@@ -156,11 +154,11 @@ def _start(operator: Operator, rank: int) -> tuple[Tensor, int, bool]:
 def _filtered(
     operator: Operator, V: Tensor, s: Tensor, image: Tensor, most: int
 ) -> tuple[Tensor, int]:
-    """An orthonormal basis of T_m(2 ΔWᵀΔW / a - 1) V, and m <= `most`; a = s_p², the last Ritz
-    value's square.
+    """An orthonormal basis of T_m(2 ΔWᵀΔW / a - 1) V, and the degree m <= `most`.
 
-    T_m stays within ±1 on [0, a] and grows as fast as a polynomial can beyond it. `image` is ΔWᵀU,
-    so that ΔWᵀΔW V = image · s and the first degree is free.
+    a = s_p² is the square of the last Ritz value. The Chebyshev polynomial T_m stays within ±1 on
+    [0, a] and grows as fast as a polynomial can beyond. `image` is ΔWᵀU, so ΔWᵀΔW V = image · s
+    takes no product.
     """
     edge = float(s[-1]) ** 2
     degree = min(most, _degree(float(s[0]) ** 2, edge, torch.finfo(V.dtype).eps))
@@ -175,7 +173,7 @@ def _filtered(
 
 
 def _degree(largest: float, edge: float, eps: float) -> int:
-    """The highest degree whose amplification, cosh(m arcosh(2 s_1² / a - 1)), stays in bounds."""
+    """The largest degree m whose gain, cosh(m arcosh(2 s_1² / a - 1)), is at most SPREAD / eps."""
     if edge <= eps * largest:
         return 1
     rate = math.acosh(max(2 * largest / edge - 1, 1.0))

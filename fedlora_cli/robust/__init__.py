@@ -1,1 +1,1 @@
-"""Clients that are not trusted: distances between updates, and the rules that limit them."""
+"""Protection from untrusted clients: distances between updates, and rules that limit clients."""

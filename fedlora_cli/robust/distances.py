@@ -1,9 +1,9 @@
-"""How far apart clients of different rank are, compared on the ranks that both of them fill.
+"""Distances between clients of different rank, compared at the lower rank of each pair.
 
-Honest clients of rank 4 and 32 keep different parts of one update. Their plain distance is mostly
-what rank 4 cannot hold: it would tell ranks apart, not clients. And what is noise in a client's
-training is a larger part of what rank 32 holds than of what rank 4 does. So a pair is compared at
-the lower of its two ranks, and measured by what is typical at that rank.
+Honest clients of rank 4 and rank 32 keep different parts of the same update. Their plain distance
+is mostly the part that rank 4 cannot hold, and an update of rank 32 contains more training noise.
+Both effects separate ranks, not clients. So the updates of a pair are truncated to the lower of
+their two ranks, and their distance is divided by the typical distance at that rank.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import torch
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.methods.weights import FloatArray, IntArray
+from fedlora_cli.robust.median import lower_median
 
 
 @dataclass(frozen=True, eq=False)
 class ByLevel:
-    """Squared distances of K clients in one module, at L levels, ascending ranks: those that a
-    client of the module reaches as its first, and the last.
+    """Squared distances of K clients in one module, truncated at each of L levels.
 
-    `distances` (L, K, K) are ‖T_m(ΔW_j) - T_m(ΔW_k)‖_F², T_m the truncated SVD and m the smallest
-    of r_j, r_k and the level: symmetric, zero on the diagonal. `ranks` (K,) are numerical, 0 where
-    a client does not adapt the module: neither the basis (B Q, Q⁻¹ A) nor a rank that is declared
-    but not filled matters.
+    - `levels`: ranks, ascending.
+    - `distances` (L, K, K): ‖T_m(ΔW_j) - T_m(ΔW_k)‖_F², where T_m is the SVD truncated to rank m,
+      the smallest of r_j, r_k and the level. Symmetric, zero on the diagonal.
+    - `ranks` (K,): numerical ranks r_k, independent of the basis (B Q, Q⁻¹ A) and of the declared
+      rank. 0 for a client that does not adapt the module.
     """
 
     levels: tuple[int, ...]
@@ -37,8 +38,8 @@ class ByLevel:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Squared distances of K clients, what is typical for each pair, and how many modules both of
-    a pair adapt, all (K, K); sums over modules by `+`.
+    """For each pair of K clients: squared distance, typical squared distance, and number of modules
+    that both clients adapt. All (K, K); `+` sums over modules.
     """
 
     distances: FloatArray
@@ -54,52 +55,50 @@ class Comparison:
 
 
 def by_level(updates: Sequence[Factors | None], levels: Sequence[int]) -> ByLevel:
-    """One module of K clients of one shape (out, in); None for a client that does not adapt it.
+    """Squared distances in one module; an update is None for a client that does not adapt it.
 
-    `levels` are the distinct ranks of the clients, ascending; nothing beyond the last is compared.
-    Only levels that `in_units` asks for are kept, so that a client adds one at most to a module,
-    however many ranks it has in others. A zero update fills no rank, and is compared at the rank
-    that it declares. Where s_m = s_m+1, T_m is one of several.
+    `levels` are the distinct ranks of all clients, ascending. The result keeps the levels that
+    `in_units` needs: the first level at or above each client's rank, and the last level. A zero
+    update is compared at its declared rank. T_m is not unique if s_m = s_m+1.
 
-    >>> one = Factors(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
-    >>> two = Factors(torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0, 0.0]]))
-    >>> by_level([one, two, None], levels=[1, 2]).distances[-1]
+    >>> rank_2 = Factors(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    >>> rank_1 = Factors(torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0, 0.0]]))
+    >>> by_level([rank_2, rank_1, None], levels=[1, 2]).distances[-1]
     array([[0., 1., 0.],
            [1., 0., 0.],
            [0., 0., 0.]])
     """
     ranks = np.zeros(len(updates), dtype=np.int64)
-    svds = [(k, _svd(one)) for k, one in enumerate(updates) if one is not None]
-    present = [k for k, _ in svds]
-    found = [one for _, one in svds]
-    ranks[present] = [one.s.numel() for one in found]
+    present = [k for k, update in enumerate(updates) if update is not None]
+    svds = [_svd(update) for update in updates if update is not None]
+    ranks[present] = [svd.s.numel() for svd in svds]
     kept = sorted({levels[at] for at in _reached(levels, ranks[present])} | {levels[-1]})
     distances = np.zeros((len(kept), len(updates), len(updates)))
-    if found:
+    if svds:
         at = np.ix_(range(len(kept)), present, present)
-        distances[at] = _distances(found, ranks[present], np.asarray(kept))
+        distances[at] = _distances(svds, ranks[present], np.asarray(kept))
     return ByLevel(tuple(kept), distances, ranks)
 
 
 def _reached(levels: Sequence[int], ranks: IntArray) -> IntArray:
-    """The place of the first level that reaches each rank, the last one where none does."""
+    """The index of the first level at or above each rank; of the last level if there is none."""
     return np.searchsorted(levels[:-1], ranks)
 
 
 def in_units(module: ByLevel) -> Comparison:
-    """The distances of one module beside what is typical at the level of each pair.
+    """The distances of one module, with the typical squared distance at the level of each pair.
 
-    The level of a pair is the first that reaches the lower of its two ranks. Typical there is the
-    median over the clients that reach the level too, all truncated to it, of their median squared
-    distance to each other. Clients at distance 0, the same or with nothing shared, are in no
-    median. Attackers make a level's unit larger only where they are half of those that reach it.
+    The level of a pair is the first at or above the lower of its two ranks. The typical squared
+    distance of a level is a median of medians: over the clients that reach the level, truncated to
+    it, of each client's median squared distance to the others. Distances of 0 (equal updates, no
+    common module) are left out. Attackers raise it only if they are half of these clients.
     """
     reached = _reached(module.levels, module.ranks)
     adapts = module.ranks > 0
     typical = np.zeros(len(module.levels))
     for level, distances in enumerate(module.distances):
         at = adapts & (reached >= level)
-        typical[level] = _median([_median(row) for row in distances[np.ix_(at, at)]])
+        typical[level] = lower_median([lower_median(row) for row in distances[np.ix_(at, at)]])
     shared = np.outer(adapts, adapts).astype(np.float64)
     return Comparison(
         module.distances[-1], shared * typical[np.minimum.outer(reached, reached)], shared
@@ -107,16 +106,15 @@ def in_units(module: ByLevel) -> Comparison:
 
 
 def compare(updates: Sequence[Factors | None], levels: Sequence[int]) -> Comparison:
-    """One module of K clients, as `by_level` takes them."""
+    """The comparison of K clients in one module; arguments as of `by_level`."""
     return in_units(by_level(updates, levels))
 
 
 def relative(comparison: Comparison) -> FloatArray:
-    """Squared distances in units of what is typical in the modules that a pair shares: (K, K).
+    """Squared distances divided by the typical squared distances of the pair's modules: (K, K).
 
-    So 0 means the same and 1 as far apart as two clients usually are, at any rank and in however
-    few modules. Of a pair that shares none, nothing is known, and 1 is taken. Beyond the range of
-    float64, a distance is infinite.
+    0 means equal updates and 1 a typical distance, for any rank and number of modules. A pair
+    without a common module gets 1. A distance beyond the range of float64 is infinite.
 
     >>> apart = np.array([[[0.0, 2.0, 8.0], [2.0, 0.0, 8.0], [8.0, 8.0, 0.0]]])
     >>> relative(in_units(ByLevel((4,), apart, np.array([4, 4, 4]))))
@@ -129,23 +127,16 @@ def relative(comparison: Comparison) -> FloatArray:
         units = np.divide(distances, typical, out=np.zeros_like(distances), where=typical > 0)
     units[comparison.shared == 0] = 1.0
     np.fill_diagonal(units, 0.0)
-    unbounded: FloatArray = np.fmin(units, np.inf)  # what is no number is as far as can be
+    unbounded: FloatArray = np.fmin(units, np.inf)  # NaN, an overflow, becomes infinite
     return unbounded
 
 
-def _median(values: Sequence[float] | FloatArray) -> float:
-    """The lower median of those above 0; 0 without any. A mean of the middle two would do as the
-    larger of them says, which may be an attacker's.
-    """
-    positive = np.sort([value for value in values if value > 0])
-    return float(positive[(positive.size - 1) // 2]) if positive.size else 0.0
-
-
 def _svd(factors: Factors) -> lowrank.Svd:
+    """The SVD without null directions; a zero update gets its declared rank in zeros."""
     ones = torch.ones(factors.rank, dtype=torch.float64, device=factors.B.device)
-    found = lowrank.svd(lowrank.orthogonalize([factors]), ones)[0]
-    if found.s.numel():
-        return found
+    svd = lowrank.svd(lowrank.orthogonalize([factors]), ones)[0]
+    if svd.s.numel():
+        return svd
     out_features, in_features = factors.shape
     return lowrank.Svd(
         ones.new_zeros(out_features, factors.rank),
@@ -154,8 +145,8 @@ def _svd(factors: Factors) -> lowrank.Svd:
     )
 
 
-def _distances(found: Sequence[lowrank.Svd], ranks: IntArray, levels: IntArray) -> FloatArray:
-    """Squared distances (L, K, K) of K clients that all have an update.
+def _distances(svds: Sequence[lowrank.Svd], ranks: IntArray, levels: IntArray) -> FloatArray:
+    """Squared distances (L, K, K) of K clients that all adapt the module.
 
     ‖T_m(ΔW_k)‖² = sum s_a² and ‹T_m(ΔW_j), T_m(ΔW_k)› = sum s_a s_b (u_aᵀ u_b) (v_aᵀ v_b) over
     directions a, b < m of j and of k: one strip of Gram matrices for each client.
@@ -163,27 +154,27 @@ def _distances(found: Sequence[lowrank.Svd], ranks: IntArray, levels: IntArray) 
     starts = np.cumsum([0, *ranks])
     index = np.concatenate([np.arange(r) for r in ranks])
     owners = np.repeat(np.arange(len(ranks)), ranks)
-    U, V = torch.cat([one.U for one in found], dim=1), torch.cat([one.Vh for one in found])
-    s = torch.cat([one.s for one in found])
+    U, V = torch.cat([svd.U for svd in svds], dim=1), torch.cat([svd.Vh for svd in svds])
+    s = torch.cat([svd.s for svd in svds])
     inner = np.zeros((len(levels), len(ranks), len(ranks)))
     for j, first in enumerate(starts[:-1]):
-        own, later = slice(first, starts[j + 1]), slice(first, None)
-        gram = (U[:, own].T @ U[:, later]) * (V[own] @ V[later].T) * torch.outer(s[own], s[later])
-        products = gram.cpu().numpy()
-        # The largest index of a pair of directions, and whether each is within the other's rank.
-        depth = np.maximum.outer(index[own], index[later])
+        of_j, later = slice(first, starts[j + 1]), slice(first, None)
+        gram = (U[:, of_j].T @ U[:, later]) * (V[of_j] @ V[later].T)
+        products = (gram * torch.outer(s[of_j], s[later])).cpu().numpy()
+        # The larger index of each pair of directions; it must be below both ranks and the level.
+        depth = np.maximum.outer(index[of_j], index[later])
         within = depth < np.minimum(ranks[j], ranks[owners[later]])
         for level, m in enumerate(levels):
             columns = np.where(within & (depth < m), products, 0.0).sum(axis=0)
             inner[level, j, j:] = np.add.reduceat(columns, starts[j:-1] - first)
     inner += np.triu(inner, 1).transpose(0, 2, 1)
     cumulative = np.zeros((len(ranks), ranks.max() + 1))
-    for k, one in enumerate(found):
-        cumulative[k, 1 : ranks[k] + 1] = one.s.square().cumsum(0).cpu().numpy()
+    for k, svd in enumerate(svds):
+        cumulative[k, 1 : ranks[k] + 1] = svd.s.square().cumsum(0).cpu().numpy()
     m = np.minimum(np.minimum.outer(ranks, ranks), levels[:, None, None])
     energies = cumulative[np.arange(len(ranks))[:, None], m]
     both = energies + energies.transpose(0, 2, 1)
     distances = both - 2 * inner
-    # What rounding leaves of the difference of equal updates is no distance.
+    # Equal updates differ by rounding alone.
     rounding = np.finfo(np.float64).eps * max(U.shape[0], V.shape[1]) * both
     return np.where(distances > rounding, distances, 0.0)

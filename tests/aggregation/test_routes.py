@@ -1,4 +1,4 @@
-"""How modules are computed is a matter of cost alone: every route writes the same update."""
+"""Every route writes the same update and the same report."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import Spec, make, relative_error, written_update
 from support.rounds import SHAPES, expected_update, make_round
-from support.routes import ROUTES, take
+from support.routes import take
 from typer.testing import CliRunner
 
 from fedlora_cli import AggregateOptions, aggregate
-from fedlora_cli.aggregation import decompose
 from fedlora_cli.cli import app
 from fedlora_cli.kernels.leading import Unresolved
+from fedlora_cli.kernels.routes import ROUTES
 
 
 def spectra(report: Any) -> np.ndarray:
@@ -46,18 +46,14 @@ def test_every_route_writes_the_same_update_and_report(
     make_round(tmp_path)
     exact = aggregate([tmp_path / "round"], tmp_path / "exact", replace(options, verify=True))
     taken: list[str] = []
-    own = {"gram": "_by_grams", "dense": "_by_dense", "factored": "_by_factors"}
-    if route in own:
-        plain = getattr(decompose, own[route])
-        watched = lambda *given: (taken.append(route), plain(*given))[1]  # noqa: E731
-        monkeypatch.setattr(decompose, own[route], watched)
-        if route in decompose._FAST:
-            monkeypatch.setitem(decompose._FAST, route, watched)
+    plain = ROUTES[route]
+    watched = lambda *given: (taken.append(route), plain(*given))[1]  # noqa: E731
+    monkeypatch.setitem(ROUTES, route, watched)
     take(route, monkeypatch)
 
     found = aggregate([tmp_path / "round"], tmp_path / "found", replace(options, verify=True))
 
-    assert len(taken) >= (len(SHAPES) if route in own else 0)
+    assert len(taken) >= len(SHAPES)
     for module in SHAPES:
         expected = written_update(tmp_path / "exact", module)
         assert relative_error(written_update(tmp_path / "found", module), expected) < 5e-7
@@ -65,10 +61,10 @@ def test_every_route_writes_the_same_update_and_report(
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_earlier_rounds_and_momentum_are_terms_on_every_route(
+def test_every_route_sums_earlier_adapters_and_momentum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
-    """A module that one client alone has left to the previous adapter, and terms that cancel."""
+    """With terms that cancel, and a module that mostly the previous adapter holds."""
     make_round(tmp_path)
     aggregate([tmp_path / "round"], tmp_path / "one")
     aggregate(
@@ -94,7 +90,7 @@ def test_earlier_rounds_and_momentum_are_terms_on_every_route(
 
 
 @pytest.mark.parametrize("route", ["gram", "dense", "factored"])
-def test_what_a_route_cannot_resolve_takes_the_exact_one(
+def test_an_unresolved_module_takes_the_route_qr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
     made = make_round(tmp_path)
@@ -137,7 +133,7 @@ def test_an_update_beyond_all_norms_is_refused_on_every_route(
 def test_a_large_module_is_summed_client_by_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, str]]
 ) -> None:
-    """No client's factors are read before those of the one before are summed."""
+    """A client's factors are read after those of the previous client are summed."""
     shapes = {"m": (9, 7)}
     for number in range(5):
         make(tmp_path / "round", Spec(f"c{number}", rank=3, shapes=shapes, seed=number))
@@ -162,7 +158,7 @@ def test_a_large_module_is_summed_client_by_client(
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_a_device_is_found_and_changes_nothing(
+def test_auto_and_cpu_write_the_same_bytes(
     tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CPU by either name; a GPU gives the same update in other bytes."""
@@ -175,7 +171,7 @@ def test_a_device_is_found_and_changes_nothing(
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
 
 
-def test_the_rank_for_an_energy_is_found_first_and_then_written(tmp_path: Path) -> None:
+def test_energy_and_the_rank_that_it_gives_write_the_same_weights(tmp_path: Path) -> None:
     make_round(tmp_path)
     found = aggregate([tmp_path / "round"], tmp_path / "found", AggregateOptions(energy=0.9))
     assert found.rank is not None
@@ -209,8 +205,8 @@ def test_explain_shows_the_route_of_every_module(tmp_path: Path) -> None:
     assert "work" not in json.loads((tmp_path / "out" / "fedlora.json").read_text())
 
 
-def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Path) -> None:
-    """Not with the number of modules, and by a little for headers with that of the clients."""
+def test_the_estimated_memory_grows_with_the_modules_in_flight(tmp_path: Path) -> None:
+    """The number of modules does not matter; more clients add a little for headers."""
     from fedlora_cli.rounds.preparation import prepare
     from fedlora_cli.rounds.work import estimate_work
 
@@ -233,10 +229,10 @@ def test_the_memory_that_is_told_grows_with_what_is_in_flight_alone(tmp_path: Pa
 
 
 @pytest.mark.parametrize("ranks", [[2], [2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8]])
-def test_the_memory_that_is_told_has_the_comparison_of_all_clients(
+def test_the_estimated_memory_includes_the_comparison_of_clients(
     tmp_path: Path, ranks: list[int]
 ) -> None:
-    """`--robust` compares every client with every other, at each level, so many modules at once."""
+    """`--robust` compares all pairs of clients, at each level, for each module in flight."""
     from fedlora_cli.aggregation.bounds import bounded
     from fedlora_cli.rounds.preparation import prepare
     from fedlora_cli.rounds.work import estimate_work

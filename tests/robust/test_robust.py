@@ -1,4 +1,4 @@
-"""What one client can do: capped weights, distances across ranks, rules of trust, the clip."""
+"""Bounds on a client: capped weights, distances across ranks, rules of trust, the clip."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_capped_weights_do_not_depend_on_the_order_of_the_clients(
 
 
 @given(columns())
-def test_those_below_the_limit_are_lifted_by_one_factor(case: tuple[Weights, float, int]) -> None:
+def test_weights_below_the_limit_grow_by_the_same_factor(case: tuple[Weights, float, int]) -> None:
     weights, limit, _ = case
     result = capped(weights, limit).clients
     for before, after in zip(weights.clients.T, result.T, strict=True):
@@ -127,7 +127,7 @@ def test_distances_are_those_of_the_dense_truncations() -> None:
     assert np.array_equal(found.distances, found.distances.transpose(0, 2, 1))
 
 
-def test_neither_the_basis_nor_a_rank_that_is_not_filled_changes_a_distance() -> None:
+def test_basis_and_unfilled_rank_do_not_change_a_distance() -> None:
     rng = np.random.default_rng(1)
     matrices = [truncated(rng.standard_normal((9, 7)), r) for r in (2, 4, 4)]
     plain = [factors(one, r) for one, r in zip(matrices, (2, 4, 4), strict=True)]
@@ -142,14 +142,14 @@ def test_neither_the_basis_nor_a_rank_that_is_not_filled_changes_a_distance() ->
     assert np.array_equal(found.ranks, expected.ranks)
 
 
-def test_equal_updates_in_two_bases_are_at_no_distance_at_all() -> None:
+def test_equal_updates_in_two_bases_have_distance_zero() -> None:
     rng = np.random.default_rng(2)
     matrix = 1e6 * rng.standard_normal((9, 7))
 
     assert not by_level([factors(matrix, 3), factors(matrix, 3, rng)], [3]).distances.any()
 
 
-def test_a_zero_update_is_compared_at_its_rank_and_a_module_that_one_lacks_is_not() -> None:
+def test_a_zero_update_is_compared_and_a_missing_module_is_not() -> None:
     rng = np.random.default_rng(3)
     one, two = (factors(rng.standard_normal((9, 7)), 3) for _ in range(2))
     zero = Factors(torch.zeros(9, 3, dtype=torch.float64), one.A)
@@ -195,7 +195,7 @@ def test_relative_distances_have_no_unit() -> None:
     np.testing.assert_allclose(relative(compare(tiny, [2, 3])), expected, rtol=1e-12)
 
 
-def test_fewer_than_half_of_a_level_do_not_make_its_unit_larger() -> None:
+def test_a_minority_of_a_level_does_not_raise_its_typical_distance() -> None:
     rng = np.random.default_rng(7)
     honest = [factors(rng.standard_normal((9, 7)), 4) for _ in range(3)]
     bad = [Factors(one.B * 1e3, one.A, one.scale) for one in honest[:2]]
@@ -207,7 +207,7 @@ def test_fewer_than_half_of_a_level_do_not_make_its_unit_larger() -> None:
     assert found[:3, 3:5].min() > 1e5
 
 
-def test_what_is_no_number_is_as_far_as_can_be() -> None:
+def test_an_overflow_is_an_infinite_distance() -> None:
     distances = np.array([[0.0, 1.0, np.inf], [1.0, 0.0, np.nan], [np.inf, np.nan, 0.0]])
     distances[:2, :2] *= 1e-300
     found = relative(in_units(ByLevel((4,), distances[None], np.array([4, 4, 4]))))
@@ -284,7 +284,7 @@ def scaled(one: Factors, factor: float) -> Factors:
 
 
 def noise(rng: np.random.Generator, rank: int, like: Factors) -> Factors:
-    """A random update of a given rank, as large as another."""
+    """A random update of a given rank, with the norm of another update."""
     one = factors(rng.standard_normal((OUT, IN)), rank)
     return scaled(one, float(np.linalg.norm(dense(like)) / np.linalg.norm(dense(one))))
 
@@ -340,12 +340,12 @@ def points(rng: np.random.Generator, n: int, dimensions: int = 30) -> tuple[Floa
 
 
 @pytest.mark.parametrize(("n", "f"), [(4, 1), (6, 2), (2, 0), (5, -1)])
-def test_multi_krum_refuses_more_attackers_than_it_can_stand(n: int, f: int) -> None:
+def test_multi_krum_refuses_too_many_attackers(n: int, f: int) -> None:
     with pytest.raises(ValueError, match=r"n >= 2 f \+ 3"):
         multi_krum(np.zeros((n, n)), np.ones(n), f)
 
 
-def test_multi_krum_scores_by_the_nearest_and_takes_the_first_of_equals() -> None:
+def test_multi_krum_scores_by_the_nearest_and_takes_the_first_of_equal_scores() -> None:
     assert multi_krum(np.zeros((5, 5)), np.ones(5), f=1).tolist() == [1, 1, 1, 1, 0]
     rng = np.random.default_rng(0)
     _, distances = points(rng, 9)
@@ -425,8 +425,8 @@ def test_the_limit_is_twice_the_median_of_the_nonzero_norms() -> None:
     assert clip_factors(np.zeros(3), clip_limit(np.zeros(3))).tolist() == [1.0] * 3
 
 
-def test_who_adapts_few_modules_is_judged_by_these() -> None:
-    """A flipped sign in one module of four, from a client that sends no other."""
+def test_a_client_with_few_modules_is_judged_by_these() -> None:
+    """A client sends one module of four, with a flipped sign."""
     rng = np.random.default_rng(11)
     signal = [rng.standard_normal((9, 7)) for _ in range(4)]
     honest = [
@@ -444,7 +444,7 @@ def test_who_adapts_few_modules_is_judged_by_these() -> None:
 
 
 def every_level(updates: list[Factors | None], levels: list[int]) -> FloatArray:
-    """Relative distances by the definition: a dense truncation at every level, without a bound."""
+    """Relative distances by definition: a dense truncation at every level."""
     matrices = [None if one is None else dense(one) for one in updates]
     ranks = np.array([0 if one is None else one.rank for one in updates])
     at = np.array(
@@ -497,8 +497,8 @@ def test_levels_that_no_pair_needs_change_nothing(ranks: list[int], levels: list
 
 
 @pytest.mark.parametrize("others", [10, 100, 600])
-def test_ranks_of_other_modules_make_no_levels(others: int) -> None:
-    """One client with hundreds of ranks does not have all others compared hundreds of times."""
+def test_ranks_of_other_modules_add_no_levels(others: int) -> None:
+    """A client with hundreds of ranks does not cause hundreds of comparisons."""
     rng = np.random.default_rng(9)
     updates = [factors(rng.standard_normal((9, 7)), r) for r in (2, 4, 4, 4, 5)]
     found = by_level(updates, list(range(1, others + 1)))
