@@ -237,7 +237,10 @@ def test_adapters_that_may_be_rounds_of_another_tool_are_pointed_out(tmp_path: P
     assert any("the adapters are read as clients" in warning for warning in taken.warnings)
     assert not any("--as rounds" in warning for warning in asked.warnings)
     told = diagnose(tmp_path / "run", DiagnoseOptions(subject="rounds"))
-    assert told.reason == "give --shared-rank, the smallest rank of the clients"
+    assert (
+        told.reason
+        == "the shared rank is unknown; give --shared-rank, the smallest rank of the clients"
+    )
 
 
 def test_updates_larger_than_any_number_are_refused(tmp_path: Path) -> None:

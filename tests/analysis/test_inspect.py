@@ -469,7 +469,7 @@ def test_rounds_of_global_adapters_need_not_fit_each_other(globally: Path, tmp_p
     found = document(globally, tmp_path / "2/global")
 
     assert [fault["where"] for fault in found["faults"]] == [str(tmp_path / "2/global" / CONFIG)]
-    assert "its SHA-256 is not the one in fedlora.json" in found["faults"][0]["found"]
+    assert "its SHA-256 differs from the one in fedlora.json" in found["faults"][0]["found"]
     one, two = str(globally), str(tmp_path / "2/global")
     assert found["differences"] == [
         {"what": "base model", "values": [["other", [two]], ["tiny/base", [one]]]}

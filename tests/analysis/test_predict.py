@@ -296,7 +296,7 @@ def test_the_advised_quorum_is_a_row_and_so_is_the_one_asked_for() -> None:
     assert of(report, "raflora, quorum 0.5").largest_weight == pytest.approx(0.6)
     assert of(report, "raflora, quorum 0.5").heaviest_rank == 2
     assert [m.name for m in even.methods] == list(METHODS)
-    assert "no quorum needed: no client has more than 0.500 anywhere" in even.advice
+    assert "no quorum needed: no weight of a client exceeds 0.500" in even.advice
     lone = predict((2, 2, 4), (4, 4, 2))
     assert of(lone, "raflora, quorum 0.4").largest_weight == 0.5
     assert any(line.startswith("give --quorum 0.4: without it") for line in lone.advice)

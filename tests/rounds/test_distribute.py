@@ -388,7 +388,7 @@ def test_a_broken_global_adapter_is_refused(home: Path) -> None:
     result = run("global", "--like", "round", "-o", "start")
 
     assert changed.exit_code == result.exit_code == 3
-    assert "its SHA-256 is not the one in fedlora.json" in changed.stderr
+    assert "its SHA-256 differs from the one in fedlora.json" in changed.stderr
     assert "holds 1 NaN or infinite values" in result.stderr
     assert sorted(path.name for path in home.iterdir()) == ["global", "round"]
 
