@@ -62,7 +62,7 @@ def run(method: str, rounds: int, clients: dict[str, Digits], output: Path) -> N
                 start_from(model, previous, RANKS[name])
             train(model, digits, epochs=EPOCHS, rate=RATE)
             save_adapter(model, len(digits[1]), folder / name)
-        options = fedlora.Options(
+        options = fedlora.AggregateOptions(
             method=method,
             dtype="float16",
             previous=previous if fedlora.METHODS[method].uses_previous else None,

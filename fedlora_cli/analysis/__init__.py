@@ -1,1 +1,1 @@
-"""Workflows that read: what adapters hold, what will become of them, what is wrong with them."""
+"""Commands that only read adapters: inspect, diagnose, compare, predict."""

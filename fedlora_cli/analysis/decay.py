@@ -1,7 +1,7 @@
-"""What becomes of the energy of each rank index over the rounds, told by weights alone.
+"""The energy of each rank index over the rounds, predicted from the weights alone.
 
-In a basis that stays and without training, one round multiplies the update at a rank index by the
-column sum of the weights there. Source: arXiv:2602.13486.
+In a fixed basis and without training, one round multiplies the update at a rank index by the column
+sum of the weights there. Source: arXiv:2602.13486.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import numpy as np
 from fedlora_cli.methods.method import Method
 from fedlora_cli.methods.weights import FloatArray, Holdings, Rule
 
-#: How often a round multiplies the energy by a column sum: twice, and once more for each of the two
-#: factors where both are averaged on their own.
+#: The power of the column sum in the energy factor: 4 if B and A are averaged separately.
 _POWERS = {"sum": 2, "shared": 2, "average": 4}
 
-#: What sums of up to a million weights are off by.
+#: The rounding error of a sum of up to a million weights.
 _ROUNDING = 1e-9
 
 
 def column_sums(method: Method, holdings: Holdings, rule: Rule | None = None) -> FloatArray:
-    """The sum of all weights at each rank index, the previous adapter's included if the method uses
-    it. `rule` stands in for the method's own, as another quorum does. Shape (R,).
+    """The sum of the weights at each rank index, shape (R,). It includes the previous adapter's
+    weight if the method uses one. `rule` replaces the method's own rule.
 
     >>> from fedlora_cli.methods import METHODS
     >>> example = Holdings(np.array([1, 2]), np.array([30.0, 10.0]), np.ones(2), previous_rank=3)
@@ -34,14 +33,14 @@ def column_sums(method: Method, holdings: Holdings, rule: Rule | None = None) ->
     sums: FloatArray = weights.clients.sum(axis=0)
     if method.uses_previous:
         sums = sums + weights.previous
-    # A sum that is 1 but for rounding must not look like a decay that takes forever.
+    # Rounding must not turn a sum of 1 into an endless decay.
     return np.where(np.abs(sums - 1.0) < _ROUNDING, 1.0, sums)
 
 
 def energy_factors(method: Method, holdings: Holdings, rule: Rule | None = None) -> FloatArray:
-    """By what one round multiplies the energy of each rank index. Shape (R,).
+    """The factor by which one round multiplies the energy of each rank index, shape (R,).
 
-    The square of the column sum; its fourth power where B and A are averaged apart, as both shrink.
+    The square of the column sum, or its fourth power if B and A are averaged separately.
 
     >>> from fedlora_cli.methods import METHODS
     >>> example = Holdings(np.array([1, 2]), np.array([10.0, 10.0]), np.ones(2))
@@ -55,8 +54,8 @@ def energy_factors(method: Method, holdings: Holdings, rule: Rule | None = None)
 
 
 def gamma(factors: FloatArray, shared: int) -> float | None:
-    """The largest factor beyond the first `shared` rank indices: the rate at which 1 - ρ decays in
-    the end. None where nothing lies beyond.
+    """The largest factor beyond the first `shared` rank indices: the decay rate of 1 - ρ in the
+    long run. None if there is no further rank index.
 
     >>> gamma(np.array([1.0, 0.25, 0.04]), shared=1)
     0.25
@@ -72,7 +71,7 @@ def energy_ratio(
     >>> energy_ratio(np.array([2.0, 2.0]), np.array([1.0, 0.25]), shared=1, rounds=1)
     0.8
     """
-    # Divided by the largest factor, energies never all vanish.
+    # Divided by the largest factor, some energy always stays positive.
     left = energies * (factors / factors.max()) ** rounds
     return float(left[:shared].sum() / left.sum())
 
@@ -80,9 +79,9 @@ def energy_ratio(
 def rounds_until(
     threshold: float, energies: FloatArray, factors: FloatArray, shared: int
 ) -> int | None:
-    """The first round after which ρ exceeds `threshold`, 0 if it does already, None for never.
+    """The first round after which ρ exceeds `threshold`: 0 for at the start, None for never.
 
-    No factor beyond the shared rank may be larger than those within, so that ρ never falls.
+    No factor beyond the shared rank may exceed those within it, so that ρ never falls.
 
     >>> rounds_until(0.9, np.array([2.0, 2.0]), np.array([1.0, 0.25]), shared=1)
     2
@@ -90,7 +89,7 @@ def rounds_until(
     """
 
     def exceeds(rounds: float) -> bool:
-        # What equals the threshold but for rounding does not exceed it.
+        # Equality up to rounding does not count.
         return energy_ratio(energies, factors, shared, rounds) > threshold * (1 + _ROUNDING)
 
     if exceeds(0):

@@ -1,1 +1,1 @@
-"""Report dataclasses, and what becomes of them: terminal, JSON, model card."""
+"""Reports as terminal output, HTML pages and figures."""

@@ -1,4 +1,4 @@
-"""A view and its figure as one HTML page, which needs nothing but itself."""
+"""A view and its figure as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from fedlora_cli.render.view import Bar, Block, Column, Paragraph, Table, View
 from fedlora_cli.text import printable
 
-#: What a tone says to those who do not see its colour: a sign, and a word for screen readers.
+#: The tone without color: a sign, and a word for screen readers.
 _TONES = {
     "plain": ("", ""),
     "good": ("✓", "Good: "),
@@ -20,10 +20,10 @@ _TONES = {
 
 
 def page(view: View, svg: bytes) -> str:
-    """The headline, the figure, and all that the view holds: every row, whatever a terminal shows.
+    """The page: the headline, the figure, and every row of every table.
 
-    `svg` comes from matplotlib and is taken as it is; every text is escaped, and characters that
-    control a terminal or the direction of writing are spelled out. Same input, same page.
+    `svg` comes from matplotlib and is not escaped. Every text is escaped, and control characters
+    are spelled out. The same input gives the same page.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -40,12 +40,12 @@ def page(view: View, svg: bytes) -> str:
 
 
 def _leads(block: Block) -> bool:
-    """Whether it is news, which a page tells first and a terminal last, next to the prompt."""
+    """Whether the block is a finding: a page shows findings first, a terminal last."""
     return isinstance(block, Paragraph) and block.tone != "plain"
 
 
 def _inline(svg: bytes) -> Markup:
-    """The element alone: a page has no place for another document's head."""
+    """The svg element without the head of its document."""
     text = svg.decode()
     return Markup(text[text.index("<svg") :].strip())  # noqa: S704 - our own drawing
 
@@ -55,22 +55,22 @@ def _tone(block: Paragraph) -> tuple[str, str]:
 
 
 def _label(table: Table) -> str:
-    """What a table without a title is about: its columns."""
+    """The label of a table without a title: its columns."""
     return ", ".join(column.name for column in table.columns if column.name)
 
 
 def _is_head(column: Column, position: int) -> bool:
-    """Whether the cell says what its row is about."""
+    """Whether the cell is the head of its row."""
     return position == 0 and column.kind in ("name", "text")
 
 
 def _has_number(columns: tuple[Column, ...], position: int) -> bool:
-    """Whether a column beside the bar has its number: the two share one name."""
+    """Whether a column beside the bar has the same number and shares its name."""
     return not columns[position].name or not all(c.name for c in columns[position + 1 :][:1])
 
 
 def _width(cell: Bar) -> str:
-    """The length of a bar in percent; any share at all shows as something."""
+    """The length of a bar in percent; every positive share is visible."""
     share = min(max(cell.share or 0.0, 0.0), 1.0)
     return f"{max(100 * share, 0.6 if share else 0.0):.2f}"
 

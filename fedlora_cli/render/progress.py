@@ -1,4 +1,4 @@
-"""A progress bar with an estimate, on a terminal, for work that takes longer than a second."""
+"""A progress bar with the remaining time, on a terminal, for work longer than a second."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedlora_cli.execution import engine
 
-#: Seconds of work before a bar is worth a look.
+#: Seconds of work before the bar appears.
 PATIENCE = 1.0
 
 
 @contextmanager
 def progress_on(console: Console, *, shown: bool) -> Iterator[engine.Stage]:
-    """A function that begins a stage of the work and returns what to tell its progress to."""
+    """A function that begins a stage of the work and returns the callback for its progress."""
     if not (shown and console.is_terminal):
         yield engine.quiet
         return

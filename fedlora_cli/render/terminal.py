@@ -1,4 +1,4 @@
-"""A view on a terminal of at least 80 columns. Names are shown as text, never as markup."""
+"""A view drawn on a terminal of at least 80 columns. Names are text, never markup."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from rich.text import Text
 from fedlora_cli.render.view import Bar, Block, Cell, Paragraph, Table, View
 from fedlora_cli.text import printable
 
-#: Columns of a terminal that every table fits into, and the blanks between two of its own.
+#: The width of every table, and the blanks between two of its columns.
 _TABLE_WIDTH = 80
 _GAP = 2
 
-#: The kinds of columns that are shortened where there is no room for them.
+#: The kinds of columns that are shortened to fit.
 _SHORTENED = ("name", "phrase")
 
-#: The most that a bar and, beside one, a name are given, and the least.
+#: The largest and the smallest width of a bar, and of a name.
 _BARS = (28, 10)
 _NAMES = (36, 10)
 
-#: What is left of a long word in a phrase before the last words go.
+#: The shortest width of a long word; a phrase that is still too long loses its last words.
 _LEAST_WORD = 12
 
 _STYLES = {"plain": "", "good": "green", "warning": "yellow", "bad": "bold red"}
 
-#: Letters of the papers, for terminals that have only ASCII.
+#: Replacements on terminals that have only ASCII.
 _ASCII = {"ρ": "rho", "γ": "gamma", "κ": "kappa", "β": "beta", "Δ": "d", "²": "^2", "‖": "|"} | {
     "Σ": "sum", "·": "*", "×": "x", "…": "~", "√": "sqrt ", "±": "+-"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How wide bars are, and names by the position of their column; which of these are `phrases`;
-    `plain` draws in ASCII.
+    """The widths of bars and of names by column; `phrases` are the columns of phrases; `plain`
+    draws in ASCII.
     """
 
     bar: int
@@ -46,7 +46,7 @@ class _Layout:
 
 
 def on_terminal(view: View, *, plain: bool = False) -> RenderableType:
-    """The view as rich draws it. `plain` draws in ASCII, for terminals that have nothing else."""
+    """The view as rich draws it; `plain` draws in ASCII."""
     subject, summary = (_written(text, plain=plain) for text in (view.subject, view.summary))
     headline = Text.assemble((subject, "bold"), f": {summary}")
     blocks = [_block(block, plain=plain) for block in view.blocks]
@@ -86,7 +86,7 @@ def _table(block: Table, *, plain: bool) -> RenderableType:
 
 
 def _layout(block: Table, *, plain: bool) -> _Layout:
-    """Names and bars share what the other columns leave; names come first."""
+    """The widths of names and bars: they share the rest of the line, names first."""
     room = _TABLE_WIDTH - _GAP * (len(block.columns) - 1)
     bars, least, names = 0, _BARS[1], {}
     for i, column in enumerate(block.columns):
@@ -106,7 +106,7 @@ def _layout(block: Table, *, plain: bool) -> _Layout:
 
 
 def _shared_out(wanted: dict[int, int], room: int) -> dict[int, int]:
-    """What every column is given: the narrow ones all they want, the wide ones the rest, evenly.
+    """The width of each column: narrow columns get all they need, wide ones share the rest.
 
     >>> _shared_out({0: 5, 2: 60}, 40)
     {0: 5, 2: 35}
@@ -129,13 +129,13 @@ def _cell(cell: Cell, position: int, layout: _Layout) -> Text:
 
 
 def _written(text: str, *, plain: bool) -> str:
-    """Text that a terminal shows and never obeys."""
+    """Text without control characters, in ASCII if `plain`."""
     shown = printable(text)
     return "".join(_ASCII.get(letter, letter) for letter in shown) if plain else shown
 
 
 def _shortened(name: str, width: int) -> str:
-    """A name without its beginning, where it is too long: the end tells modules apart.
+    """A name without its beginning if it is too long, because modules differ at the end.
 
     >>> _shortened("model.layers.17.self_attn.q_proj", 20)
     '…17.self_attn.q_proj'
@@ -148,8 +148,8 @@ def _shortened(name: str, width: int) -> str:
 
 
 def _shortened_phrase(text: str, width: int) -> str:
-    """A phrase with its long words shortened at their beginning, and without its last ones, if that
-    does not suffice.
+    """A phrase with its long words shortened at their beginning and, if it is still too long,
+    without its last words.
 
     >>> _shortened_phrase("4, without model.layers.0.mlp.up_proj", 23)
     '4, without …mlp.up_proj'
@@ -171,7 +171,7 @@ def _shortened_phrase(text: str, width: int) -> str:
 
 
 def _bar(share: float | None, layout: _Layout) -> str:
-    """A bar of eighths of a character; any share at all shows as something."""
+    """A bar in eighths of a character; every positive share is visible."""
     if not share:
         return ""
     if layout.plain:

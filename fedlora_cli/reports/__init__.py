@@ -1,1 +1,1 @@
-"""The results of the commands, as data: what tables, pages and `--json` are made from."""
+"""The results of the commands as data, from which tables, pages and `--json` are made."""

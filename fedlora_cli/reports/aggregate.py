@@ -1,4 +1,4 @@
-"""What one aggregation found out."""
+"""The report of an aggregation."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from typing import Any
 
 from fedlora_cli.clients.reading import LeftOut, SamplesFrom
 
-#: Who vouches for the sample counts, in words.
-VOUCHED: dict[SamplesFrom, str] = {
-    "operator": "samples as --samples says",
-    "clients": "samples as the clients say",
-    "uniform": "samples not told: all clients count the same",
+#: The source of the sample counts, as terminal and model card show it.
+SAMPLES_SOURCE: dict[SamplesFrom, str] = {
+    "operator": "sample counts: from --samples",
+    "clients": "sample counts: self-reported by the clients",
+    "uniform": "sample counts: unknown, so all clients have equal weight",
 }
 
 
 @dataclass(frozen=True)
 class ClientRow:
-    """A client. `weight` is its weight at the first rank index, which everyone holds, averaged over
-    its modules; `max_weight` the largest it has at any index of any module. `energy` is that of its
-    own update by singular direction, pooled over its modules: what it brought to each rank index.
-    `norm` is ‖ΔW_k‖_F, or more where its rank indices cancel each other (`sizes.Sizes.reach`);
-    where updates were compared beforehand, `clip` is what the update was multiplied by and `trust`
-    what its samples were.
+    """A client. `weight` is its weight at the first rank index, averaged over its modules, and
+    `max_weight` its largest weight at any rank index of any module. `energy` is the energy of its
+    update by singular direction, summed over its modules. `norm` is ‖ΔW_k‖_F, or more if its rank
+    indices cancel each other (`sizes.Sizes.reach`). `clip` is the factor of its update, and `trust`
+    the factor of its sample count.
     """
 
     name: str
@@ -41,8 +40,8 @@ class ClientRow:
 
 @dataclass(frozen=True)
 class ModuleRow:
-    """A module of the written adapter. `ranks` are the clients' ranks in the order of the clients,
-    0 where a client does not adapt it; `rank` counts the directions written, padding excluded;
+    """A module of the written adapter. `ranks` are the ranks of the clients in their order, 0 for a
+    client that does not adapt it; `rank` counts the written directions without padding;
     `kept_energy` is the share of the weighted sum's energy that they hold.
     """
 
@@ -74,9 +73,9 @@ class PartitionRow:
 
 @dataclass(frozen=True)
 class Verification:
-    """How far the written files are from the weighted sum, beyond what truncation must cost: the
-    largest relative Frobenius error of any module, and what was allowed. Tensors that are saved in
-    full must be the mean to the last bit.
+    """The check of the written files against the weighted sum: the largest relative Frobenius error
+    of a module beyond the truncation, the allowed error, and the worst module. Tensors saved in
+    full must equal the mean to the last bit.
     """
 
     max_error: float
@@ -84,15 +83,15 @@ class Verification:
     worst: str
 
 
-#: Marks a field that stands in a document only where it was asked for.
+#: Metadata of a field that a document has only on request.
 ON_DEMAND = {"on demand": True}
 
 
 @dataclass(frozen=True)
 class RouteRow:
-    """Modules of one shape and one total rank. `seconds` are an estimate for all of them on one
-    core, `bytes` the working memory of one; `others` what the other routes would take, or why they
-    are none.
+    """The modules of one shape and one total rank. `seconds` is an estimate for all of them on one
+    core, `bytes` the working memory of one module; `others` has the estimates of the other routes,
+    or the reason why a route is impossible.
     """
 
     modules: int
@@ -106,9 +105,9 @@ class RouteRow:
 
 @dataclass(frozen=True)
 class WorkEstimate:
-    """Estimates for one machine: peak `memory`, the factors to `read` and the files to `write`, all
-    in bytes, with so many modules at a time. While `--energy` has still to decide the rank, `write`
-    is None and `routes` is empty, as it is for methods that do not truncate.
+    """Estimates for one machine in bytes: peak `memory`, factors to `read`, files to `write`, with
+    `jobs` modules at a time. `routes` is empty for methods that do not truncate. With `--energy`
+    the rank is not known yet: `write` is None and `routes` is empty.
     """
 
     memory: int
@@ -120,14 +119,15 @@ class WorkEstimate:
 
 @dataclass(frozen=True)
 class AggregateReport:
-    """One aggregation. Values that only tensors can tell are None after a dry run.
+    """One aggregation. Values that need tensors are None after a dry run.
 
-    `energy_ratio` is ρ at the shared rank and `norm` ‖ΔW‖_F of the written update; those of
-    FlexLoRA on the same clients stand beside them. `files` is the SHA-256 of every other file of
-    the folder, by name; `samples_from` says who vouches for the sample counts: a file that the
-    operator gave, the clients themselves, or nobody; `left_out` are the clients that were found at
-    fault and do not take part; `format` is that of the clients and of what was written; `work` is
-    told by `--dry-run` and `--explain`, and never kept: it depends on the machine.
+    - `energy_ratio`, `norm`: ρ at the shared rank and ‖ΔW‖_F of the written update, with those of
+      FlexLoRA on the same clients.
+    - `samples_from`: the source of the sample counts: the operator, the clients, or none.
+    - `left_out`: the faulty clients that do not take part.
+    - `files`: the SHA-256 of every other file of the folder, by name.
+    - `format`: the format of the clients and of the output.
+    - `work`: only for `--dry-run` and `--explain`, never saved, because it depends on the machine.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""What every method would make of the same clients."""
+"""The report of a comparison of all methods on the same clients."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 class MethodRow:
     """One method's global update on these clients, as `fedlora aggregate` would write it.
 
-    `energy_ratio` is ρ at the shared rank, `effective_rank` and `stable_rank` are of the energies
-    pooled over modules, `kept_energy` is the share of the method's own weighted sum that the output
-    rank holds, `distance` is ‖ΔW - M‖_F / ‖M‖_F from the exact sample-weighted mean M of the
-    clients' updates, `seconds` what merging and truncating took on one core, reading and
-    orthogonalising left out, which all methods share. `refused` says why a method cannot run.
+    `energy_ratio` is ρ at the shared rank; `effective_rank` and `stable_rank` are of the energies
+    summed over modules; `kept_energy` is the share of the method's weighted sum that the output
+    rank holds; `distance` is ‖ΔW - M‖_F / ‖M‖_F from the exact sample-weighted mean M of the
+    clients' updates; `seconds` is the time to merge and truncate on one core, without the reading
+    and orthogonalizing that all methods share. `refused` is the reason why a method cannot run.
     """
 
     name: str
@@ -31,9 +31,9 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class CompareReport:
-    """All methods side by side. `distances` (M, M) are ‖ΔW_a - ΔW_b‖_F / ‖M‖_F between those rows
-    of `methods` that could run, None where one could not. `shared_seconds` is what reading and
-    orthogonalising took, on one core.
+    """All methods side by side. `distances` (M, M) are ‖ΔW_a - ΔW_b‖_F / ‖M‖_F between the rows of
+    `methods`, None if one of the two cannot run. `shared_seconds` is the time to read and
+    orthogonalize, on one core.
     """
 
     shared_rank: int

@@ -1,31 +1,23 @@
-"""What a diagnosis found out: of one adapter, of a cohort of clients, of a series of rounds."""
+"""The report of a diagnosis: of one adapter, of a cohort of clients, of a series of rounds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-#: From good to bad; `fedlora_cli.analysis.diagnosis.verdict` says what they mean, by numbers.
+#: From good to bad; `fedlora_cli.analysis.diagnosis.verdict` defines them.
 Verdict = Literal["healthy", "at risk", "collapsing", "collapsed"]
-
-#: κ at which it is collapsed, nine tenths of what the clients put there lost, and at risk.
-COLLAPSED = 0.1
-AT_RISK = 0.5
-
-#: A direction that holds less than this share of its module's energy is dead: a thousandth of the
-#: norm, which is what float16 rounds away.
-DEAD = 1e-6
 
 Subject = Literal["adapter", "clients", "rounds"]
 
 
 @dataclass(frozen=True)
 class ModuleSpectrum:
-    """One module's singular values and what follows from them.
+    """The singular values of one module, and the numbers derived from them.
 
-    `energy_ratio` is ρ at the shared rank, `rank_90` the smallest rank that holds 90 % of the
-    energy, `dead` how many of the `rank` directions hold less than a millionth of it, `norm` is
-    ‖ΔW‖_F. None: there is no energy, or no shared rank.
+    `energy_ratio` is ρ at the shared rank, None without a shared rank or any energy; `rank_90` is
+    the smallest rank that holds 90 % of the energy, `dead` the number of the `rank` directions that
+    hold less than a millionth of it, `norm` is ‖ΔW‖_F.
     """
 
     name: str
@@ -44,7 +36,7 @@ class ModuleSpectrum:
 
 @dataclass(frozen=True)
 class EnergyRow:
-    """Rank indices first..last, counted from 1, and the share of the energy that lies there."""
+    """The share of the energy in rank indices first..last, counted from 1."""
 
     first: int
     last: int
@@ -53,11 +45,11 @@ class EnergyRow:
 
 @dataclass(frozen=True)
 class AdapterRow:
-    """One adapter. What is not by module pools energies by rank index over its modules first.
+    """One adapter. All values but those in `modules` come from `energy`: the energy by rank index,
+    in SVD order, summed over the modules.
 
-    `rank` is the largest of any module; `dead` is summed over modules, out of `directions`.
-    `energy` is the pooled energy by rank index, in SVD order. `samples` and `share` are those of a
-    client.
+    `rank` is the largest rank of a module; `dead` of the `directions` of all modules are dead.
+    `samples` and their `share` in the cohort are known for clients only.
     """
 
     name: str
@@ -81,12 +73,12 @@ class AdapterRow:
 
 @dataclass(frozen=True)
 class ClientFinding:
-    """How a client stands among the others.
+    """A client compared with the others.
 
     `outlier` is the robust z of ln ‖ΔW‖: its distance from the median in units of 1.4826 times the
-    median absolute deviation. `cosine` is that of its update with the sample-weighted sum of the
-    others, `overlap` the mean share of its subspace that it has in common with another client's.
-    `max_weight` is its largest weight anywhere under raFLoRA.
+    median absolute deviation. `cosine` is the cosine of its update with the sample-weighted sum of
+    the others, `overlap` the mean share of its subspace in common with another client, `max_weight`
+    its largest weight by raFLoRA at any rank index.
     """
 
     name: str
@@ -98,9 +90,9 @@ class ClientFinding:
 
 @dataclass(frozen=True)
 class HoldingRow:
-    """Rank indices first..last and who holds them. `coverage` is the holders' share of the samples,
-    `energy` the share of their own energy that the holders have there, averaged by samples;
-    `max_weight` the largest weight of one client in it under raFLoRA, `heaviest` that client.
+    """Rank indices first..last and their holders. `coverage` is the holders' share of the samples,
+    `energy` the share of their energy at these indices, averaged by samples; `max_weight` is the
+    largest weight of one client here by raFLoRA, `heaviest` the name of that client.
     """
 
     first: int
@@ -114,11 +106,11 @@ class HoldingRow:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Between clients j and k, (K, K), in the order of the adapters.
+    """The similarity of clients j and k, (K, K), in the order of the adapters.
 
     `cosine` is ‹ΔW_j, ΔW_k› / (‖ΔW_j‖ ‖ΔW_k‖) with all modules as one vector. `left` and `right`
     are ‖U_jᵀ U_k‖_F² / min(r_j, r_k) of the singular subspaces, averaged over the modules that both
-    adapt: 1 where one contains the other, 0 where they are orthogonal. None: nothing to compare.
+    adapt: 1 if one contains the other, 0 if they are orthogonal. None if no module is common.
     """
 
     cosine: tuple[tuple[float | None, ...], ...]
@@ -128,9 +120,9 @@ class Similarity:
 
 @dataclass(frozen=True)
 class CohortFindings:
-    """What only a cohort shows. `energy_ratio` is ρ of the updates of those clients that hold more
-    than the shared rank, averaged by samples: what they put within it. `similarity` is None where
-    it was not asked for. `copies` are names of clients with the same update.
+    """The findings about a cohort. `energy_ratio` is ρ of the clients with a rank above the shared
+    rank, averaged by samples. `similarity` is None unless it was requested. `copies` are pairs of
+    names of clients with the same update.
     """
 
     energy_ratio: float | None
@@ -142,16 +134,18 @@ class CohortFindings:
 
 @dataclass(frozen=True)
 class Trend:
-    """ρ of the global adapter over the rounds, and what became of what the clients brought.
+    """ρ of the global adapter over the rounds, and κ: the part of the clients' energy that is left.
 
-    Lists have one entry per round. `names` are the rounds, `energy_ratio` their ρ at the shared
-    rank, `clients_energy_ratio` that of the clients who hold more than it. `judged_rank` is the
-    rank beyond which the verdict found most lost, `beyond` the share of the energy beyond it,
-    `clients_beyond` that of the clients who hold more than it, and `kept` is κ, what is left of
-    theirs (`fedlora_cli.analysis.diagnosis.verdict`). `gamma` is the factor per round of
-    1 - ρ (of its odds: `fedlora_cli.analysis.diagnosis.trend`), fitted to the rounds from
-    `fitted_from` on, counted from 1; `r_squared` how well it fits. `predicted_gamma` and
-    `predicted_energy_ratio` follow from ranks, samples and weights alone, without training.
+    Lists have one entry per round:
+    - `names`, and `energy_ratio`: ρ at the shared rank;
+    - `clients_energy_ratio`: ρ of the clients with a higher rank;
+    - `beyond`, `clients_beyond`: the shares of energy beyond `judged_rank`, the rank of the
+      verdict, in the global adapter and in the clients with a higher rank;
+    - `kept`: κ by these shares (`fedlora_cli.analysis.diagnosis.verdict`).
+
+    `gamma` is the factor per round of the odds of 1 - ρ, fitted from round `fitted_from` on,
+    counted from 1, with `r_squared`. `predicted_gamma` and `predicted_energy_ratio` follow from
+    ranks, samples and weights alone, without training.
     """
 
     rounds: int
@@ -170,11 +164,26 @@ class Trend:
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """The limits that the diagnosis applied: the κ at or below which rounds are at risk or
+    collapsed, the predicted factor per round below which they are at risk, the robust z beyond
+    which a client is an outlier, and the share of its module's energy below which a direction is
+    dead.
+    """
+
+    at_risk: float
+    collapsed: float
+    rate_at_risk: float
+    outlier: float
+    dead: float
+
+
+@dataclass(frozen=True)
 class DiagnoseReport:
-    """One diagnosis. `energy_ratio` is the ρ that `--fail-above` judges: of the adapter, of the
-    last round, of the clients that hold more than the shared rank. `verdict` is None where nothing
-    tells what the clients had put there, `reason` why it is what it is. `methods` are those that
-    made the adapters, None where nobody says.
+    """One diagnosis. `energy_ratio` is the ρ that `--fail-above` checks: of the adapter, of the
+    last round, or of the clients with a rank above the shared rank. `verdict` is None if the
+    clients' energy is unknown; `reason` explains it. `methods` are the methods that made the
+    adapters, None if unknown.
     """
 
     subject: Subject
@@ -186,5 +195,6 @@ class DiagnoseReport:
     methods: tuple[str | None, ...]
     cohort: CohortFindings | None
     trend: Trend | None
+    thresholds: Thresholds
     warnings: tuple[str, ...]
     version: str

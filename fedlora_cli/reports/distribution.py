@@ -1,4 +1,4 @@
-"""What was handed out to clients: from a global adapter, or at the very start."""
+"""The reports of `distribute` and `init`: the adapters that the clients start from."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class HandoutRow:
-    """An adapter that was written. `rank` is the largest of any module, `alpha` and `scaling` None
-    where its modules differ; `bytes` is the size of its weights file.
+class DistributedRow:
+    """A written adapter. `rank` is the largest rank of a module; `alpha` and `scaling` are None if
+    its modules differ; `bytes` is the size of its weights file.
 
-    `kept_energy` is the share of the global adapter's energy that it holds, None at the start and
-    where there is no energy; `padded` counts its directions without energy, out of `directions`:
-    they start at zero and can be trained.
+    `kept_energy` is the share of the global adapter's energy that it holds, None for `init` and
+    without any energy. `padded` of its `directions` have no energy yet and can be trained.
     """
 
     name: str
@@ -30,10 +29,10 @@ class HandoutRow:
 
 
 @dataclass(frozen=True)
-class HandedModule:
-    """One module of the global adapter. `singular_values` are all that are not rounding;
-    `least_kept` and `most_kept` bound the share of its energy that those hold who adapt it, None
-    where nobody does or there is no energy.
+class DistributedModule:
+    """One module of the global adapter. `singular_values` are those above rounding. The adapters
+    hold between `least_kept` and `most_kept` of its energy; both are None if no adapter has the
+    module or it has no energy.
     """
 
     name: str
@@ -45,23 +44,21 @@ class HandedModule:
 
 @dataclass(frozen=True)
 class DistributeReport:
-    """One global adapter at every client's rank. `source` is where the global adapter is, `rank`
-    its own.
-    """
+    """The global adapter in the folder `source` and of rank `rank`, at the ranks of the clients."""
 
     source: str
     output: str
     base_model: str | None
     rank: int
-    clients: tuple[HandoutRow, ...]
-    modules: tuple[HandedModule, ...]
+    clients: tuple[DistributedRow, ...]
+    modules: tuple[DistributedModule, ...]
     warnings: tuple[str, ...]
     version: str
 
 
 @dataclass(frozen=True)
 class TargetRow:
-    """Modules of one last name and shape, (out, in), with their full names."""
+    """The modules with one last name and one shape (out, in), with their full names."""
 
     target: str
     shape: tuple[int, int]
@@ -70,7 +67,7 @@ class TargetRow:
 
 @dataclass(frozen=True)
 class HeadRow:
-    """A tensor that is trained in full. `drawn` says that it is not the base model's."""
+    """A tensor that is trained in full; `drawn` if it is random instead of from the base model."""
 
     name: str
     shape: tuple[int, ...]
@@ -80,7 +77,7 @@ class HeadRow:
 
 @dataclass(frozen=True)
 class InitReport:
-    """One initial adapter at every rank. `model_class` is that of transformers."""
+    """The initial adapters, one per rank. `model_class` is the class in transformers."""
 
     base_model: str
     model_class: str
@@ -89,6 +86,6 @@ class InitReport:
     output: str
     targets: tuple[TargetRow, ...]
     tensors: tuple[HeadRow, ...]
-    adapters: tuple[HandoutRow, ...]
+    adapters: tuple[DistributedRow, ...]
     warnings: tuple[str, ...]
     version: str

@@ -1,4 +1,4 @@
-"""Reports to JSON documents: stable keys, null instead of NaN, never an infinity."""
+"""Reports as JSON documents with stable keys; null replaces NaN and infinity."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ METHODS_SCHEMA = "fedlora.methods/1"
 PREDICT_SCHEMA = "fedlora.predict/1"
 SIMULATE_SCHEMA = "fedlora.simulate/1"
 
-#: All that is not plain ASCII: letters of the world, and controls.
+#: Characters other than printable ASCII and line breaks.
 _SPECIAL = re.compile(r"[^\x20-\x7e\n]")
 
-#: The fields of a method that are values, not functions.
+#: The fields of a method that a document has: values, not functions.
 METHOD_COLUMNS = (
     "name",
     "summary",
@@ -45,7 +45,7 @@ METHOD_COLUMNS = (
 
 
 def aggregate_document(report: AggregateReport) -> dict[str, Any]:
-    """The document of one aggregation: what `--json` prints and `fedlora.json` keeps."""
+    """The document of one aggregation, which `--json` prints and `fedlora.json` keeps."""
     return _document(AGGREGATE_SCHEMA, report)
 
 
@@ -78,7 +78,7 @@ def simulate_document(report: SimulateReport) -> dict[str, Any]:
 
 
 def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
-    """The table of methods."""
+    """The document of the table of methods."""
     return {
         "schema": METHODS_SCHEMA,
         "methods": [
@@ -88,14 +88,14 @@ def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
 
 
 def to_json(document: dict[str, Any]) -> str:
-    """One document as text. Raises ValueError for a number that JSON does not have.
+    """One document as text. Raises ValueError for NaN and infinity.
 
-    Every member has a line, and so has every object in a list: a module, a client. With a line for
-    each number, the report about 300 modules of 5000 clients would have 1.5 million lines. What a
-    terminal might obey is escaped, as it may be shown on one; all other letters are kept.
+    Every member has a line, and so has every object in a list, such as a module or a client. A line
+    per number would make 1.5 million lines for 300 modules of 5000 clients. Characters that control
+    a terminal are escaped; all other letters are kept.
     """
     members = ",\n".join(f"  {_line(key)}: {_member(value)}" for key, value in document.items())
-    return _SPECIAL.sub(lambda found: _escaped(found[0]), f"{{\n{members}\n}}") + "\n"
+    return _SPECIAL.sub(lambda letter: _escaped(letter[0]), f"{{\n{members}\n}}") + "\n"
 
 
 def _member(value: Any) -> str:
@@ -109,7 +109,7 @@ def _line(value: Any) -> str:
 
 
 def _escaped(letter: str) -> str:
-    r"""A letter that can be shown as it stands, or as JSON spells it.
+    r"""A printable letter as it is, any other as a JSON escape.
 
     >>> _escaped("é"), _escaped("\u202e")
     ('é', '\\u202e')
@@ -119,14 +119,14 @@ def _escaped(letter: str) -> str:
 
 def _document(schema: str, report: Any) -> dict[str, Any]:
     values = asdict(report)
-    for one in fields(report):
-        if one.metadata == ON_DEMAND and values[one.name] is None:
-            del values[one.name]
+    for field in fields(report):
+        if field.metadata == ON_DEMAND and values[field.name] is None:
+            del values[field.name]
     return {"schema": schema, **_without_nan(values)}
 
 
 def _without_nan(value: Any) -> Any:
-    """The same value with every NaN or infinity replaced by None."""
+    """The value with None for every NaN and infinity."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

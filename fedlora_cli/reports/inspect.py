@@ -1,4 +1,4 @@
-"""What is in adapters, how they differ, and every fault in them."""
+"""The report of an inspection: contents, differences and faults of adapters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fedlora_cli.adapters.adapter import Role
 
 @dataclass(frozen=True)
 class ModuleGroup:
-    """Modules of one adapter that agree in all but their place in the model.
+    """Modules of one adapter that differ only in their place in the model.
 
-    `target` is the last part of their names, `names` all of them in full, `parameters` the numbers
-    in their factors. `alpha` and `scale` are NaN where the config does not tell.
+    `target` is the last part of their `names`, `parameters` the number of values in their factors.
+    `alpha` and `scale` are NaN if the config lacks them.
     """
 
     target: str
@@ -28,8 +28,8 @@ class ModuleGroup:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """A tensor that is not a factor, and what it is instead: saved in full with the module `owner`,
-    "base" weights, a trained "bias" or "token", a DoRA "magnitude" or a "lora_bias".
+    """A tensor that is not a factor, and its role: "saved" in full with the module `owner`, "base"
+    weights, a trained "bias" or "token", a DoRA "magnitude" or a "lora_bias".
     """
 
     name: str
@@ -41,7 +41,7 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Origin:
-    """That fedlora wrote an adapter: how, and from how many clients."""
+    """How fedlora made an adapter: its method, and the number of clients."""
 
     method: str
     version: str
@@ -51,10 +51,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class InspectedAdapter:
-    """What headers and config of one adapter say, as far as they can be read.
+    """The readable contents of the headers and the config of one adapter.
 
-    `rank` is the largest of any module, `bytes` the size of the weights file, `samples` the count
-    that was told, `notes` are remarks that are no faults.
+    `rank` is the largest rank of a module, `bytes` the size of the weights file, `samples` the
+    sample count if it is known; `notes` are remarks that are not faults.
     """
 
     name: str
@@ -75,7 +75,7 @@ class InspectedAdapter:
 
 @dataclass(frozen=True)
 class Difference:
-    """Something in which the adapters of a cohort differ: every value, and who has it."""
+    """A property that differs within a cohort: every value, and the adapters with it."""
 
     what: str
     values: tuple[tuple[str, tuple[str, ...]], ...]
@@ -83,7 +83,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong: where, what was found, what to do."""
+    """A fault: where it is, what was found, what to do."""
 
     where: str
     found: str
@@ -92,10 +92,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class InspectReport:
-    """One inspection. With `values`, every tensor was read and found finite or named in `faults`.
+    """One inspection. With `values`, every tensor was read; `faults` names each that is not finite.
 
-    `faults` is empty exactly where `fedlora aggregate` would take these adapters as clients, or
-    where fedlora wrote all of them and none is damaged.
+    `faults` is empty exactly if `fedlora aggregate` would accept these adapters as clients, or if
+    fedlora wrote all of them and none is damaged.
     """
 
     adapters: tuple[InspectedAdapter, ...]

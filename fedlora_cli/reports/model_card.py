@@ -1,7 +1,6 @@
-"""The model card: what this adapter is and what it was made of, for whoever finds it later.
+"""The model card of a global adapter: its method, its clients, and its numbers.
 
-Names and reasons come from clients. Nothing of them is shown as more than text, wherever the card
-is rendered.
+Names and reasons come from untrusted clients, so every renderer must show them as plain text.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import re
 import shlex
 
 from fedlora_cli.formats import FILES, FORMATS
-from fedlora_cli.reports.aggregate import VOUCHED, AggregateReport
+from fedlora_cli.reports.aggregate import SAMPLES_SOURCE, AggregateReport
 from fedlora_cli.text import printable
 
-#: Clients listed in the card; `fedlora.json` beside it has all of them.
+#: The most clients that the card lists; `fedlora.json` lists all.
 _LISTED = 50
 
-#: What no renderer makes more of than a word, with the signs around it: letters, a number, or one
-#: of our files. Neither a commit, which a few letters are, nor an address.
+#: Words that every renderer shows as they are: letters, a number or one of our file names, with
+#: punctuation. Hexadecimal words are excluded, because GitHub links them as commits.
 _LETTERS = r"[^\W\d_]+(?:['-][^\W\d_]+)*'?"
 _FILES = "|".join(map(re.escape, sorted(FILES - {"README.md"})))
 _WORD = rf"(?![0-9a-f]{{7,40}}\b)(?:{_LETTERS}|-?\d+(?:[.,]\d+)?|{_FILES})"
@@ -26,7 +25,7 @@ _PLAIN = re.compile(rf"(?:\(?{_WORD}|{_WORD}\))[,;:]?")
 
 
 def model_card(report: AggregateReport) -> str:
-    """README.md of the written adapter, with the front matter that model hubs read."""
+    """The README.md of a written adapter, with the front matter that model hubs read."""
     return "\n".join([*_front_matter(report), *_summary(report), *_clients(report), ""])
 
 
@@ -50,23 +49,24 @@ def _summary(report: AggregateReport) -> list[str]:
         "",
         f"- rank {report.rank}, scaling {report.scale:g}, {report.dtype}",
         f"- {len(report.modules)} adapted modules, {len(report.tensors)} tensors saved in full",
-        f"- share of the energy in the first {report.shared_rank} rank indices, which every client "
-        f"holds: {rho}; FlexLoRA on the same clients: {_number(report.flexlora_energy_ratio)}",
+        f"- ρ, the share of the energy in the first {report.shared_rank} rank indices, which "
+        f"every client holds: {rho}; "
+        f"FlexLoRA on the same clients: {_number(report.flexlora_energy_ratio)}",
         f"- energy of the weighted sum kept at this rank: {_number(report.kept_energy)}",
-        f"- {VOUCHED[report.samples_from]}",
+        f"- {SAMPLES_SOURCE[report.samples_from]}",
         "",
         "```",
         _command(report),
         "```",
         "",
-        *(f"- left out: {_plain(one.name)}: {_plain(one.reason)}" for one in report.left_out),
+        *(f"- left out: {_plain(out.name)}: {_plain(out.reason)}" for out in report.left_out),
         *(f"- warning: {_plain(warning)}" for warning in report.warnings),
         "",
     ]
 
 
 def _command(report: AggregateReport) -> str:
-    """The command in one canonical form: the order of the clients never shows."""
+    """The command in a canonical form that does not depend on the order of the clients."""
     options = "".join(
         f" {flag}" if value is True else f" {flag} {shlex.quote(str(value))}"
         for flag, value in report.options.items()
@@ -90,8 +90,8 @@ def _clients(report: AggregateReport) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that is shown as it stands. Words that might be more are code: in code, nobody looks for
-    emphasis, HTML and addresses, nor, as GitHub does in the rendered page, for @names and #numbers.
+    """The text with every word as code that a renderer might change. Renderers leave code alone:
+    they find no emphasis, HTML, addresses, @names or #numbers in it.
 
     >>> _plain("ann left out: adapter_config.json: r is -4")
     'ann left out: adapter_config.json: r is -4'
@@ -103,15 +103,15 @@ def _plain(text: str) -> str:
 
 
 def _code(word: str) -> str:
-    """A word as code, between more backticks than it has in a row anywhere."""
+    """A word as code, between more backticks than it has in a row."""
     longest = max(map(len, re.findall("`+", word)), default=0)
     fence, pad = "`" * (longest + 1), " " if longest else ""
     return f"{fence}{pad}{word}{pad}{fence}"
 
 
 def _cell(text: str) -> str:
-    r"""The same in a table, where a bar ends a cell even in code. What a bar after a backslash is,
-    renderers do not agree on: it is escaped as what cannot be printed is.
+    r"""The text as a table cell, where a bar ends the cell even in code. Renderers disagree about a
+    bar after a backslash, so it becomes a hexadecimal escape.
 
     >>> print(_cell("a|b"), _cell("a\\|b"))
     `a\|b` `a\\x7cb`
@@ -120,13 +120,13 @@ def _cell(text: str) -> str:
 
 
 def _yaml(text: str) -> str:
-    r"""Text as YAML quotes it: like JSON, but a letter beyond U+FFFF is one escape, not two halves.
+    r"""Text quoted for YAML: like JSON, but a letter beyond U+FFFF is one escape, not two.
 
     >>> print(_yaml('a"\u00e9\U0001f600'))
     "a\"\u00e9\U0001f600"
     """
     quoted = json.dumps(text, ensure_ascii=False)
-    return re.sub(r"[^ -~]", lambda one: _escape(ord(one[0])), quoted)
+    return re.sub(r"[^ -~]", lambda letter: _escape(ord(letter[0])), quoted)
 
 
 def _escape(letter: int) -> str:

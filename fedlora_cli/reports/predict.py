@@ -1,4 +1,4 @@
-"""What ranks and sample counts alone tell of the rounds to come."""
+"""The report of a forecast from ranks and sample counts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PredictedPartition:
-    """Rank indices first..last, counted from 1. `coverage` is the share of samples of the
-    `holders`; `absent` and `alone` are the probabilities that a round has none of them, and one.
+    """Rank indices first..last, counted from 1. `coverage` is the holders' share of the samples;
+    `absent` and `alone` are the probabilities that a round has none of them, and exactly one.
     """
 
     first: int
@@ -21,17 +21,17 @@ class PredictedPartition:
 
 @dataclass(frozen=True)
 class MethodForecast:
-    """What a method does to the energy of each rank index, in a basis that stays and without
-    training.
+    """The effect of a method on the energy by rank index, in a fixed basis and without training.
 
-    `column_sums` (R,) are those of the weights with all clients present, the previous adapter's
-    included where the method uses it; `energy_factors` (R,) the expected factor of the energy per
-    round under the participation; `gamma` the largest of them beyond the shared rank: at which
-    1 - ρ decays in the end, None where nothing lies beyond. `rounds_to_90` and `rounds_to_99` are
-    the first rounds in which ρ exceeds 0.9 and 0.99, None for never. `energy_ratio` is ρ by round,
-    from round 0 on, of the expected energies. `weights` (P, P) are those of all clients of
-    one rank together, by rank and partition, `largest_weight` is the most that one client of rank
-    `heaviest_rank` gets anywhere with all present, `note` what was assumed.
+    - `weights` (P, P): sums over the clients of one rank, by rank and partition, all present.
+    - `column_sums` (R,): sums of the weights, with that of the previous adapter if it is used.
+    - `energy_factors` (R,): the expected factor of the energy per round under the participation.
+    - `gamma`: the largest factor beyond the shared rank, the decay rate of 1 - ρ in the long run;
+      None if all ranks are equal.
+    - `rounds_to_90`, `rounds_to_99`: the first rounds with ρ above 0.9 and 0.99, None for never.
+    - `energy_ratio`: ρ of the expected energies by round, from round 0 on.
+    - `largest_weight`: the largest weight of one client, all present; its rank is `heaviest_rank`.
+    - `note`: the assumption behind the forecast.
     """
 
     name: str
@@ -51,8 +51,8 @@ class MethodForecast:
 class PredictReport:
     """One forecast. `coverage` is by rank index; `start` is the assumed ρ of round 0.
 
-    A round has `present` of the clients; `draws` is how many rounds the expectations are means of,
-    0 where they are exact.
+    A round has `present` clients. Expectations are means over `draws` random rounds, or exact if
+    `draws` is 0.
     """
 
     ranks: tuple[int, ...]

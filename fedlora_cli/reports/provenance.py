@@ -1,4 +1,4 @@
-"""What `fedlora aggregate` wrote beside a global adapter: of whom it was made, and how."""
+"""The report that `fedlora aggregate` writes beside a global adapter: reading and writing it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fedlora_cli.remote import Location
 
 REPORT = "fedlora.json"
 
-#: The beginning of the schema of every aggregation's report.
+#: The prefix of the schema of every report of an aggregation.
 AGGREGATE = "fedlora.aggregate/"
 
-#: The report about 50 000 modules at rank 64 has 80 MB: a singular value takes 20 bytes, and the
-#: rank of one client in one module 3.
+#: The largest report. 50 000 modules at rank 64 take 80 MB: 20 bytes per singular value, and 3 per
+#: client and module.
 MAX_BYTES = 128 * 1024 * 1024
 
-#: Beyond the side of any matrix, and beyond the energy of any update that was aggregated.
+#: Limits beyond every real rank and every real energy.
 _LARGEST_RANK = 2**24
 _LARGEST = 1e290
 
@@ -31,7 +31,7 @@ _CURE = "take the file that fedlora wrote, or move it away"
 
 @dataclass(frozen=True)
 class Contributor:
-    """A client of that round. `energy` is that of its own update by singular direction, pooled over
+    """A client of the round. `energy` is that of its update by singular direction, summed over
     modules.
     """
 
@@ -43,9 +43,8 @@ class Contributor:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a global adapter came about. `previous` says whether it had a previous one to build on,
-    `momentum` whether it went on in the direction of the last two, `uniform` whether every client
-    had one rank in all modules. `quorum` is None for the method's own.
+    """How a global adapter was made: `previous` with a previous adapter, `momentum` with momentum,
+    `uniform` if every client had the same rank in all modules. `quorum` is None for the default.
     """
 
     method: str
@@ -59,9 +58,9 @@ class Provenance:
 
 
 def read_provenance(folder: Location) -> Provenance | None:
-    """What is known of the adapter in `folder`; None where fedlora did not aggregate it.
+    """The provenance of the adapter in `folder`; None if fedlora did not aggregate it.
 
-    Raises InputError for a report that is damaged.
+    Raises InputError for a damaged report.
     """
     path = folder / REPORT
     if not exists(path):
@@ -77,9 +76,9 @@ def read_provenance(folder: Location) -> Provenance | None:
     if not clients:
         raise _wrong(path, "clients", clients)
     modules = _field(path, document, "modules", list)
-    if not all(isinstance(one, dict) for one in modules):
+    if not all(isinstance(module, dict) for module in modules):
         raise _wrong(path, "modules", modules)
-    ranks = [_field(path, one, "ranks", list) for one in modules]
+    ranks = [_field(path, module, "ranks", list) for module in modules]
     contributors = tuple(_contributor(path, client) for client in clients)
     return Provenance(
         method=_field(path, document, "method", str),
@@ -88,7 +87,7 @@ def read_provenance(folder: Location) -> Provenance | None:
         quorum=quorum,
         previous="--previous" in options,
         momentum="--momentum" in options,
-        uniform=all(one == [client.rank for client in contributors] for one in ranks),
+        uniform=all(row == [client.rank for client in contributors] for row in ranks),
         clients=contributors,
     )
 
@@ -103,22 +102,22 @@ def write_report(folder: Path, text: str) -> None:
 
 
 def check_report(size: int, values: int) -> None:
-    """Whether a report of so many bytes and values can be read again. Raises OutputError."""
+    """Check that a report of this size can be read again. Raises OutputError."""
     if size > MAX_BYTES or values > MAX_VALUES:
         found = f"it would have {size} bytes and {values} values"
-        cure = f"aggregate fewer modules or clients: {MAX_BYTES} and {MAX_VALUES} are read"
+        cure = f"aggregate fewer modules or clients; the limits are {MAX_BYTES} and {MAX_VALUES}"
         raise OutputError(REPORT, found, cure)
 
 
 def read_report(folder: Location) -> dict[str, Any]:
-    """The report in `folder`, whatever it is about. Raises InputError."""
+    """The report in `folder`, of any command. Raises InputError."""
     return read_object(folder / REPORT, finite=False, most=MAX_BYTES)
 
 
 def check_manifest(folder: Location) -> None:
-    """Whether the files that fedlora wrote beside its report are as it wrote them.
+    """Check the files beside a report against the SHA-256 digests in the report.
 
-    Raises InputError where one is missing, or its SHA-256 is not the one in the report.
+    Raises InputError for a missing file, or a different digest.
     """
     path = folder / REPORT
     if not exists(path):
@@ -128,10 +127,10 @@ def check_manifest(folder: Location) -> None:
     if not str(document.get("schema", "")).startswith(AGGREGATE) or not isinstance(written, dict):
         return
     for name, digest in written.items():
-        # Reports are not to be trusted either: names never become paths.
+        # Reports are untrusted: only known names become paths.
         if name in FILES and sha256_of(folder / name) != digest:
-            found = f"not as fedlora wrote it: its SHA-256 is not the one in {REPORT}"
-            cure = f"restore it, or move {REPORT} away if the change is meant"
+            found = f"changed since fedlora wrote it: its SHA-256 differs from the one in {REPORT}"
+            cure = f"restore it, or move {REPORT} away if the change is intended"
             raise InputError(folder / name, found, cure)
 
 
@@ -167,7 +166,7 @@ def _field(path: Location, document: dict[str, Any], name: str, kind: Any) -> An
 
 
 def _is_number(value: Any, largest: float) -> bool:
-    """A number that counts something, from 0 to the largest that there can be."""
+    """Whether the value is a number from 0 to `largest`."""
     return type(value) in (int, float) and 0 <= value <= largest
 
 

@@ -1,4 +1,4 @@
-"""Where the adapters of a diagnosis are: folders, and folders of rounds in their order."""
+"""The adapter folders of a diagnosis, and the global adapters in a folder of rounds."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ from fedlora_cli.remote import Location, Remote, prefetched
 from fedlora_cli.reports.provenance import read_provenance
 from fedlora_cli.text import natural
 
-#: The name of the global adapter's folder within the folder of a round.
+#: The subfolder of a round that holds its global adapter.
 GLOBAL = "global"
 
 
 def find_adapters(paths: Sequence[Location]) -> tuple[list[Location], tuple[str, ...]]:
-    """The adapter folders in `paths`, and remarks; within one folder by number, 2 before 10.
+    """The adapter folders in `paths`, and remarks about folders left out.
 
-    A folder of rounds holds folders that each hold an adapter named `global`. Raises InputError.
+    Each path is an adapter folder, a folder of adapter folders, or a folder of rounds, which hold
+    an adapter named `global` each. Folders are sorted by number, 2 before 10. Raises InputError.
     """
     folders: list[Location] = []
     remarks: list[str] = []
     for path in paths:
         children = _children(path)
-        held = prefetched(lambda child: formats.is_adapter(child / GLOBAL), children)
-        rounds = {child: answer() for child, answer in zip(children, held, strict=True)}
-        if any(rounds.values()) and not formats.is_adapter(path):
-            folders += [one / GLOBAL for one in sorted(rounds, key=_order) if rounds[one]]
-            alike = {series_of(one.name) for one in rounds if rounds[one]}
-            without = sorted(
-                (one for one in rounds if not rounds[one] and one.is_dir()),
-                key=lambda one: one.parts,
-            )
+        answers = prefetched(lambda child: formats.is_adapter(child / GLOBAL), children)
+        is_round = {child: answer() for child, answer in zip(children, answers, strict=True)}
+        rounds = [child for child in is_round if is_round[child]]
+        if rounds and not formats.is_adapter(path):
+            folders += [child / GLOBAL for child in sorted(rounds, key=_order)]
+            series = {series_of(child.name) for child in rounds}
+            others = [child for child in children if not is_round[child] and child.is_dir()]
             remarks += [
-                f"{one.name} left out: no {GLOBAL} in it"
-                for one in without
-                if series_of(one.name) in alike
+                f"{child.name} left out: it has no {GLOBAL}"
+                for child in sorted(others, key=lambda child: child.parts)
+                if series_of(child.name) in series
             ]
             continue
         listed, left_out = find_folders([path], partial(_remark, remarks))
@@ -49,20 +48,20 @@ def find_adapters(paths: Sequence[Location]) -> tuple[list[Location], tuple[str,
 
 
 def _remark(remarks: list[str], fault: InputError) -> None:
-    """Of what may well stand beside global adapters: folders of clients."""
+    """Add a remark about a folder of clients, which may lie beside global adapters."""
     if not isinstance(fault, Elsewhere):
         raise fault
     remarks.append(f"{fault.where} left out: {fault.found}")
 
 
 def rounds_in(folder: Location) -> list[Location]:
-    """The global adapters in a folder of rounds, in the order of their numbers; maybe none.
+    """The global adapters in a folder of rounds, sorted by number; empty before the first round.
 
-    They are what is named `global` in its folders, or else those of its folders that fedlora
-    aggregated: never a client. Raises InputError.
+    They are the subfolders named `global` of its folders, or else those of its folders that fedlora
+    aggregated. Clients are never among them. Raises InputError.
     """
     if isinstance(folder, Remote) and not exists(folder):
-        return []  # a store has no empty folders, as there is before the first round
+        return []  # object storage has no empty folders, so the folder is missing before round 1
     if not folder.is_dir():
         raise InputError(folder, "no such folder", "name the folder that holds the rounds")
     children = sorted((child for child in _children(folder) if child.is_dir()), key=_order)
@@ -73,7 +72,7 @@ def rounds_in(folder: Location) -> list[Location]:
 def _children(path: Location) -> list[Location]:
     try:
         return [child for child in path.iterdir() if not child.name.startswith(".")]
-    except OSError:  # whoever reads it next says what is wrong
+    except OSError:  # the next reader of the path reports the fault
         return []
 
 
@@ -82,7 +81,7 @@ def _order(folder: Location) -> tuple[str | int, ...]:
 
 
 def series_of(name: str) -> str:
-    """A name with no number in it: rounds of one series have the same.
+    """A name with its numbers replaced by 0, so that the rounds of one series have the same.
 
     >>> series_of("round-01") == series_of("round-12"), series_of("data") == series_of("round-1")
     (True, False)
@@ -91,6 +90,6 @@ def series_of(name: str) -> str:
 
 
 def round_name(path: Location) -> str:
-    """A round's name: that of its adapter's folder, or of the folder around `global`."""
+    """The name of a round: of its adapter folder, or of the parent of a folder named `global`."""
     whole = path.absolute()
     return whole.parent.name if whole.name == GLOBAL else whole.name

@@ -1,4 +1,4 @@
-"""JSON Schema of the documents, from the dataclasses that they are written from."""
+"""JSON Schema of the documents, made from the dataclasses of the reports."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 
 
 def schema(name: str, report: type) -> dict[str, Any]:
-    """The schema of a document with that name, `fedlora.diagnose/1` for example.
+    """The schema of a document, for example of the name `fedlora.diagnose/1`.
 
-    Every key is required, but for those on demand; more may be added within one version, which is
-    why others are allowed.
+    Every key is required except those on demand. Other keys are allowed, because a version may get
+    more.
     """
-    whole = _of(report)
+    whole = _schema(report)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": name,
@@ -35,8 +35,8 @@ def schema(name: str, report: type) -> dict[str, Any]:
     }
 
 
-def _of(kind: Any) -> dict[str, Any]:
-    """The schema of one type annotation. Raises TypeError for one that no report has."""
+def _schema(kind: Any) -> dict[str, Any]:
+    """The schema of one type annotation. Raises TypeError for an unknown type."""
     if kind in _PLAIN:
         return _PLAIN[kind]
     if is_dataclass(kind):
@@ -44,23 +44,23 @@ def _of(kind: Any) -> dict[str, Any]:
         names = [field.name for field in fields(kind)]
         return {
             "type": "object",
-            "properties": {name: _of(hints[name]) for name in names},
-            "required": [one.name for one in fields(kind) if one.metadata != ON_DEMAND],
+            "properties": {name: _schema(hints[name]) for name in names},
+            "required": [f.name for f in fields(kind) if f.metadata != ON_DEMAND],
         }
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return {"enum": list(inner)}
     if origin in (Union, types.UnionType):
-        return {"anyOf": [_of(one) for one in inner]}
+        return {"anyOf": [_schema(part) for part in inner]}
     if origin is tuple and inner[1:] == (...,):
-        return {"type": "array", "items": _of(inner[0])}
+        return {"type": "array", "items": _schema(inner[0])}
     if origin is tuple:
         return {
             "type": "array",
-            "prefixItems": [_of(one) for one in inner],
+            "prefixItems": [_schema(part) for part in inner],
             "minItems": len(inner),
             "maxItems": len(inner),
         }
     if origin is Mapping:
-        return {"type": "object", "additionalProperties": _of(inner[1])}
+        return {"type": "object", "additionalProperties": _schema(inner[1])}
     raise TypeError(f"no schema for {kind}")

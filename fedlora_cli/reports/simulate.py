@@ -1,4 +1,4 @@
-"""What a simulation found out."""
+"""The report of a simulation: every arm at every learning rate, over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over seeds: its mean and sample standard deviation, None where there is none."""
+    """The mean and the sample standard deviation of a number over seeds, None if unknown."""
 
     mean: float | None
     sd: float | None
@@ -18,7 +18,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class RoundPoint:
-    """One round of an arm over its seeds; a score is None in a round that was not scored."""
+    """One round of an arm over its seeds; the accuracy of a round without scoring is None."""
 
     round: int
     accuracy: Spread
@@ -30,15 +30,14 @@ class RoundPoint:
 class ArmRow:
     """One arm at one learning rate, over seeds, after the last round.
 
-    `accuracy` is that of the global adapter on the test examples, `validation` on those that rates
-    are chosen by; `energy_ratio` is ρ at the smallest rank of all clients, `norm` ‖ΔW‖_F,
-    `effective_rank` exp of the spectral entropy, `gamma` the factor of 1 - ρ per round fitted as
-    `fedlora diagnose` does. `bytes_up` and `bytes_down` are those of all weights files of a round,
-    `server_seconds` what aggregating and distributing took in a round, `client_seconds` what the
-    training of a round's clients took, on average. `diverged` are rounds in which training went
-    beyond any number, by seed: such runs count in no mean. `best` says that no other rate of the
-    arm has a better validation accuracy. `by_seed` are the accuracies of single runs, in the order
-    of the seeds, None where one diverged; without them arms cannot be compared seed by seed.
+    - `accuracy`, `validation`: of the global adapter on the test and on the validation examples;
+      `best` marks the rate of the arm with the best validation accuracy.
+    - `energy_ratio`: ρ at the smallest rank of all clients; `norm`: ‖ΔW‖_F; `effective_rank`: exp
+      of the spectral entropy; `gamma`: factor of 1 - ρ per round, fitted as in `fedlora diagnose`.
+    - `bytes_up`, `bytes_down`: all weights files of a round; `server_seconds`: aggregating and
+      distributing; `client_seconds`: training of the clients; all are means over the rounds.
+    - `diverged`: by diverged run, the round in which its training diverged; means leave it out.
+    - `by_seed`: the accuracy of each run in the order of the seeds, None if it diverged.
     """
 
     arm: str
@@ -66,8 +65,23 @@ class ArmRow:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """The best arm compared with the second. `points` is the difference of their accuracies as a
+    share, `margin` the 95 % margin of that difference, None for fewer than three `seeds` that both
+    arms have finished. The lead is `significant` if it exceeds the margin.
+    """
+
+    first: str
+    second: str
+    points: float
+    margin: float | None
+    seeds: int
+    significant: bool
+
+
+@dataclass(frozen=True)
 class Grid:
-    """Arms of one method, each at its best rate: rows by quorum, columns by momentum."""
+    """The arms of one method at their best rates: rows by quorum, columns by momentum."""
 
     method: str
     quorums: tuple[float, ...]
@@ -77,9 +91,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class SimulateReport:
-    """One simulation. `setting` is all that its runs share, as its options say it; `shared_rank`
-    the smallest rank of all clients, `ranks` those of the clients, `present` how many take part in
-    a round, `start_accuracy` that of the base model with an untrained adapter.
+    """One simulation. `setting` has the options that all runs share; `ranks` are those of the
+    clients, `shared_rank` is the smallest of them; `present` clients take part in a round;
+    `start_accuracy` is that of the base model with an untrained adapter.
     """
 
     output: str
@@ -95,6 +109,7 @@ class SimulateReport:
     test_examples: int
     start_accuracy: Spread
     arms: tuple[ArmRow, ...]
+    lead: Lead | None
     seconds: float
     warnings: tuple[str, ...]
     version: str
@@ -113,23 +128,20 @@ class SimulateReport:
 
     @property
     def digits(self) -> int:
-        """Those of an accuracy: no more than there are test examples for."""
+        """The digits of an accuracy that the number of test examples supports."""
         return 2 if self.test_examples < 1000 else 3
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """Quorum × momentum, of every method that has two of each."""
-        found = (_grid([row for row in self.best if row.method == name]) for name in self._methods)
-        return tuple(grid for grid in found if len(grid.quorums) > 1 < len(grid.momenta))
-
-    @property
-    def _methods(self) -> list[str]:
-        return list(dict.fromkeys(row.method for row in self.arms))
+        """The grid of every method with at least two quorums and two momenta."""
+        methods = dict.fromkeys(row.method for row in self.arms)
+        grids = (_grid([row for row in self.best if row.method == name]) for name in methods)
+        return tuple(grid for grid in grids if len(grid.quorums) > 1 < len(grid.momenta))
 
 
 def _grid(arms: Sequence[ArmRow]) -> Grid:
-    """What is more than one of both: a quorum with one momentum alone is not part of a grid."""
-    # Rules with a quorum have 0 where nobody says.
+    """The grid of the quorums and momenta that occur more than once."""
+    # The default quorum is 0.
     cells = {(row.quorum or 0.0, row.momentum): row for row in reversed(arms)}
     quorums = _repeated(quorum for quorum, _ in cells)
     momenta = _repeated(momentum for quorum, momentum in cells if quorum in quorums)
@@ -138,5 +150,5 @@ def _grid(arms: Sequence[ArmRow]) -> Grid:
 
 
 def _repeated(values: Iterable[float]) -> tuple[float, ...]:
-    """Those that occur more than once, ascending."""
+    """The values that occur more than once, ascending."""
     return tuple(sorted(value for value, times in Counter(values).items() if times > 1))

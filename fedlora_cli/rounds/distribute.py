@@ -22,7 +22,7 @@ from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.lowrank import Svd
 from fedlora_cli.remote import Location
-from fedlora_cli.reports.distribution import DistributeReport, HandedModule
+from fedlora_cli.reports.distribution import DistributedModule, DistributeReport
 from fedlora_cli.reports.provenance import check_manifest
 from fedlora_cli.rounds.distribution import (
     check_room,
@@ -123,11 +123,11 @@ def _decomposed(adapter: Adapter, names: Sequence[str]) -> dict[str, Svd]:
 
 def _handed(
     name: str, shape: tuple[int, int], s: Tensor, recipients: Sequence[Recipient]
-) -> HandedModule:
+) -> DistributedModule:
     energy = s.square().cumsum(0)
     ranks = [min(one.modules[name].rank, len(s)) for one in recipients if name in one.modules]
     kept = [float(energy[rank - 1] / energy[-1]) for rank in ranks if rank > 0]
-    return HandedModule(
+    return DistributedModule(
         name=name,
         shape=shape,
         singular_values=tuple(s.tolist()),

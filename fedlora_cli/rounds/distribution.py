@@ -26,7 +26,7 @@ from fedlora_cli.formats.terms import LARGEST_ALPHA, LORA_BIAS
 from fedlora_cli.linalg.casting import at_rank, cast, described, stored_bytes
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location, Remote
-from fedlora_cli.reports.distribution import HandoutRow
+from fedlora_cli.reports.distribution import DistributedRow
 from fedlora_cli.rounds.recipients import Recipient
 
 #: A check of the adapters in an unpublished folder. Raises FedloraError.
@@ -170,7 +170,7 @@ def nothing(shape: tuple[int, int]) -> Factors:
 
 def distribution_row(
     one: Recipient, output: Location, size: int, spectra: Mapping[str, Tensor]
-) -> HandoutRow:
+) -> DistributedRow:
     """The report's row of an adapter; `spectra` are the source's singular values by module."""
     modules = one.modules
     ranks = {
@@ -180,7 +180,7 @@ def distribution_row(
     kept = sum(float(spectra[name][:rank].square().sum()) for name, rank in ranks.items())
     directions = sum(module.rank for module in modules.values())
     full = sum(math.prod(tensor.shape) for tensor in one.tensors.values())
-    return HandoutRow(
+    return DistributedRow(
         name=one.name,
         path=str(output / one.name),
         rank=one.rank,

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from fedlora_cli.analysis.lead import lead
 from fedlora_cli.errors import OutputError
 from fedlora_cli.execution import engine
 from fedlora_cli.files.alone import alone_in
@@ -88,6 +89,7 @@ def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> Simu
         test_examples=len(task.test),
         start_accuracy=spread(starts),
         arms=rows,
+        lead=lead([row for row in rows if row.best], len(task.test)),
         seconds=time.perf_counter() - began,
         warnings=_warnings(options, rows, len(runs) - len(waiting), len(runs)),
         version=__version__,

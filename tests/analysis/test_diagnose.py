@@ -141,7 +141,7 @@ def test_the_partitions_say_who_holds_what_and_what_they_put_there(tmp_path: Pat
     assert report.energy_ratio == pytest.approx(
         (30 * share["b"][:2].sum() + 10 * share["c"][:2].sum()) / 40
     )
-    assert any("5-8 is held by c alone" in warning for warning in report.warnings)
+    assert any("c holds rank index 5-8 alone" in warning for warning in report.warnings)
 
 
 def test_copies_outliers_and_empty_updates_are_named(tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_copies_outliers_and_empty_updates_are_named(tmp_path: Path) -> None:
     assert report.cohort is not None
     assert report.cohort.copies == (("c0", "turned"),)
     text = "\n".join(report.warnings)
-    assert "turned has the update of c0, or nearly so" in text
+    assert "turned has nearly the same update as c0" in text
     assert "the update of huge has norm" in text
-    assert "empty has no update at all" in text
+    assert "the update of empty is zero" in text
     assert text.count("robust z") == 1
 
 
@@ -234,10 +234,13 @@ def test_adapters_that_may_be_rounds_of_another_tool_are_pointed_out(tmp_path: P
     taken = diagnose(tmp_path / "run")
     asked = diagnose(tmp_path / "run", DiagnoseOptions(subject="clients"))
 
-    assert any("if these are rounds: --as rounds" in warning for warning in taken.warnings)
+    assert any("the adapters are read as clients" in warning for warning in taken.warnings)
     assert not any("--as rounds" in warning for warning in asked.warnings)
     told = diagnose(tmp_path / "run", DiagnoseOptions(subject="rounds"))
-    assert told.reason == "give --shared-rank, the smallest rank of the clients"
+    assert (
+        told.reason
+        == "the shared rank is unknown; give --shared-rank, the smallest rank of the clients"
+    )
 
 
 def test_updates_larger_than_any_number_are_refused(tmp_path: Path) -> None:

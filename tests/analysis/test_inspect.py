@@ -186,7 +186,7 @@ def test_a_cohort_of_which_nothing_can_be_read_is_shown(tmp_path: Path) -> None:
         (make(tmp_path / "round", Spec(name, 2)).folder / WEIGHTS).write_bytes(b"")
     done = run("inspect", str(tmp_path / "round"))
     assert done.exit_code == 3
-    assert done.stdout.startswith("2 adapters: no module of them could be read\n")
+    assert done.stdout.startswith("2 adapters: no module could be read\n")
 
 
 def test_all_faults_of_a_cohort_are_found_at_once(tmp_path: Path) -> None:
@@ -391,7 +391,10 @@ def test_clients_that_are_alike_differ_in_nothing(tmp_path: Path) -> None:
         make(tmp_path / "round", Spec(name, rank=2))
 
     assert document(tmp_path / "round")["differences"] == []
-    assert "they differ in nothing" in run("inspect", str(tmp_path / "round")).stdout
+    assert (
+        "the configs and headers of the adapters agree"
+        in run("inspect", str(tmp_path / "round")).stdout
+    )
 
 
 def test_a_global_adapter_tells_how_it_came_about(globally: Path) -> None:
@@ -453,7 +456,7 @@ def test_with_a_file_of_counts_a_global_adapter_is_a_client_like_any(
 
     found = document(*counted)
     assert found["faults"] == []
-    assert found["notes"] == ["global was written by fedlora; aggregate would count it as a client"]
+    assert found["notes"] == ["fedlora wrote global; aggregate would count it as a client"]
     assert run("aggregate", *map(str, counted), "-o", str(tmp_path / "o")).exit_code == 0
     set_config(globally, base_model_name_or_path="other")
     assert lines(*counted) == [refusal(*counted)]
@@ -466,7 +469,7 @@ def test_rounds_of_global_adapters_need_not_fit_each_other(globally: Path, tmp_p
     found = document(globally, tmp_path / "2/global")
 
     assert [fault["where"] for fault in found["faults"]] == [str(tmp_path / "2/global" / CONFIG)]
-    assert "its SHA-256 is not the one in fedlora.json" in found["faults"][0]["found"]
+    assert "its SHA-256 differs from the one in fedlora.json" in found["faults"][0]["found"]
     one, two = str(globally), str(tmp_path / "2/global")
     assert found["differences"] == [
         {"what": "base model", "values": [["other", [two]], ["tiny/base", [one]]]}
@@ -509,7 +512,7 @@ def test_factors_that_are_all_zero_are_noted(tmp_path: Path) -> None:
 
     (adapter,) = document(folder, "--values")["adapters"]
 
-    assert adapter["notes"] == ["1 of its factors are all zero: untrained, or padded"]
+    assert adapter["notes"] == ["1 of its factors are all zero: untrained or padded"]
     assert document(folder)["adapters"][0]["notes"] == []
 
 

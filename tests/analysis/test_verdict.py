@@ -199,7 +199,7 @@ def test_a_share_above_what_was_brought_counts_as_all_of_it() -> None:
 def test_gaps_are_those_of_one_numbering(names: list[str], gaps: bool) -> None:
     remarks = series_remarks(names, [None] * len(names))
 
-    assert any("gaps" in remark for remark in remarks) == gaps
+    assert any("rounds are missing" in remark for remark in remarks) == gaps
 
 
 def test_hetlora_is_predicted_by_the_norms_of_the_clients() -> None:

@@ -91,7 +91,7 @@ def test_a_dry_run_states_no_numbers_that_it_does_not_know(clients: Path, tmp_pa
     command = ("aggregate", str(clients), "-o", str(tmp_path / "out"), "-n", "--energy", "0.9")
     shown = run(*command, "-v", "--explain").stdout
 
-    assert "factors and writes what --energy decides" in shown
+    assert "factors and writes files of the rank that --energy decides" in shown
     assert "--energy decides the rank first" in shown
     row = next(line.split() for line in shown.splitlines() if "layers.0.v_proj" in line)
     assert row[-3:] == ["-", "-", "-"]
@@ -100,7 +100,7 @@ def test_a_dry_run_states_no_numbers_that_it_does_not_know(clients: Path, tmp_pa
 
 def test_explain_says_why_there_are_no_routes(clients: Path, tmp_path: Path) -> None:
     command = ("aggregate", str(clients), "-o", str(tmp_path / "out"), "-n", "-m", "flora")
-    says = "flora does not truncate: every module is computed by qr"
+    says = "flora does not truncate: qr computes every module"
 
     assert says in run(*command, "--explain").stdout
     assert says not in run(*command).stdout

@@ -454,9 +454,9 @@ def test_it_is_said_who_vouches_for_the_counts(clients: Path, tmp_path: Path) ->
     counts = tmp_path / "counts.json"
     counts.write_text('{"ann": 1, "bob": 2, "good": 3, "bad": 4}')
     cases: dict[str, tuple[tuple[object, ...], str]] = {
-        "operator": (("--samples", counts), "samples as --samples says"),
-        "clients": ((), "samples as the clients say"),
-        "uniform": ((), "samples not told: all clients count the same"),
+        "operator": (("--samples", counts), "sample counts: from --samples"),
+        "clients": ((), "sample counts: self-reported by the clients"),
+        "uniform": ((), "sample counts: unknown, so all clients have equal weight"),
     }
     for kind, (options, words) in cases.items():
         if kind == "uniform":

@@ -14,8 +14,6 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedlora_cli.analysis.diagnosis import verdict
-from fedlora_cli.render.figures import rounds as rounds_panels
 from fedlora_cli.render.figures.canvas import rendered
 from fedlora_cli.render.figures.compare import compare_figure
 from fedlora_cli.render.figures.diagnose import diagnose_figure
@@ -31,6 +29,7 @@ from fedlora_cli.reports.diagnose import (
     ModuleSpectrum,
     Similarity,
     Subject,
+    Thresholds,
     Trend,
 )
 
@@ -71,6 +70,10 @@ def trend(rho: Sequence[float | None], **others: Sequence[float | None]) -> Tren
     )  # fmt: skip
 
 
+#: Other limits than those of a diagnosis: figures take theirs from the report.
+LIMITS = Thresholds(at_risk=0.6, collapsed=0.2, rate_at_risk=0.8, outlier=3.0, dead=1e-6)
+
+
 def diagnosis(
     subject: Subject,
     adapters: Sequence[AdapterRow],
@@ -80,8 +83,9 @@ def diagnosis(
     trend: Trend | None = None,
 ) -> DiagnoseReport:
     return DiagnoseReport(
-        subject, "at risk", "because", shared_rank, 0.9, tuple(adapters), (), cohort, trend, (), "1"
-    )
+        subject, "at risk", "because", shared_rank, 0.9, tuple(adapters), (), cohort, trend,
+        LIMITS, (), "1",
+    )  # fmt: skip
 
 
 def cohort(count: int, *, similarity: bool = True) -> CohortFindings:
@@ -177,7 +181,7 @@ def test_clients_are_bars_of_shares_by_partition() -> None:
 
     figure = diagnose_figure(diagnosis("clients", clients, cohort=cohort(3)))
 
-    axes = panel(figure, "What each client")
+    axes = panel(figure, "Energy of each client")
     first, second = axes.containers
     assert [bar.get_width() for bar in first] == pytest.approx([1.0, 0.75, 0.0])
     assert [bar.get_x() + bar.get_width() for bar in second] == pytest.approx([1.0, 1.0, 0.0])
@@ -193,12 +197,12 @@ def test_clients_show_who_resembles_whom_and_who_decides() -> None:
 
     figure = diagnose_figure(diagnosis("clients", clients, cohort=found))
 
-    alike = panel(figure, "How alike")
+    alike = panel(figure, "Similarity of the updates")
     assert found.similarity is not None
     assert np.array_equal(picture(alike), np.array(found.similarity.cosine))
     assert alike.images[0].get_clim() == (-1.0, 1.0)
     assert texts(alike).split().count("0.67") == 4
-    holders = panel(figure, "Who decides")
+    holders = panel(figure, "Holders by rank index")
     weights = [np.asarray(one.get_xdata()) for one in holders.lines]
     assert np.array_equal(weights, [[1.0, 0.1], [0.25, 0.8]])
     assert len(holders.get_legend().get_texts()) == 2
@@ -209,7 +213,7 @@ def test_many_clients_have_no_numbers_and_without_similarity_there_is_no_matrix(
     many = diagnose_figure(diagnosis("clients", clients, cohort=cohort(13)))
     unasked = diagnose_figure(diagnosis("clients", clients, cohort=cohort(13, similarity=False)))
 
-    assert "1.00" not in texts(panel(many, "How alike"))
+    assert "1.00" not in texts(panel(many, "Similarity of the updates"))
     assert not any("alike" in axes.get_title(loc="left") for axes in unasked.axes)
 
 
@@ -243,14 +247,14 @@ def test_rounds_show_what_is_kept_between_the_thresholds_of_the_verdict() -> Non
     found = trend((0.9, 0.95, 0.99), kept=(1.0, None, 0.3))
     series = [adapter(f"r{i}", (3, 1)) for i in range(3)]
 
-    axes = panel(diagnose_figure(diagnosis("rounds", series, trend=found)), "What is left")
+    axes = panel(
+        diagnose_figure(diagnosis("rounds", series, trend=found)), "Clients' energy that is left"
+    )
 
     assert list(axes.lines[0].get_ydata()) == pytest.approx([1.0, np.nan, 0.3], nan_ok=True)
-    assert [one.get_ydata()[0] for one in axes.lines[1:]] == [0.5, 0.1]
-    assert "at risk" in texts(axes)
-    assert "collapsed" in texts(axes)
-    levels = tuple(level for level, _ in rounds_panels.THRESHOLDS)
-    assert levels == (verdict.AT_RISK, verdict.COLLAPSED)
+    assert [one.get_ydata()[0] for one in axes.lines[1:]] == [0.6, 0.2]
+    assert "at risk below 60 %" in texts(axes)
+    assert "collapsed below 20 %" in texts(axes)
 
 
 def test_rounds_show_every_rank_index_of_every_round() -> None:
@@ -284,14 +288,14 @@ def test_methods_are_compared_by_ratio_distance_and_energy() -> None:
     within, beyond = ratios.containers
     assert [bar.get_width() for bar in within] == pytest.approx([0.75, 0, 0.8])
     assert [bar.get_width() for bar in beyond] == pytest.approx([0.25, 0, 0.2])
-    assert texts(ratios).split("\n")[:3] == ["0.750", "refused: its A differs", "0.800"]
-    apart = panel(figure, "How far apart")
+    assert texts(ratios).split("\n")[:3] == ["0.750", "cannot run: its A differs", "0.800"]
+    apart = panel(figure, "Distances between")
     assert np.array_equal(picture(apart), [[0.0, 0.2], [0.2, 0.0]])
     assert [label.get_text() for label in apart.get_yticklabels()] == ["raflora", "flora"]
     energy = panel(figure, "Energy")
     assert line(energy, "raflora") == pytest.approx([0.5, 0.25, 0.125, 0.125])
     assert energy.get_xlim() == (0.5, 4.5)
-    assert "beyond 4 goes flora" in texts(energy)
+    assert "cut at 4: flora" in texts(energy)
     assert labelled(energy)
 
 

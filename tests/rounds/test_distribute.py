@@ -282,7 +282,7 @@ def test_the_command_shows_what_everyone_receives(home: Path) -> None:
 
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (home / "start").iterdir()) == ["ann", "bob"]
-    assert result.stdout.startswith("global: rank 6, 3 modules, handed out as 2 adapters\n")
+    assert result.stdout.startswith("global: rank 6, 3 modules, distributed as 2 adapters\n")
     assert "100.0 %" in result.stdout
     assert "0 of 18" in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
@@ -388,7 +388,7 @@ def test_a_broken_global_adapter_is_refused(home: Path) -> None:
     result = run("global", "--like", "round", "-o", "start")
 
     assert changed.exit_code == result.exit_code == 3
-    assert "its SHA-256 is not the one in fedlora.json" in changed.stderr
+    assert "its SHA-256 differs from the one in fedlora.json" in changed.stderr
     assert "holds 1 NaN or infinite values" in result.stderr
     assert sorted(path.name for path in home.iterdir()) == ["global", "round"]
 

@@ -279,7 +279,7 @@ def test_a_file_that_cannot_be_read_is_no_divergence(done: Path, tmp_path: Path)
     weights.write_bytes(content[:300])
     more = replace(OPTIONS, rounds=4)
 
-    with pytest.raises(InputError, match="not as fedlora wrote it"):
+    with pytest.raises(InputError, match="changed since fedlora wrote it"):
         simulate(root, more)
     weights.write_bytes(content)
     assert simulate(root, more).arms[1].diverged == ()

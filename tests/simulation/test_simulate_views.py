@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from support.simulate_reports import NONE, PLAIN, arm, diverged, simulation
 
+from fedlora_cli.analysis.lead import difference
 from fedlora_cli.render.figures.canvas import rendered
 from fedlora_cli.render.figures.simulate import simulate_figure
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import Paragraph, Table
-from fedlora_cli.render.views.findings import difference
 from fedlora_cli.render.views.simulate import simulate_view
 from fedlora_cli.reports.simulate import SimulateReport, Spread
 from fedlora_cli.simulation.options import Arm
@@ -91,7 +91,7 @@ def test_the_first_table_has_every_number_in_its_place() -> None:
     assert heads(first) == ["arm", "accuracy", "ρ at 4", "effective", "γ", "‖ΔW‖"]
     assert first.rows[0] == ("flexlora", "0.52 ± 0.02", "0.9979", "7.2", "0.876", "4.57")
     assert [row[0] for row in first.rows] == ["flexlora", "raflora", "raflora-b0.8"]
-    costs = table(simulation(PLAIN), "what a round costs")
+    costs = table(simulation(PLAIN), "cost of a round")
     assert heads(costs)[1:] == ["up", "down", "server", "training"]
     assert costs.rows[1] == ("raflora", "1.2 MB", "988 kB", "0.12 s", "3.2 s")
 
@@ -111,11 +111,11 @@ def test_the_headline_says_what_was_trained() -> None:
 
     assert view.summary == "digits, 10 clients of ranks 4 to 32, 20 rounds, 3 seeds"
     assert (
-        "run/base: 1,077 examples dealt out to 10 clients, 5 of them in every round; 360 to test, "
-        "accuracy 0.10 ± 0.01 before training"
+        "run/base: 1,077 training examples split over 10 clients, 5 of them in every round; "
+        "360 test examples, accuracy 0.10 ± 0.01 before training"
     ) in prose(simulation(PLAIN))
     whole = simulation(PLAIN, present=10, ranks=(8,) * 10, start_accuracy=NONE)
-    assert "all of them in every round; 360 to test\n" in prose(whole)
+    assert "all of them in every round; 360 test examples\n" in prose(whole)
     assert "10 clients of rank 8," in simulate_view(whole, details=False).summary
 
 
@@ -142,11 +142,11 @@ def test_accuracy_by_rate_marks_the_best_and_says_what_diverged() -> None:
     assert rates.rows[1][1:] == ("0.50 ± 0.02", "0.60 ± 0.02*", "diverged")
     warning = next(one for one in paragraphs(report) if one.tone == "warning")
     assert warning.text.splitlines()[:2] == [
-        "raflora at lr 0.002: diverged in rounds 4 to 6",
-        "raflora-b0.8 at lr 0.002: 1 of 3 diverged in round 6; the numbers are those of",
+        "raflora at lr 0.002: every run diverged in rounds 4 to 6",
+        "raflora-b0.8 at lr 0.002: 1 of 3 runs diverged in round 6; its numbers leave",
     ]
     assert not any("by learning rate" in one.title for one in tables(simulation(PLAIN)))
-    assert "raflora: diverged in round 2\n" in prose(
+    assert "raflora: every run diverged in round 2\n" in prose(
         simulation([diverged(arm("raflora"), 2, 2, 2), arm("flexlora")])
     )
 
@@ -239,21 +239,19 @@ def test_verdicts_are_told_from_good_to_bad() -> None:
         (((0.50, 0.60, 0.40), (0.55, 0.64, 0.46)), 10_000, "good"),  # seed by seed
         (((0.50, 0.60, 0.40), (0.55, 0.64, 0.46)), 360, "noise"),  # of so few test examples
         (((0.50, 0.60, 0.40), (0.45, 0.60, 0.60)), 10_000, "noise"),
-        (((0.50, 0.60), (0.55, 0.65)), 10_000, "2 seeds nobody"),
-        (((0.50, None, None), (None, 0.64, None)), 10_000, "0 seeds nobody"),  # no pairs
+        (((0.50, 0.60), (0.55, 0.65)), 10_000, "2 seeds cannot"),
+        (((0.50, None, None), (None, 0.64, None)), 10_000, "0 seeds cannot"),  # no pairs
         (((0.50, 0.50, 0.50), (0.5001, 0.5001, 0.5001)), 10_000, "noise"),  # however alike
     ],
 )
 def test_a_lead_is_told_only_where_it_is_more_than_noise(by_seed, examples, expected) -> None:
     low, high = by_seed
-    report = replace(
-        simulation(
-            [
-                arm("flexlora", accuracy=0.50, sd=0.1, by_seed=low),
-                arm("raflora", accuracy=0.55, sd=0.1, by_seed=high),
-                arm("residual", accuracy=0.40, sd=0.0),
-            ]
-        ),
+    report = simulation(
+        [
+            arm("flexlora", accuracy=0.50, sd=0.1, by_seed=low),
+            arm("raflora", accuracy=0.55, sd=0.1, by_seed=high),
+            arm("residual", accuracy=0.40, sd=0.0),
+        ],
         test_examples=examples,
     )
 
@@ -261,10 +259,14 @@ def test_a_lead_is_told_only_where_it_is_more_than_noise(by_seed, examples, expe
     text = " ".join(last.text.split())
 
     assert text.startswith("raflora is best at this one learning rate")
+    assert report.lead is not None
+    assert report.lead.significant == (expected == "good")
     assert (last.tone == "good") == (expected == "good")
     assert bool(re.search(r"5\.0 points above flexlora", text)) == (expected == "good")
     if expected != "good":
-        assert {"noise": "within the noise of 3 seeds"}.get(expected, f"with {expected}") in text
+        assert {"noise": "within the noise of 3 seeds"}.get(
+            expected, f"next; {expected} show"
+        ) in text
 
 
 def test_of_equals_nobody_is_best() -> None:

@@ -1,1 +1,1 @@
-"""All methods on the same clients."""
+"""The comparison of all methods on the same clients."""

@@ -1,4 +1,4 @@
-"""All methods on the same clients: what each would write, without writing it."""
+"""All methods on the same clients: the update of each, without writing it."""
 
 from __future__ import annotations
 
@@ -36,43 +36,43 @@ def compare(
     options: AggregateOptions = DEFAULTS,
     stage: engine.Stage = engine.quiet,
 ) -> CompareReport:
-    """Every method on the clients in `clients`, with the choices of an aggregation.
+    """The report on every method with the adapters in `clients` and the options of an aggregation.
 
-    Of these, `method` is not looked at, and a `quorum` adds a row of raFLoRA with it. A method that
-    these clients rule out is a row that says why. Raises UsageError and InputError.
+    `method` is ignored, and a `quorum` adds a row of raFLoRA with that quorum. A method that cannot
+    run has a row with the reason. Raises UsageError and InputError.
     """
     paths = paths_of(clients)
-    found = read_clients(paths, options.samples, options.base, adapter=options.adapter)
+    loaded = read_clients(paths, options.samples, options.base, adapter=options.adapter)
     previous = None if options.previous is None else formats.read(options.previous)
-    # What ails the clients themselves is an error; what ails one method with them is a row.
-    reading = make_plan(found.cohort, replace(options, method="raflora"), previous)
-    contenders = _contenders(found, options, previous)
+    # A fault of the clients is an error; a method that cannot run with them is a row.
+    reading = make_plan(loaded.cohort, replace(options, method="raflora"), previous)
+    contenders = _contenders(loaded, options, previous)
     jobs = options.jobs or engine.available_cores()
-    torch.linalg.svd(torch.eye(2))  # the first call loads LAPACK, which is no method's time
+    torch.linalg.svd(torch.eye(2))  # the first call loads LAPACK, which must not be timed
 
     def one_part(names: tuple[str, ...]) -> list[ModuleOutcome]:
         return compare_part(contenders, reading, names)
 
     work = grouped(reading.adapters, reading.modules)
     progress = stage("comparing methods")
-    outcomes = [one for part in engine.run(one_part, work, jobs, progress) for one in part]
-    return _report(contenders, reading, outcomes, found)
+    outcomes = [module for part in engine.run(one_part, work, jobs, progress) for module in part]
+    return _report(contenders, reading, outcomes, loaded)
 
 
 def _contenders(
-    found: LoadedCohort, options: AggregateOptions, previous: Adapter | None
+    loaded: LoadedCohort, options: AggregateOptions, previous: Adapter | None
 ) -> list[Contender]:
     plain = [(name, replace(options, method=name, quorum=None)) for name in METHODS]
     if options.quorum is not None:
         plain.insert(1, (f"raflora, q = {options.quorum:g}", replace(options, method="raflora")))
-    return [_contender(name, found, choice, previous) for name, choice in plain]
+    return [_contender(name, loaded, choice, previous) for name, choice in plain]
 
 
 def _contender(
-    name: str, found: LoadedCohort, choice: AggregateOptions, previous: Adapter | None
+    name: str, loaded: LoadedCohort, choice: AggregateOptions, previous: Adapter | None
 ) -> Contender:
     try:
-        return Contender(name, make_plan(found.cohort, choice, previous))
+        return Contender(name, make_plan(loaded.cohort, choice, previous))
     except FedloraError as error:
         return Contender(name, None, f"{error.where} {error.found}")
 
@@ -81,18 +81,17 @@ def _report(
     contenders: Sequence[Contender],
     reading: Plan,
     outcomes: Sequence[ModuleOutcome],
-    found: LoadedCohort,
+    loaded: LoadedCohort,
 ) -> CompareReport:
-    cohort = found.cohort
-    mean_norm = float(np.sqrt(sum(one.size for one in outcomes)))
-    gaps = np.sqrt(np.sum([one.gaps for one in outcomes], axis=0))
+    cohort = loaded.cohort
+    mean_norm = float(np.sqrt(sum(module.size for module in outcomes)))
+    gaps = np.sqrt(np.sum([module.gaps for module in outcomes], axis=0))
     distances = gaps / mean_norm if mean_norm > 0 else np.full(gaps.shape, np.nan)
     methods = tuple(
-        _row(one, cohort.shared_rank, m, outcomes, distances[m, -1])
-        for m, one in enumerate(contenders)
+        _row(contender, cohort.shared_rank, m, outcomes, distances[m, -1])
+        for m, contender in enumerate(contenders)
     )
-    without = reading.previous is None
-    alone = ["without --previous, residual is flexlora"] if without else []
+    alone = ["without --previous, residual equals flexlora"] if reading.previous is None else []
     return CompareReport(
         shared_rank=cohort.shared_rank,
         ranks=tuple(client.adapter.rank for client in cohort.clients),
@@ -101,8 +100,8 @@ def _report(
         mean_norm=mean_norm,
         methods=methods,
         distances=tuple(tuple(_finite(v) for v in line[:-1]) for line in distances[:-1]),
-        shared_seconds=sum(one.shared_seconds for one in outcomes),
-        warnings=(*found.remarks, *cohort.notes, *alone),
+        shared_seconds=sum(module.shared_seconds for module in outcomes),
+        warnings=(*loaded.remarks, *cohort.notes, *alone),
         version=__version__,
     )
 
@@ -115,13 +114,12 @@ def _row(
     distance: float,
 ) -> MethodRow:
     plan = contender.plan
-    refused = next((one.refused[m] for one in outcomes if one.refused[m]), contender.refused)
+    refused = next((o.refused[m] for o in outcomes if o.refused[m]), contender.refused)
     if plan is None or refused is not None:
         return MethodRow(
             contender.name, None, None, None, None, None, None, None, (), None, refused
         )
-    whole = [one.s[m] for one in outcomes]
-    spectra = [s for s in whole if s is not None]
+    spectra = [s for outcome in outcomes if (s := outcome.s[m]) is not None]
     written = [s[: plan.rank] for s in spectra]
     by_index = pooled_energy(written)
     total = sum(energy(s) for s in spectra)
@@ -136,7 +134,7 @@ def _row(
         kept_energy=kept / total if total > 0 else None,
         distance=_finite(distance),
         energy=tuple(float(value) for value in by_index),
-        seconds=float(sum(one.seconds[m] for one in outcomes)),
+        seconds=float(sum(outcome.seconds[m] for outcome in outcomes)),
         refused=None,
     )
 

@@ -1,7 +1,7 @@
-"""One module under every method: its core, its spectrum, and how far they are apart.
+"""One module under every method: its core, its spectrum, and the distances between the methods.
 
-Every method's update lies in the column space of the stacked B and the row space of the stacked A,
-so after one QR of both, all of them are cores of S × S, and so are their differences.
+The update of every method lies in the column space of the concatenated B and the row space of the
+concatenated A. After one QR of both, every update is an S × S core, and so is every difference.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedlora_cli.methods.weights import by_samples
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """A method with its plan for these clients, or the reason why it has none."""
+    """A method with its plan for these clients, or the reason why it cannot run."""
 
     name: str
     plan: Plan | None
@@ -38,9 +38,9 @@ class Contender:
 class ModuleOutcome:
     """One module under M contenders.
 
-    `s` are the singular values of their weighted sums, None where `refused` says why; `gaps`
-    (M + 1, M + 1) are ‖ΔW_a - ΔW_b‖_F², the exact sample-weighted mean standing last, `size` is
-    the squared norm of that. Seconds are of one core.
+    `s` are the singular values of the weighted sums, None for a contender that cannot run, with the
+    reason in `refused`. `gaps` (M + 1, M + 1) are ‖ΔW_a - ΔW_b‖_F²; the last row and column are the
+    exact sample-weighted mean, and `size` is its squared norm. Seconds are those of one core.
     """
 
     s: tuple[FloatArray | None, ...]
@@ -54,7 +54,7 @@ class ModuleOutcome:
 def compare_part(
     contenders: Sequence[Contender], reading: Plan, names: Sequence[str]
 ) -> list[ModuleOutcome]:
-    """Those modules under every contender, each tensor read once. Raises InputError."""
+    """The outcomes of the named modules; each tensor is read once. Raises InputError."""
     begin = perf_counter()
     reads = read_terms(reading, names)
     reading_seconds = (perf_counter() - begin) / len(names)
@@ -72,17 +72,18 @@ def _compare(
     refused: list[str | None] = []
     cores: list[Tensor | None] = []
     seconds = np.zeros(len(contenders))
-    for m, one in enumerate(contenders):
+    for m, contender in enumerate(contenders):
         start = perf_counter()
+        s, made, reason = None, None, contender.refused
         try:
-            s, made = (None, None) if one.plan is None else _outcome(one.plan, name, read, total)
-            refused.append(one.refused)
+            if contender.plan is not None:
+                s, made = _outcome(contender.plan, name, read, total)
         except InputError as error:
-            s, made = None, None
-            refused.append(error.found)
+            reason = error.found
+        refused.append(reason)
         seconds[m] = perf_counter() - start
         spectra.append(s)
-        # Only the comparison needs the core of factors, so it is nobody's time.
+        # The aggregation needs no core of factors, so its time does not count.
         cores.append(lowrank.coordinates(total, made) if isinstance(made, Factors) else made)
     mean = _exact_mean(reading, name, read, total)
     return ModuleOutcome(
@@ -98,9 +99,9 @@ def _compare(
 def _outcome(
     plan: Plan, name: str, read: ModuleTerms, total: lowrank.QrSum
 ) -> tuple[FloatArray, Tensor | Factors]:
-    """The singular values of the method's sum, and what it would write: its core, or factors."""
+    """The singular values of the method's sum, and the update: its core, or its factors."""
     nothing = torch.zeros_like(total.lengths)
-    if name not in plan.modules:  # only the previous adapter has it, and the method does not ask
+    if name not in plan.modules:  # a module of the previous adapter, which the method ignores
         return np.zeros(0), lowrank.core(total, nothing)
     rule = plan.rule(plan.holdings(name, read.norms))
     target = weighted_sum(plan, read, rule)
@@ -125,12 +126,12 @@ def _exact_mean(plan: Plan, name: str, read: ModuleTerms, total: lowrank.QrSum) 
 
 
 def _gaps(cores: Sequence[Tensor | None]) -> FloatArray:
-    """Squared distances between cores, not a number where there is none."""
+    """Squared distances between cores, NaN for a missing core."""
     gaps = np.full((len(cores), len(cores)), np.nan)
     for m, core in enumerate(cores):
         if core is not None:
             gaps[m, m] = 0.0
-    for (a, one), (b, other) in combinations(enumerate(cores), 2):
-        if one is not None and other is not None:
-            gaps[a, b] = gaps[b, a] = float((one - other).square().sum())
+    for (a, left), (b, right) in combinations(enumerate(cores), 2):
+        if left is not None and right is not None:
+            gaps[a, b] = gaps[b, a] = float((left - right).square().sum())
     return gaps

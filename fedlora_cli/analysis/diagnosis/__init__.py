@@ -1,1 +1,1 @@
-"""Rank collapse as files show it: spectra, similarity, trend, verdict."""
+"""Rank collapse measured from adapter files: spectra, similarity, trend, verdict."""

@@ -1,4 +1,4 @@
-"""What only a cohort shows: who holds what, who stands out, who is like whom."""
+"""Findings about a cohort: the holders of each rank partition, outliers, and similar clients."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from fedlora_cli.reports.diagnose import (
     Similarity,
 )
 
-#: What float16 and bfloat16 rounding do to a copy: to 1 - cosine, and to its singular values as a
-#: share of the largest.
+#: The effect of float16 and bfloat16 rounding on a copy: on 1 - cosine, and on its singular values
+#: relative to the largest.
 _SAME_DIRECTION = 1e-5
 _SAME_VALUES = 1e-6
 
-#: A robust z beyond which a client stands out, and the fewest clients of which one can.
+#: The robust z beyond which a client is an outlier, and the fewest clients for a z.
 OUTLIER = 3.5
 _FEWEST = 3
 
-#: The least spread of ln ‖ΔW‖: norms within a tenth of each other are alike.
+#: The least spread of ln ‖ΔW‖, so that norms within a tenth of each other are no outliers.
 _LEAST_SPREAD = 0.1
 
-#: The factor that makes a median absolute deviation the standard deviation of a normal variable.
+#: Median absolute deviation to standard deviation, for a normal distribution.
 _MAD = 1.4826
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The singular values of every client, by module, and the products of all clients' updates;
-    None where similarity was not asked for.
+    """The singular values by client and module, and the products of the clients' updates, which are
+    None without similarity.
     """
 
     spectra: tuple[dict[str, FloatArray], ...]
@@ -54,15 +54,14 @@ class Measured:
 
 
 def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bool) -> Measured:
-    """Read every tensor once, module by module. Raises InputError."""
+    """The measurements of all clients; every tensor is read once. Raises InputError."""
     spectra: tuple[dict[str, FloatArray], ...] = tuple({} for _ in cohort.clients)
     total: Products | None = None
-
     adapters = [client.adapter for client in cohort.clients]
 
     def one_part(names: tuple[str, ...]) -> list[tuple[list[FloatArray | None], Products | None]]:
-        found = [_read(one, names) for one in adapters]
-        return [one_module([own.pop(name, None) for own in found]) for name in names]
+        clients = [_read(adapter, names) for adapter in adapters]
+        return [one_module([factors.pop(name, None) for factors in clients]) for name in names]
 
     def one_module(
         factors: list[Factors | None],
@@ -70,41 +69,39 @@ def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bo
         if not similar:
             return [None if f is None else lowrank.spectrum(f).numpy() for f in factors], None
         updates = [None if f is None else _svd(f) for f in factors]
-        return [None if one is None else one.s.numpy() for one in updates], products(updates)
+        return [None if u is None else u.s.numpy() for u in updates], products(updates)
 
     work = grouped(adapters, cohort.modules)
-    for names, found in zip(work, engine.run(one_part, work, jobs, progress), strict=True):
-        for name, (values, alike) in zip(names, found, strict=True):
-            for own, s in zip(spectra, values, strict=True):
+    for names, modules in zip(work, engine.run(one_part, work, jobs, progress), strict=True):
+        for name, (values, sums) in zip(names, modules, strict=True):
+            for by_module, s in zip(spectra, values, strict=True):
                 if s is not None:
-                    own[name] = s
-            total = alike if total is None or alike is None else total + alike
+                    by_module[name] = s
+            total = sums if total is None or sums is None else total + sums
     return Measured(spectra, total)
 
 
 def _read(adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
-    """The factors that a client has of these modules. Raises InputError where one is at fault for
-    its size.
-    """
-    found = read_modules(adapter, names)
-    for (name, _), own in zip(found.items(), sizes([*found.values()]), strict=True):
-        error = fault(adapter.path, name, own)
+    """The factors of the adapter's modules among `names`. Raises InputError for a faulty size."""
+    factors = read_modules(adapter, names)
+    for name, size in zip(factors, sizes([*factors.values()]), strict=True):
+        error = fault(adapter.path, name, size)
         if error is not None:
             raise error
-    return found
+    return factors
 
 
 def findings(
     plan: Plan, rows: Sequence[AdapterRow], measured: Measured, shared_rank: int
 ) -> CohortFindings:
-    """What the cohort shows. `plan` is raFLoRA's for it, `rows` are its adapters."""
+    """The findings about a cohort. `plan` is the plan of raFLoRA, `rows` are the adapters."""
     weights = plan.weights()
     alike = measured.products
     none = np.full(len(rows), np.nan)
     outliers = robust_z(np.array([row.norm for row in rows]))
     cosine = none if alike is None else cosines_to_others(alike.inner, plan.cohort.samples)
     overlap = none if alike is None else _mean_overlap(alike)
-    largest = np.max([one.max(axis=1, initial=0.0) for one in weights.values()], axis=0)
+    largest = np.max([w.max(axis=1, initial=0.0) for w in weights.values()], axis=0)
     clients = tuple(
         ClientFinding(
             name=row.name,
@@ -127,11 +124,11 @@ def findings(
 
 
 def robust_z(norms: FloatArray) -> FloatArray:
-    """(ln x - median) / max(1.4826 MAD, 0.1), not a number where x is zero or with fewer than three
-    clients. Shape (K,).
+    """(ln x - median) / max(1.4826 MAD, 0.1) by client, shape (K,). NaN for x = 0, and for all
+    clients if there are fewer than three.
 
-    The floor keeps clients that are all alike from standing out by a hair. Source: Iglewicz and
-    Hoaglin, How to Detect and Handle Outliers, 1993.
+    The floor of 0.1 avoids outliers among nearly equal norms. Source: Iglewicz and Hoaglin, How to
+    Detect and Handle Outliers, 1993.
     """
     logs = np.log(norms, out=np.full(norms.shape, np.nan), where=norms > 0)
     if len(norms) < _FEWEST or np.isnan(logs).all():
@@ -142,8 +139,8 @@ def robust_z(norms: FloatArray) -> FloatArray:
 
 
 def holders_energy_ratio(rows: Sequence[AdapterRow], shared_rank: int) -> float | None:
-    """ρ of the updates of those clients that hold more than the shared rank, averaged by samples;
-    None if there are none, or none with any energy.
+    """ρ of the clients with a rank above the shared rank, averaged by samples. None if there is no
+    such client, or none has any energy.
     """
     return _mean_share([row for row in rows if row.rank > shared_rank], 0, shared_rank)
 
@@ -151,39 +148,32 @@ def holders_energy_ratio(rows: Sequence[AdapterRow], shared_rank: int) -> float 
 def copies(
     names: Sequence[str], spectra: Sequence[Mapping[str, FloatArray]], cosine: FloatArray | None
 ) -> tuple[tuple[str, str], ...]:
-    """Pairs of clients with the same update, in whatever basis or size: all modules as one vector
-    point one way. Without cosines, pairs with the same singular values in every module.
+    """Pairs of clients with the same update up to its basis and its size: a cosine of 1 over all
+    modules. Without cosines, pairs with the same singular values in every module.
     """
-    found = []
-    for k, own in enumerate(spectra):
-        if not any(s.size for s in own.values()):
-            continue  # clients without any energy are no copies of each other
-        same = (
-            j
-            for j in range(k)
-            if (
-                _same_values(spectra[j], own)
-                if cosine is None
-                else cosine[j, k] > 1 - _SAME_DIRECTION
-            )
-        )
-        original = next(same, None)
-        if original is not None:
-            found.append((names[original], names[k]))
-    return tuple(found)
+
+    def same(j: int, k: int) -> bool:
+        if cosine is None:
+            return _same_values(spectra[j], spectra[k])
+        return bool(cosine[j, k] > 1 - _SAME_DIRECTION)
+
+    pairs = []
+    for k, values in enumerate(spectra):
+        if any(s.size for s in values.values()):  # clients without energy are not copies
+            original = next((j for j in range(k) if same(j, k)), None)
+            if original is not None:
+                pairs.append((names[original], names[k]))
+    return tuple(pairs)
 
 
-def _same_values(one: Mapping[str, FloatArray], other: Mapping[str, FloatArray]) -> bool:
-    if one.keys() != other.keys():
-        return False
-    pairs = [_padded(one[name], other[name]) for name in one]
-    return all(bool((np.abs(a - b) <= _SAME_VALUES * a.max(initial=0.0)).all()) for a, b in pairs)
+def _same_values(left: Mapping[str, FloatArray], right: Mapping[str, FloatArray]) -> bool:
+    return left.keys() == right.keys() and all(_close(left[name], right[name]) for name in left)
 
 
-def _padded(one: FloatArray, other: FloatArray) -> list[FloatArray]:
-    """Both with zeros at their ends, equally long."""
-    length = max(one.size, other.size)
-    return [np.pad(s, (0, length - s.size)) for s in (one, other)]
+def _close(a: FloatArray, b: FloatArray) -> bool:
+    length = max(a.size, b.size)
+    a, b = (np.pad(s, (0, length - s.size)) for s in (a, b))
+    return bool((np.abs(a - b) <= _SAME_VALUES * a.max(initial=0.0)).all())
 
 
 def _svd(factors: Factors) -> lowrank.Svd:
@@ -200,9 +190,7 @@ def _holdings(
             last=row.last,
             holders=row.holders,
             coverage=row.coverage,
-            energy=_mean_share(
-                [one for one in rows if one.rank >= row.last], row.first - 1, row.last
-            ),
+            energy=_mean_share([r for r in rows if r.rank >= row.last], row.first - 1, row.last),
             max_weight=row.max_weight,
             heaviest=row.heaviest,
         )
@@ -216,7 +204,7 @@ def _mean_share(rows: Sequence[AdapterRow], first: int, last: int) -> float | No
 
 
 def _mean_overlap(alike: Products) -> FloatArray:
-    """By client, the overlap with the others, left and right, over all modules in common."""
+    """The mean overlap of each client with the others, left and right, over common modules."""
     others = 1 - np.eye(len(alike.modules))
     common = (alike.modules * others).sum(axis=1)
     both = ((alike.left + alike.right) / 2 * others).sum(axis=1)
@@ -232,9 +220,9 @@ def _similarity(alike: Products) -> Similarity:
 
 
 def _quotient(total: FloatArray, number: FloatArray) -> FloatArray:
-    """total / number, not a number where there are none."""
-    nothing = np.full(total.shape, np.nan)
-    mean: FloatArray = np.divide(total, number, out=nothing, where=number > 0)
+    """total / number, NaN for a number of 0."""
+    nan = np.full(total.shape, np.nan)
+    mean: FloatArray = np.divide(total, number, out=nan, where=number > 0)
     return mean
 
 

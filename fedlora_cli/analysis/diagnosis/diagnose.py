@@ -1,4 +1,4 @@
-"""Rank collapse, as files show it: of one adapter, of a cohort, of a series of rounds."""
+"""The diagnosis of rank collapse: of one adapter, of a cohort, of a series of rounds."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def diagnose(
     options: DiagnoseOptions = DEFAULTS,
     stage: engine.Stage = engine.quiet,
 ) -> DiagnoseReport:
-    """Diagnose one adapter, the clients of a round, or global adapters in order of their rounds.
+    """The diagnosis of one adapter, of the clients of a round, or of global adapters by round.
 
-    `paths` are adapter folders, folders of them, or a folder of rounds: folders that each hold an
-    adapter named `global`. Several adapters are rounds if fedlora aggregated all of them, clients
-    if it did none, unless `options.subject` says which. Raises UsageError and InputError.
+    `paths` are adapter folders, folders of adapter folders, or a folder of rounds, each of which
+    holds an adapter named `global`. Several adapters are rounds if fedlora aggregated all of them
+    and clients if it aggregated none; `options.subject` overrides this. Raises UsageError and
+    InputError.
     """
     given = paths_of(paths)
     if options.adapter is not None:
@@ -38,9 +39,9 @@ def diagnose(
     clients = options.subject == "clients"
     if options.subject is None and len(folders) > 1:
         if 0 < aggregated < len(folders):
-            written = next(f for f, one in zip(folders, origins, strict=True) if one is not None)
-            found = f"{aggregated} of {len(folders)} adapters, such as {written}, are global ones"
-            raise UsageError("PATHS", found, "give clients or rounds, or say which with --as")
+            written = next(f for f, made in zip(folders, origins, strict=True) if made is not None)
+            found = f"{aggregated} of {len(folders)} adapters, such as {written}, are global"
+            raise UsageError("PATHS", found, "give either clients or rounds, or choose with --as")
         clients = aggregated == 0
     if clients:
         return diagnose_clients(given, options, stage)

@@ -1,4 +1,4 @@
-"""What a person should know of a series of rounds before trusting its trend."""
+"""Warnings about a series of rounds whose trend may mislead."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fedlora_cli.text import natural
 
 
 def series_remarks(names: Sequence[str], origins: Sequence[Provenance | None]) -> list[str]:
-    """A warning wherever one series seems to be several, has gaps, or is not in order, and where
-    one client of the last round outweighs the others.
+    """Warnings about rounds out of order, gaps, repeated names, changes of the method, and clients
+    of the last round with far larger updates than the others.
     """
     return [
         *_order(names),
@@ -27,45 +27,45 @@ def series_remarks(names: Sequence[str], origins: Sequence[Provenance | None]) -
 
 
 def _order(names: Sequence[str]) -> list[str]:
-    """Where a shell has put round-10 before round-2."""
+    """A warning about an order by text, such as round-10 before round-2."""
     alike = len({re.sub(r"\d+", "", name) for name in names}) == 1
     if not alike or list(names) == sorted(names, key=natural):
         return []
-    return [f"the rounds are taken in the order given: {', '.join(names)[:200]}"]
+    return [f"the rounds keep the given order: {', '.join(names)[:200]}"]
 
 
 def _gaps(names: Sequence[str]) -> list[str]:
     parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
-    found = [part for part in parts if part is not None]
-    if len(found) < len(names) or len({(one[1], one[3]) for one in found}) > 1:
+    numbered = [part for part in parts if part is not None]
+    if len(numbered) < len(names) or len({(part[1], part[3]) for part in numbered}) > 1:
         return []
-    if all(int(later[2]) - int(earlier[2]) <= 1 for earlier, later in pairwise(found)):
+    if all(int(later[2]) - int(earlier[2]) <= 1 for earlier, later in pairwise(numbered)):
         return []
-    return ["there are gaps between these rounds: rates are per adapter given, not per round"]
+    return ["rounds are missing: rates are per given adapter, not per round"]
 
 
 def _repetitions(names: Sequence[str]) -> list[str]:
     again = next((name for k, name in enumerate(names) if name in names[:k]), None)
     if again is None:
         return []
-    return [f"two rounds are named {again}: diagnose two federations one by one"]
+    return [f"two rounds are named {again}: diagnose each federation separately"]
 
 
 def _methods(names: Sequence[str], origins: Sequence[Provenance | None]) -> list[str]:
     return [
-        f"from {name} on the method is {later.method}, {earlier.method} before"
+        f"the method changes in {name} from {earlier.method} to {later.method}"
         for (earlier, later), name in zip(pairwise(origins), names[1:], strict=True)
         if earlier is not None and later is not None and earlier.method != later.method
     ]
 
 
 def _giants(last: Provenance | None) -> list[str]:
-    """Shares are of all energy: whoever brings most of it decides where it lies."""
+    """Warnings about outliers: the largest updates dominate the shares of the energy."""
     clients = () if last is None else last.clients
     z = robust_z(np.sqrt([sum(client.energy) for client in clients]))
     return [
-        f"the update of {client.name} was far larger than the others' in the last round (robust z "
-        f"{score:+.1f}): shares of the energy follow it"
+        f"the update of {client.name} in the last round is far larger than the others' (robust z "
+        f"{score:+.1f}): it dominates the shares of the energy"
         for client, score in zip(clients, z, strict=True)
         if score > OUTLIER
     ]

@@ -1,4 +1,4 @@
-"""The diagnosis of one round's clients, before anything is made of them."""
+"""The diagnosis of the clients of one round, before their aggregation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fedlora_cli.aggregation.plan import make_plan
 from fedlora_cli.analysis.diagnosis.cohort import OUTLIER, findings, measure
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row
+from fedlora_cli.analysis.diagnosis.thresholds import THRESHOLDS
 from fedlora_cli.clients.reading import LoadedCohort, read_clients
 from fedlora_cli.execution import engine
 from fedlora_cli.remote import Location
@@ -17,16 +18,16 @@ from fedlora_cli.reports.diagnose import AdapterRow, CohortFindings, DiagnoseRep
 from fedlora_cli.text import rank_range
 from fedlora_cli.version import __version__
 
-#: Pairs of clients grow with their square: with more clients, similarity must be asked for.
+#: The largest cohort whose clients are compared by default; the pairs grow with its square.
 MOST_COMPARED = 100
 
 
 def diagnose_clients(
     paths: Sequence[Location], options: DiagnoseOptions, stage: engine.Stage
 ) -> DiagnoseReport:
-    """What the clients in `paths` hold, and how they stand to each other. Raises InputError."""
-    found = read_clients(paths, options.samples, options.base, adapter=options.adapter)
-    cohort = found.cohort
+    """The diagnosis of the clients in `paths`. Raises InputError."""
+    loaded = read_clients(paths, options.samples, options.base, adapter=options.adapter)
+    cohort = loaded.cohort
     options.check_rank(cohort.rank)
     shared_rank = options.shared_rank or cohort.shared_rank
     few = len(cohort.clients) <= MOST_COMPARED
@@ -47,62 +48,69 @@ def diagnose_clients(
         for client, spectra in zip(cohort.clients, measured.spectra, strict=True)
     )
     plan = make_plan(cohort, AggregateOptions(method="raflora"))
-    seen = findings(plan, rows, measured, shared_rank)
+    cohort_findings = findings(plan, rows, measured, shared_rank)
     lone = [
-        f"rank index {rank_range(first, last)} is held by {cohort.names[k]} "
-        f"{'' if one.alone else 'nearly '}alone: under raflora it has weight {one.weight:.2f} "
-        "there; `fedlora aggregate --quorum` bounds that"
-        for (first, last, k), one in lone_holders(
+        f"{cohort.names[k]} holds rank index {rank_range(first, last)} "
+        f"{'' if holder.alone else 'nearly '}alone: by raflora it has weight {holder.weight:.2f} "
+        "there; `fedlora aggregate --quorum` limits that weight"
+        for (first, last, k), holder in lone_holders(
             plan, plan.weights(), cohort.distinct_ranks
         ).items()
     ]
-    skipped = () if similar else (f"more than {MOST_COMPARED} clients: --similarity compares them",)
+    skipped = (
+        ()
+        if similar
+        else (f"more than {MOST_COMPARED} clients: give --similarity to compare them",)
+    )
     return DiagnoseReport(
         subject="clients",
         verdict=None,
-        reason="a verdict needs what was made of these clients: diagnose the global adapters",
+        reason="these are client adapters; run diagnose on the global adapters to get one",
         shared_rank=shared_rank,
-        energy_ratio=seen.energy_ratio,
+        energy_ratio=cohort_findings.energy_ratio,
         adapters=rows,
         methods=(None,) * len(rows),
-        cohort=seen,
+        cohort=cohort_findings,
         trend=None,
+        thresholds=THRESHOLDS,
         warnings=(
-            *_taken(found, options),
-            *found.remarks,
+            *_ambiguity(loaded, options),
+            *loaded.remarks,
             *cohort.notes,
             *skipped,
-            *_oddities(rows, seen),
+            *_oddities(rows, cohort_findings),
             *lone,
         ),
         version=__version__,
     )
 
 
-def _taken(found: LoadedCohort, options: DiagnoseOptions) -> list[str]:
-    """A warning where these may as well be the rounds of some other tool."""
-    cohort = found.cohort
-    counted = found.samples_from != "uniform"
-    if options.subject is not None or counted or len(cohort.distinct_ranks) > 1:
+def _ambiguity(loaded: LoadedCohort, options: DiagnoseOptions) -> list[str]:
+    """A warning if the adapters may be the rounds of another tool."""
+    counted = loaded.samples_from != "uniform"
+    if options.subject is not None or counted or len(loaded.cohort.distinct_ranks) > 1:
         return []
     return [
-        "taken for clients, as nothing tells otherwise; if these are rounds: --as rounds "
-        "--shared-rank R, the smallest rank of their clients"
+        "the adapters are read as clients; for rounds of another tool give --as rounds and "
+        "--shared-rank with the smallest rank of the clients"
     ]
 
 
-def _oddities(rows: Sequence[AdapterRow], seen: CohortFindings) -> list[str]:
-    """Clients that stand out: by their norm, as copies, without any update."""
-    warnings = [f"{row.name} has no update at all; its factors multiply to zero" for row in rows
-                if row.norm == 0]  # fmt: skip
-    for row, client in zip(rows, seen.clients, strict=True):
+def _oddities(rows: Sequence[AdapterRow], cohort: CohortFindings) -> list[str]:
+    """Warnings about zero updates, outliers by norm, and copies."""
+    warnings = [
+        f"the update of {row.name} is zero: its factors multiply to zero"
+        for row in rows
+        if row.norm == 0
+    ]
+    for row, client in zip(rows, cohort.clients, strict=True):
         if client.outlier is not None and abs(client.outlier) > OUTLIER:
             warnings.append(
                 f"the update of {row.name} has norm {row.norm:.3g}, a robust z of "
-                f"{client.outlier:+.1f} among the clients: look at its training, or leave it out"
+                f"{client.outlier:+.1f} among the clients: check its training, or leave it out"
             )
     warnings += [
-        f"{copy} has the update of {original}, or nearly so: is one a copy of the other?"
-        for original, copy in seen.copies
+        f"{copy} has nearly the same update as {original}: check whether it is a copy"
+        for original, copy in cohort.copies
     ]
     return warnings

@@ -1,4 +1,4 @@
-"""The diagnosis of global adapters: one, or a series of rounds."""
+"""The diagnosis of global adapters: a single one, or a series of rounds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fedlora_cli.analysis.diagnosis.judgement import judge_series
 from fedlora_cli.analysis.diagnosis.options import DiagnoseOptions
 from fedlora_cli.analysis.diagnosis.remarks import series_remarks
 from fedlora_cli.analysis.diagnosis.spectra import adapter_row, partition_bounds, read_finite
+from fedlora_cli.analysis.diagnosis.thresholds import THRESHOLDS
 from fedlora_cli.analysis.diagnosis.trend import course, energy_factors_by_round, trend
 from fedlora_cli.errors import InputError
 from fedlora_cli.execution import engine
@@ -30,26 +31,23 @@ def diagnose_series(
     options: DiagnoseOptions,
     stage: engine.Stage,
 ) -> DiagnoseReport:
-    """The diagnosis of global adapters, in the order of their rounds; one alone is a series too.
-
-    Raises InputError.
-    """
+    """The diagnosis of global adapters in the order of their rounds. Raises InputError."""
     adapters = [formats.read(folder) for folder in folders]
     _check_series(adapters)
     options.check_rank(max(adapter.rank for adapter in adapters))
-    told = [origin.shared_rank for origin in origins if origin is not None]
-    shared_rank = options.shared_rank or min(told, default=None)
+    reported = [origin.shared_rank for origin in origins if origin is not None]
+    shared_rank = options.shared_rank or min(reported, default=None)
     known = sorted({c.rank for origin in origins if origin for c in origin.clients})
     spectra = _spectra(adapters, options.jobs or engine.available_cores(), stage("reading"))
     rows = tuple(
         adapter_row(
             round_name(adapter.path),
             adapter,
-            own,
+            values,
             shared_rank,
             partition_bounds(adapter.rank, known, shared_rank),
         )
-        for adapter, own in zip(adapters, spectra, strict=True)
+        for adapter, values in zip(adapters, spectra, strict=True)
     )
     factors = energy_factors_by_round(rows, origins)
     judgement = judge_series(rows, origins, factors, shared_rank)
@@ -68,6 +66,7 @@ def diagnose_series(
         methods=tuple(None if origin is None else origin.method for origin in origins),
         cohort=None,
         trend=over_rounds,
+        thresholds=THRESHOLDS,
         warnings=(
             *(note for adapter in adapters for note in adapter.notes),
             *series_remarks([row.name for row in rows], origins),
@@ -79,14 +78,14 @@ def diagnose_series(
 def _spectra(
     adapters: Sequence[Adapter], jobs: int, progress: engine.Progress
 ) -> list[dict[str, FloatArray]]:
-    """The singular values of every module of every adapter, each tensor read once."""
-    tasks = [(k, part) for k, one in enumerate(adapters) for part in grouped([one], one.modules)]
+    """The singular values by adapter and module; each tensor is read once."""
+    tasks = [(k, part) for k, a in enumerate(adapters) for part in grouped([a], a.modules)]
     result: list[dict[str, FloatArray]] = [{} for _ in adapters]
 
     def one_part(task: tuple[int, tuple[str, ...]]) -> dict[str, FloatArray]:
         k, names = task
-        found = read_finite(adapters[k], names)
-        return {name: lowrank.spectrum(one).numpy() for name, one in found.items()}
+        factors = read_finite(adapters[k], names)
+        return {name: lowrank.spectrum(pair).numpy() for name, pair in factors.items()}
 
     for (k, _), spectra in zip(tasks, engine.run(one_part, tasks, jobs, progress), strict=True):
         result[k] |= spectra
@@ -94,11 +93,11 @@ def _spectra(
 
 
 def _check_series(adapters: Sequence[Adapter]) -> None:
-    """Whether these can be one model's rounds. Raises InputError."""
+    """Check that the adapters fit one base model. Raises InputError."""
     for earlier, later in pairwise(adapters):
         for name in earlier.modules.keys() & later.modules.keys():
-            one, other = earlier.modules[name].shape, later.modules[name].shape
-            if one != other:
-                here, there = f"{other[0]} x {other[1]}", f"{one[0]} x {one[1]}"
+            before, after = earlier.modules[name].shape, later.modules[name].shape
+            if before != after:
+                here, there = (f"{out} x {in_}" for out, in_ in (after, before))
                 found = f"{name} is {here}, but {there} in {earlier.path}"
                 raise InputError(later.path, found, "leave out the adapters of another base model")

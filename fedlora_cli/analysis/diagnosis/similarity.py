@@ -1,4 +1,4 @@
-"""How alike the clients' updates are, from the Gram matrices of their singular vectors alone."""
+"""The similarity of the clients' updates, from the Gram matrices of their singular vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedlora_cli.linalg.spectrum import FloatArray
 @dataclass(frozen=True, eq=False)
 class Products:
     """Sums over modules, each (K, K): inner products ‹ΔW_j, ΔW_k›, overlaps of the left and of the
-    right singular subspaces, and in how many modules both clients have an update.
+    right singular subspaces, and the number of modules that both clients adapt.
     """
 
     inner: FloatArray
@@ -34,21 +34,21 @@ class Products:
 
 
 def products(updates: Sequence[Svd | None]) -> Products:
-    """One module of K clients; None for a client that does not adapt it.
+    """The products of one module of K clients; an update is None if the client does not adapt it.
 
     ‹ΔW_j, ΔW_k› = tr((B_jᵀ B_k)(A_k A_jᵀ)) with B = U diag(s) and A = Vᵀ; the overlaps are
     ‖U_jᵀ U_k‖_F² / min(r_j, r_k), φ of the LoRA paper (arXiv:2106.09685, §7.2), likewise for V.
     """
-    present = [k for k, one in enumerate(updates) if one is not None and one.s.numel()]
-    found = [one for one in updates if one is not None and one.s.numel()]
+    present = {k: svd for k, svd in enumerate(updates) if svd is not None and svd.s.numel()}
     total = np.zeros((4, len(updates), len(updates)))
-    if found:
-        ranks = [one.s.numel() for one in found]
-        U, V = torch.cat([one.U for one in found], dim=1), torch.cat([one.Vh for one in found])
-        s = torch.cat([one.s for one in found])
+    if present:
+        svds = list(present.values())
+        ranks = [svd.s.numel() for svd in svds]
+        U, V = torch.cat([svd.U for svd in svds], dim=1), torch.cat([svd.Vh for svd in svds])
+        s = torch.cat([svd.s for svd in svds])
         left, right = U.T @ U, V @ V.T
         smaller = np.minimum.outer(ranks, ranks)
-        at = np.ix_(present, present)
+        at = np.ix_(list(present), list(present))
         total[0][at] = _block_sums(left * right * torch.outer(s, s), ranks)
         total[1][at] = _block_sums(left.square(), ranks) / smaller
         total[2][at] = _block_sums(right.square(), ranks) / smaller
@@ -57,7 +57,7 @@ def products(updates: Sequence[Svd | None]) -> Products:
 
 
 def cosines(inner: FloatArray) -> FloatArray:
-    """‹ΔW_j, ΔW_k› / (‖ΔW_j‖ ‖ΔW_k‖), not a number where an update is zero. Shape (K, K).
+    """‹ΔW_j, ΔW_k› / (‖ΔW_j‖ ‖ΔW_k‖), NaN if an update is zero. Shape (K, K).
 
     >>> cosines(np.array([[4.0, 2.0], [2.0, 1.0]]))
     array([[1., 1.],
@@ -79,13 +79,13 @@ def cosines_to_others(inner: FloatArray, samples: FloatArray) -> FloatArray:
     dot = np.einsum("kj,kj->k", weights, inner)
     norms = np.einsum("kj,ji,ki->k", weights, inner, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
-        own = np.sqrt(np.diagonal(inner))
-        cosine: FloatArray = np.clip(dot / (own * np.sqrt(np.maximum(norms, 0.0))), -1.0, 1.0)
+        norm = np.sqrt(np.diagonal(inner))
+        cosine: FloatArray = np.clip(dot / (norm * np.sqrt(np.maximum(norms, 0.0))), -1.0, 1.0)
     return cosine
 
 
 def _block_sums(matrix: Tensor, ranks: Sequence[int]) -> FloatArray:
-    """The sum over every block of clients (j, k) of a matrix over their directions."""
+    """The sums of the blocks (j, k) of a matrix whose rows and columns are grouped by client."""
     starts = np.cumsum([0, *ranks[:-1]])
     rows = np.add.reduceat(matrix.numpy(), starts, axis=0)
     sums: FloatArray = np.add.reduceat(rows, starts, axis=1)

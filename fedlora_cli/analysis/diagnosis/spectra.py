@@ -1,4 +1,4 @@
-"""The singular values of one adapter, module by module, and what they say."""
+"""The singular values of one adapter by module, and the numbers derived from them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from fedlora_cli.linalg.spectrum import (
     rank_for_energy,
     stable_rank,
 )
-from fedlora_cli.reports.diagnose import DEAD, AdapterRow, EnergyRow, ModuleSpectrum
+from fedlora_cli.reports.diagnose import AdapterRow, EnergyRow, ModuleSpectrum
+
+#: Share of its module's energy below which a direction is dead: float16 rounds away a thousandth of
+#: the norm.
+DEAD = 1e-6
 
 
 def read_finite(adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
-    """The factors that an adapter has of these modules, every update with a norm.
-
-    Raises InputError.
-    """
-    found = read_modules(adapter, names)
-    for name, factors in found.items():
-        if norm(factors) > LARGEST:
+    """The factors of the adapter's modules in `names`. Raises InputError for an infinite norm."""
+    factors = read_modules(adapter, names)
+    for name, pair in factors.items():
+        if norm(pair) > LARGEST:
             raise without_norm(adapter.path, name)
-    return found
+    return factors
 
 
 def adapter_row(
@@ -43,7 +44,7 @@ def adapter_row(
     samples: float | None = None,
     share: float | None = None,
 ) -> AdapterRow:
-    """All that the singular values of its modules say of an adapter."""
+    """The report of one adapter, from the singular values of its modules."""
     modules = tuple(
         _module(module, adapter.modules[module], spectra[module], shared_rank)
         for module in sorted(spectra)
@@ -72,7 +73,7 @@ def adapter_row(
 
 
 def energy_rows(by_index: FloatArray, bounds: Sequence[int]) -> list[EnergyRow]:
-    """The share of the energy in every partition with these upper bounds, ascending."""
+    """The share of the energy in each partition; `bounds` are their upper ends, ascending."""
     total = float(by_index.sum())
     return [
         EnergyRow(first + 1, last, float(by_index[first:last].sum()) / total if total else None)
@@ -81,8 +82,8 @@ def energy_rows(by_index: FloatArray, bounds: Sequence[int]) -> list[EnergyRow]:
 
 
 def partition_bounds(rank: int, known: Sequence[int], shared_rank: int | None) -> list[int]:
-    """Upper bounds of the partitions of an adapter: the clients' ranks where they are known, else
-    the shared rank and its doublings, 1 and its doublings without one.
+    """The upper ends of the partitions of an adapter: the `known` ranks of the clients, or else the
+    doublings of the shared rank, or else of 1.
 
     >>> partition_bounds(16, [2, 8], None), partition_bounds(12, [], 3)
     ([2, 8, 16], [3, 6, 12])

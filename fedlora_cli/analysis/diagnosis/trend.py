@@ -1,4 +1,4 @@
-"""ρ over a series of rounds: its decay as measured and as the weights predict it."""
+"""ρ over a series of rounds: the measured decay, and the decay that the weights predict."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fedlora_cli.methods.weights import Holdings
 from fedlora_cli.reports.diagnose import AdapterRow, Trend
 from fedlora_cli.reports.provenance import Contributor, Provenance
 
-#: The fewest rounds from which a rate is fitted: two fit any line.
+#: The fewest rounds for a fit: two points lie on a line always.
 _FEWEST = 3
 
 
 @dataclass(frozen=True)
-class Course:
-    """What became of the energy beyond one rank, by round: its share in the global adapter, its
-    share in the updates of the clients that hold more, and κ; and the rate that weights predict.
+class EnergyCourse:
+    """The energy beyond one rank, by round: its share in the global adapter, its share in the
+    updates of the clients with a higher rank, and κ; and the factor that the weights predict.
     """
 
     rank: int
@@ -37,11 +37,11 @@ def course(
     origins: Sequence[Provenance | None],
     factors: Sequence[FloatArray | None],
     rank: int,
-) -> Course:
-    """The course beyond that rank of these global adapters, in the order of their rounds.
+) -> EnergyCourse:
+    """The energy beyond `rank` in these global adapters, in the order of their rounds.
 
-    Where one of them does not say what its clients brought, the reference of every round is the
-    global adapter of the round before, so that κ compares with the first.
+    If the clients' energy is unknown for a round, every round is compared with the global adapter
+    of the round before, so κ compares with the first round.
     """
     beyond = [_share(row.energy, rank) for row in rows]
     known = [origin for origin in origins if origin is not None]
@@ -53,16 +53,16 @@ def course(
         reference = [beyond[0], *brought[1:]]
     left = kept(beyond, reference)
     gamma = _predicted_gamma(factors, rank)
-    return Course(rank, tuple(beyond), tuple(brought), tuple(left), gamma)
+    return EnergyCourse(rank, tuple(beyond), tuple(brought), tuple(left), gamma)
 
 
 def trend(
     rows: Sequence[AdapterRow],
     factors: Sequence[FloatArray | None],
-    shared: Course,
-    judged: Course,
+    shared: EnergyCourse,
+    judged: EnergyCourse,
 ) -> Trend:
-    """The trend of these rounds: ρ at the shared rank, and κ where it is worst."""
+    """The trend of the rounds: ρ at the shared rank, and κ at the rank of the verdict."""
     start, gamma, r_squared = fit([_odds(h) for h in shared.beyond])
     return Trend(
         rounds=len(rows),
@@ -82,18 +82,18 @@ def trend(
 
 
 def clients_beyond(clients: Sequence[Contributor], rank: int) -> float | None:
-    """The share of energy beyond the rank in the updates of the clients that hold more than it,
-    averaged by samples. None if nobody does, or none of them has any energy.
+    """The share of energy beyond the rank in the updates of the clients with a higher rank,
+    averaged by samples. None if there is no such client, or none has any energy.
     """
     holders = [client for client in clients if client.rank > rank]
     return mean_share([c.energy for c in holders], [c.samples for c in holders], rank, None)
 
 
 def fit(values: Sequence[float | None]) -> tuple[int | None, float | None, float | None]:
-    """The factor per round of a geometric series: where the fit begins (from 1), γ and r².
+    """The fit of a geometric series: its first round (from 1), the factor γ per round, and r².
 
-    Least squares of ln value over the round, on the later half of those that are positive and at
-    least three of them: by then the slowest partition is what is left. Without three of them, None.
+    Least squares of ln value over the round, on the later half of the positive values and at least
+    three of them: late rounds show the slowest decay. None for fewer than three positive values.
 
     >>> [round(x, 12) for x in fit([1.0, 0.5, 0.25, 0.125])]
     [2, 0.5, 1.0]
@@ -106,23 +106,23 @@ def fit(values: Sequence[float | None]) -> tuple[int | None, float | None, float
     slope, intercept = np.polyfit(rounds, y, 1)
     residual = float(np.square(y - (slope * rounds + intercept)).sum())
     spread = float(np.square(y - y.mean()).sum())
-    # A constant has nothing to explain.
+    # A constant series has no r².
     varies = spread > len(rounds) * np.finfo(np.float64).eps
     r_squared = 1 - residual / spread if varies else None
     return int(rounds[0]) + 1, float(np.exp(slope)), r_squared
 
 
 def _share(energy: Sequence[float], rank: int) -> float | None:
-    """The share of energy beyond the rank, None where there is none at all."""
+    """The share of the energy beyond the rank, None without any energy."""
     total = sum(energy)
     return sum(energy[rank:]) / total if total > 0 else None
 
 
 def _odds(beyond: float | None) -> float | None:
-    """h / (1 - h): the energy beyond the shared rank relative to that within it.
+    """h / (1 - h): the energy beyond the shared rank relative to the energy within it.
 
-    Weights that leave the shared rank alone multiply this by exactly γ a round; for ρ near 1 it is
-    1 - ρ itself.
+    Weights that sum to 1 within the shared rank multiply it by exactly γ per round. For ρ near 1 it
+    equals 1 - ρ.
     """
     return None if beyond is None or beyond >= 1 else beyond / (1 - beyond)
 
@@ -130,7 +130,7 @@ def _odds(beyond: float | None) -> float | None:
 def energy_factors_by_round(
     rows: Sequence[AdapterRow], origins: Sequence[Provenance | None]
 ) -> list[FloatArray | None]:
-    """What the weights of each round did to the energy of each rank index; None if unknown."""
+    """The energy factor of each rank index, by round; None if the weights are unknown."""
     earlier = [rows[0], *rows]
     return [
         _factors(before.rank, row.rank, origin)
@@ -139,12 +139,12 @@ def energy_factors_by_round(
 
 
 def _factors(previous_rank: int, rank: int, origin: Provenance | None) -> FloatArray | None:
-    # Momentum depends on two rounds; where ranks differ by module, so do the weights.
+    # Momentum depends on two rounds; ranks that differ by module give different weights.
     if origin is None or origin.method not in METHODS or origin.momentum or not origin.uniform:
         return None
     method = METHODS[origin.method]
     holdings = Holdings(
-        # No index beyond the adapter's own matters, whatever rank its report claims for a client.
+        # The rank of the adapter limits the ranks that its untrusted report claims.
         ranks=np.minimum([client.rank for client in origin.clients], rank),
         samples=np.array([client.samples for client in origin.clients]),
         norms=np.sqrt([sum(client.energy) for client in origin.clients]),
@@ -158,21 +158,21 @@ def _factors(previous_rank: int, rank: int, origin: Provenance | None) -> FloatA
 def _predicted_gamma(factors: Sequence[FloatArray | None], rank: int) -> float | None:
     """The geometric mean over the rounds of the largest factor beyond the rank.
 
-    The first round counts only where it is the only one: it had no round before it to shrink.
+    The first round counts only if it is the only round, because no round precedes it.
     """
-    known = [one for one in factors if one is not None]
-    if not any(one.size > rank for one in known):
+    known = [factor for factor in factors if factor is not None]
+    if not any(factor.size > rank for factor in known):
         return None
-    # A round whose clients hold nothing beyond it leaves nothing there.
-    later = [one for one in factors[1:] if one is not None] or known
-    largest = [one[rank:].max(initial=0.0) for one in later]
+    # A round without any client above the rank leaves no energy there.
+    later = [factor for factor in factors[1:] if factor is not None] or known
+    largest = [factor[rank:].max(initial=0.0) for factor in later]
     return float(np.prod(np.power(largest, 1 / len(largest))))
 
 
 def _predicted(
     first: AdapterRow, factors: Sequence[FloatArray | None], shared_rank: int
 ) -> list[float | None]:
-    """ρ by round, if the first global adapter met these weights round after round, untrained."""
+    """ρ by round if the weights of each round act on the first global adapter, without training."""
     energy = np.array(first.energy)
     result: list[float | None] = []
     for t, factor in enumerate(factors):

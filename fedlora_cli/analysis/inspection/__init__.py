@@ -1,1 +1,1 @@
-"""What is in adapters, how they differ, and what is wrong with them."""
+"""The contents of adapters, their differences, and their faults."""

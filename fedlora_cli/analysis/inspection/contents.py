@@ -1,4 +1,4 @@
-"""What is in one adapter, by headers: modules that are alike stand together."""
+"""The contents of one adapter by its headers; equal modules are one group."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from fedlora_cli.text import printable
 def contents(
     name: str, adapter: Adapter, samples: float | None, origin: Origin | None, remarks: list[str]
 ) -> InspectedAdapter:
-    """One adapter as a report has it, `remarks` among its notes."""
+    """The report of one adapter; `remarks` are added to its notes."""
     groups = _groups(adapter)
     tensors = tuple(
         TensorRow(key, tensor.shape, tensor.dtype, tensor.role, tensor.owner)
         for key, tensor in adapter.tensors.items()
     )
+    dora = ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.facts.dora
     in_tensors = sum(math.prod(tensor.shape) for tensor in tensors)
     return InspectedAdapter(
         name=name,
@@ -35,26 +36,15 @@ def contents(
         modules=groups,
         tensors=tensors,
         origin=origin,
-        notes=tuple(map(printable, (*adapter.notes, *_dora(adapter), *remarks))),
+        notes=tuple(map(printable, (*adapter.notes, *dora, *remarks))),
     )
-
-
-def _dora(adapter: Adapter) -> list[str]:
-    return ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.facts.dora
 
 
 def _groups(adapter: Adapter) -> tuple[ModuleGroup, ...]:
     alike: dict[tuple[object, ...], dict[str, Module]] = {}
     for name, module in adapter.modules.items():
-        looks = (
-            module.layout.kind,
-            module.shape,
-            module.rank,
-            module.alpha,
-            module.scale,
-            module.dtype,
-        )
-        alike.setdefault((_target(name), *looks), {})[name] = module
+        key = (module.layout.kind, module.shape, module.rank, module.alpha, module.scale)
+        alike.setdefault((_target(name), *key, module.dtype), {})[name] = module
     return tuple(_group(modules) for modules in alike.values())
 
 
@@ -74,7 +64,7 @@ def _group(modules: dict[str, Module]) -> ModuleGroup:
 
 
 def _target(name: str) -> str:
-    """What modules of all layers are called: the name after the last layer or block.
+    """The last part of a module's name, after the last layer or block.
 
     >>> _target("model.layers.0.q_proj"), _target("lora_unet_blocks_1_transformer_0_attn1_to_q")
     ('q_proj', 'attn1_to_q')
@@ -92,5 +82,5 @@ def _size(path: Location) -> int | None:
 
 
 def text(name: object) -> str:
-    """The name with what no document can hold written as escapes: bytes that are not UTF-8."""
+    """The name with escapes for bytes that are not UTF-8, which no document can hold."""
     return str(name).encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""In what the adapters of a cohort differ: every value, and who has it."""
+"""The differences between the adapters of a cohort: every value, and the adapters with it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fedlora_cli.adapters.adapter import Adapter, Module
 from fedlora_cli.reports.inspect import Difference
+from fedlora_cli.text import shortened
 
-#: Names in one value; the rest is counted.
-_NAMED = 3
-
-#: What is compared, as text; where an adapter does not say, there is a dash.
-_ASPECTS: dict[str, Callable[[Adapter], str]] = {
+#: The compared properties as text; a dash stands for an unknown value.
+_PROPERTIES: dict[str, Callable[[Adapter], str]] = {
     "base model": lambda adapter: adapter.facts.base_model or "-",
     "revision": lambda adapter: adapter.facts.revision or "-",
     "task type": lambda adapter: adapter.facts.task_type or "-",
@@ -27,48 +25,49 @@ _ASPECTS: dict[str, Callable[[Adapter], str]] = {
 
 
 def differences(adapters: Sequence[tuple[str, Adapter]]) -> tuple[Difference, ...]:
-    """What is not the same in all of these adapters, which may share names."""
+    """The properties that differ between the adapters; two adapters may have one name."""
     compared = {
-        what: [(name, aspect(adapter)) for name, adapter in adapters]
-        for what, aspect in _ASPECTS.items()
+        property_: [(name, text(adapter)) for name, adapter in adapters]
+        for property_, text in _PROPERTIES.items()
     }
-    compared["modules"] = _held([(name, list(adapter.modules)) for name, adapter in adapters])
-    compared["other tensors"] = _held([(name, list(adapter.tensors)) for name, adapter in adapters])
+    compared["modules"] = _names([(name, list(adapter.modules)) for name, adapter in adapters])
+    compared["other tensors"] = _names(
+        [(name, list(adapter.tensors)) for name, adapter in adapters]
+    )
     for module in sorted({module for _, adapter in adapters for module in adapter.modules}):
         compared[f"shape of {module}"] = [
             (name, " x ".join(map(str, adapter.modules[module].shape)))
             for name, adapter in adapters
             if module in adapter.modules
         ]
-    found = (_difference(what, values) for what, values in compared.items())
-    return tuple(one for one in found if len(one.values) > 1)
+    all_ = (_difference(property_, values) for property_, values in compared.items())
+    return tuple(difference for difference in all_ if len(difference.values) > 1)
 
 
-def _difference(what: str, values: Sequence[tuple[str, str]]) -> Difference:
-    holders: dict[str, list[str]] = {}
+def _difference(property_: str, values: Sequence[tuple[str, str]]) -> Difference:
+    adapters: dict[str, list[str]] = {}
     for name, value in values:
-        holders.setdefault(value, []).append(name)
-    ordered = sorted(holders.items(), key=lambda item: _order(item[0]))
-    return Difference(what, tuple((value, tuple(names)) for value, names in ordered))
+        adapters.setdefault(value, []).append(name)
+    ordered = sorted(adapters.items(), key=lambda item: _order(item[0]))
+    return Difference(property_, tuple((value, tuple(names)) for value, names in ordered))
 
 
 def _order(value: str) -> tuple[float, str]:
-    """Numbers by their size, before all other text."""
+    """A key that sorts numbers by size, before other text."""
     try:
         return float(value), value
     except ValueError:
         return math.inf, value
 
 
-def _held(adapters: Sequence[tuple[str, list[str]]]) -> list[tuple[str, str]]:
-    """How many names each one holds, and which ones of the others' it does not."""
+def _names(adapters: Sequence[tuple[str, list[str]]]) -> list[tuple[str, str]]:
+    """The number of names in each adapter, and the names of other adapters that it lacks."""
     union = {name for _, names in adapters for name in names}
     result = []
-    for holder, names in adapters:
+    for adapter, names in adapters:
         absent = sorted(union.difference(names))
-        more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
-        without = f", without {', '.join(absent[:_NAMED])}{more}" if absent else ""
-        result.append((holder, f"{len(names)}{without}"))
+        without = f", without {shortened(absent)}" if absent else ""
+        result.append((adapter, f"{len(names)}{without}"))
     return result
 
 

@@ -1,4 +1,4 @@
-"""What is in adapters, how they differ, and every fault that would stop an aggregation of them."""
+"""The contents and differences of adapters, and every fault that would stop their aggregation."""
 
 from __future__ import annotations
 
@@ -30,80 +30,80 @@ DEFAULTS = InspectOptions()
 def inspect(
     paths: Paths, options: InspectOptions = DEFAULTS, stage: engine.Stage = engine.quiet
 ) -> InspectReport:
-    """The contents of the adapters in `paths`: adapter folders, or folders of adapter folders.
+    """The report on the adapters in `paths`: adapter folders, or folders of adapter folders.
 
-    The adapters are checked as the clients of one aggregation with the same `samples`, `base` and
-    `adapter`. Global adapters that fedlora wrote are listed apart, unless `samples` counts them.
-    Headers are read; with `values`, every tensor too. Bad input raises nothing: each fault is in
-    the report.
+    The adapters are checked as the clients of one aggregation with these `samples`, this `base` and
+    this `adapter` subfolder. Global adapters that fedlora wrote are checked separately, unless
+    `samples` is given. With `values`, every tensor is read, not just the headers. Bad input becomes
+    a fault in the report.
     """
     samples, base, adapter = options.samples, options.base, options.adapter
-    faults: dict[Fault, None] = {}  # in the order in which they were found
+    faults: dict[Fault, None] = {}  # a set that keeps the order
 
     def on_fault(error: InputError) -> None:
         faults.setdefault(Fault(error.where, error.here, error.cure))
 
     places = paths_of(paths)
     homes, remarks = find_folders(places, on_fault, adapter)
-    home = {formats.inside(one, adapter): one for one in homes}
+    home = {formats.inside(path, adapter): path for path in homes}
     folders = list(home)
     answers = prefetched(origin, folders)
     origins = {folder: answer() for folder, answer in zip(folders, answers, strict=True)}
-    apart = _apart(folders, origins, samples)
-    clients = sorted(set(folders) - set(apart), key=lambda one: one.parts)
-    found: list[_Found] = []
+    globals_ = _globals(folders, origins, samples)
+    clients = sorted(set(folders) - set(globals_), key=lambda folder: folder.parts)
+    adapters: list[_Named] = []
     if clients:
-        given = [home[folder] for folder in clients] if apart else places
-        found += _clients(given, samples, base, adapter, on_fault)
-    voting = len(found)
-    for folder in apart:
+        given = [home[folder] for folder in clients] if globals_ else places
+        adapters += _clients(given, samples, base, adapter, on_fault)
+    client_remarks = _remarks(adapters, origins)
+    for folder in globals_:
         with catching_faults(on_fault):
             if clients:
-                sample_count_in(folder)  # refuses a global adapter, as aggregate does
+                sample_count_in(folder)  # rejects a global adapter, as aggregate does
             read_provenance(folder)
             check_manifest(folder)
         with catching_faults(on_fault):
-            # Global adapters of several rounds may well have one name.
-            name = folder.resolve().name if len(apart) == 1 else str(folder)
-            found.append(_Found(text(name), formats.read(folder, on_fault), None))
+            # The global adapters of several rounds often have the same name.
+            name = folder.resolve().name if len(globals_) == 1 else str(folder)
+            adapters.append(_Named(text(name), formats.read(folder, on_fault), None))
     zeros = (
-        _values(found, clients, options.jobs, stage("reading values"), on_fault)
+        _values(adapters, clients, options.jobs, stage("reading values"), on_fault)
         if options.values
         else {}
     )
     return InspectReport(
         adapters=tuple(
             contents(
-                one.name,
-                one.adapter,
-                one.samples,
-                origins[one.adapter.path],
-                _untrained(zeros.get(one.adapter.path, 0)),
+                named.name,
+                named.adapter,
+                named.samples,
+                origins[named.adapter.path],
+                _untrained(zeros.get(named.adapter.path, 0)),
             )
-            for one in found
+            for named in adapters
         ),
-        differences=differences([(one.name, one.adapter) for one in found if one.adapter.modules]),
+        differences=differences([(a.name, a.adapter) for a in adapters if a.adapter.modules]),
         faults=tuple(faults),
-        notes=(*map(printable, remarks), *_remarks(found[:voting], origins)),
+        notes=(*map(printable, remarks), *client_remarks),
         values=options.values,
         version=__version__,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
-    """An adapter under its name, and the sample count that was told."""
+class _Named:
+    """An adapter with its name and its sample count, None if the count is unknown."""
 
     name: str
     adapter: Adapter
     samples: float | None
 
 
-def _apart(
+def _globals(
     folders: list[Location], origins: Mapping[Location, Origin | None], samples: Location | None
 ) -> list[Location]:
-    """The folders that are no clients: all, where fedlora wrote all of them, else those that
-    aggregate would tell from clients. With a file of counts, it takes any adapter for one.
+    """The folders of global adapters: all folders if fedlora wrote all of them, else those with a
+    report. With a file of sample counts, every adapter is a client, as in `aggregate`.
     """
     if samples is not None:
         return []
@@ -118,37 +118,37 @@ def _clients(
     base: str | None,
     adapter: str | None,
     on_fault: FaultHandler,
-) -> list[_Found]:
-    """The clients that aggregate would find there, with their faults."""
+) -> list[_Named]:
+    """The clients that `aggregate` would read from `paths`."""
     read = read_clients(paths, samples, base, on_fault, adapter=adapter, max_count_ratio=MAX_RATIO)
-    # One wrong count makes all of them uniform; the others are known nevertheless.
+    # One wrong count makes the cohort's counts uniform; `counts_by_path` keeps the valid counts.
     return [
-        _Found(text(one.name), one.adapter, read.counts_by_path.get(one.adapter.path))
-        for one in read.cohort.clients
+        _Named(text(client.name), client.adapter, read.counts_by_path.get(client.adapter.path))
+        for client in read.cohort.clients
     ]
 
 
 def _values(
-    found: Sequence[_Found],
+    adapters: Sequence[_Named],
     clients: Sequence[Location],
     jobs: int,
     progress: engine.Progress,
     on_fault: FaultHandler,
 ) -> Counter[Location]:
-    """Reads all values, and counts the factors that are all zero, by adapter."""
+    """The number of all-zero factors of each adapter. Reads every tensor and reports its faults."""
     from fedlora_cli.clients.tensor_checks import check_base_weights, look_at
 
-    looks = look_at([one.adapter for one in found], jobs, progress)
+    looks = look_at([named.adapter for named in adapters], jobs, progress)
     for look in looks:
         for fault in look.faults:
             on_fault(fault)
     cohort = set(clients)
     check_base_weights((look for look in looks if look.item.adapter.path in cohort), on_fault)
-    voting = [one.adapter for one in found if one.adapter.path in cohort]
+    voters = [named.adapter for named in adapters if named.adapter.path in cohort]
     threads = jobs or engine.available_cores()
-    # Whose file cannot be read is at fault already.
-    digests = digests_of(voting, threads, engine.quiet(""), lambda fault: None)
-    check_copies(voting, digests, on_fault)
+    # An unreadable file is a fault already.
+    digests = digests_of(voters, threads, engine.quiet(""), lambda fault: None)
+    check_copies(voters, digests, on_fault)
     zeros: Counter[Location] = Counter()
     for look in looks:
         zeros[look.item.adapter.path] += look.zeros
@@ -158,13 +158,13 @@ def _values(
 def _untrained(zeros: int) -> list[str]:
     if not zeros:
         return []
-    return [f"{zeros} of its factors are all zero: untrained, or padded"]
+    return [f"{zeros} of its factors are all zero: untrained or padded"]
 
 
-def _remarks(found: Sequence[_Found], origins: Mapping[Location, Origin | None]) -> list[str]:
-    """A remark for every global adapter that would count as a client."""
+def _remarks(clients: Sequence[_Named], origins: Mapping[Location, Origin | None]) -> list[str]:
+    """A remark for every global adapter among the clients."""
     return [
-        f"{one.name} was written by fedlora; aggregate would count it as a client"
-        for one in found
-        if origins[one.adapter.path]
+        f"fedlora wrote {client.name}; aggregate would count it as a client"
+        for client in clients
+        if origins[client.adapter.path]
     ]

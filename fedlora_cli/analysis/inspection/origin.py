@@ -1,4 +1,4 @@
-"""Whether fedlora wrote an adapter itself, by what stands beside the weights or in them."""
+"""Whether fedlora wrote an adapter, by the report beside the weights or by their metadata."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fedlora_cli.remote import Location
 from fedlora_cli.reports.inspect import Origin
 from fedlora_cli.reports.provenance import AGGREGATE, REPORT, read_provenance, read_report
 
-#: Characters of a name that stands in an untrusted file.
+#: Most characters taken from a name in an untrusted file.
 _LONGEST = 80
 
 
 def is_reported(folder: Location) -> bool:
-    """Whether a report beside the adapter says that fedlora aggregated it, well or damaged."""
+    """Whether a report of an aggregation lies beside the adapter, intact or damaged."""
     try:
         document = read_report(folder)
     except InputError:
@@ -24,30 +24,29 @@ def is_reported(folder: Location) -> bool:
 
 
 def origin(folder: Location) -> Origin | None:
-    """How fedlora made the adapter in `folder`; None where it did not, or nobody can tell.
-
-    Where weights travel alone, their own metadata is asked.
+    """The origin of the adapter in `folder`: from its report, or from the metadata of its weights
+    if there is no report. None if fedlora did not write it or the origin cannot be read.
     """
     try:
         if not exists(folder / REPORT):
             return _from_metadata(_weights(folder))
-        said = read_provenance(folder)
+        made = read_provenance(folder)
     except InputError:
         return None
-    if said is None:
+    if made is None:
         return None
-    clients = len(said.clients)
-    return Origin(said.method[:_LONGEST], said.version[:_LONGEST], clients, said.shared_rank)
+    clients = len(made.clients)
+    return Origin(made.method[:_LONGEST], made.version[:_LONGEST], clients, made.shared_rank)
 
 
 def _weights(path: Location) -> Location:
-    """The weights of an adapter in a folder, in whichever format, or of one that is a file."""
-    places = (path / known.weights for known in FORMATS.values())
-    return path if path.is_file() else next((one for one in places if exists(one)), path)
+    """The weights file of an adapter, in its folder or given as the file itself."""
+    files = (path / known.weights for known in FORMATS.values())
+    return path if path.is_file() else next((file for file in files if exists(file)), path)
 
 
 def _from_metadata(weights: Location) -> Origin | None:
-    """What the `write` of a format was given to keep. Raises InputError."""
+    """The origin that a format wrote into the metadata of the weights. Raises InputError."""
     text = read_metadata(weights).get("fedlora")
     match {} if text is None else parse_object(text.encode(), where=weights):
         case {

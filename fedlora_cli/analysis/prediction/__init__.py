@@ -1,1 +1,1 @@
-"""Rank collapse as ranks and sample counts foretell it."""
+"""Rank collapse predicted from ranks and sample counts."""

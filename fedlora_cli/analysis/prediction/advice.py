@@ -1,4 +1,4 @@
-"""Which method, which quorum, whether the previous adapter: what the numbers of a forecast say."""
+"""Advice from a forecast: the method, the quorum, and whether to give the previous adapter."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from fedlora_cli.methods.weights import FloatArray, Rule
 from fedlora_cli.reports.predict import MethodForecast, PredictedPartition
 from fedlora_cli.text import rank_range
 
-#: More than this of the weight of a rank index, and one client decides there.
+#: The largest acceptable weight of one client at a rank index.
 MOST_WEIGHT = 0.5
 
-#: In so many of the rounds a quorum shall hold.
+#: The share of the rounds in which a quorum must keep that limit.
 MOST_ROUNDS = 0.95
 
 
 def largest_weights(rule: Rule, rounds: Sequence[Round]) -> FloatArray:
-    """The largest weight of a single client anywhere, in each of the rounds."""
-    return np.array([rule(one.holdings).clients[: one.singles].max() for one in rounds])
+    """The largest weight of a single client at any rank index, by round."""
+    return np.array([rule(r.holdings).clients[: r.singles].max() for r in rounds])
 
 
 def bounding_quorum(with_quorum: Mapping[float, Rule], rounds: Sequence[Round]) -> float:
-    """The smallest quorum under which no client has more than half of the weight of a rank index,
-    or more than the largest share of the samples, in 95 % of the rounds, which is in all of them
-    where there is one.
+    """The smallest quorum that limits the weight of every client in 95 % of the rounds: to half, or
+    to the largest share of the samples if that is more.
 
-    `with_quorum` has the rule for each quorum, ascending to 1, at which weights are shares.
+    `with_quorum` maps each quorum to its rule, ascending to 1, where weights are sample shares.
     """
-    times = np.array([one.times for one in rounds])
+    times = np.array([round_.times for round_ in rounds])
     quorums = list(with_quorum)
     shares = largest_weights(with_quorum[quorums[-1]], rounds)
-    # What was half before the rounding of a sum is half.
+    # Rounding must not push a weight of exactly one half over the limit.
     most = np.maximum(MOST_WEIGHT, shares) * (1 + 1e-12)
 
     def bounds(quorum: float) -> bool:
@@ -51,8 +50,8 @@ def advise(
     *,
     partial: bool,
 ) -> tuple[str, ...]:
-    """A few lines, each of them about one decision. `partial` says that not all clients are in
-    every round; `quorum` is the one of `bounding_quorum`.
+    """One sentence per decision. `quorum` comes from `bounding_quorum`; `partial` is true if some
+    clients miss a round.
     """
     lines = [
         _method(partitions, forecasts),
@@ -63,10 +62,12 @@ def advise(
     if top.absent > 0:
         lines.append(
             f"give --previous: {_chance(top.absent)} of the rounds have no client for rank index "
-            f"{where}, and only the previous adapter keeps it then"
+            f"{where}, and then only the previous adapter keeps it"
         )
     if partial and top.alone > 0:
-        lines.append(f"{_chance(top.alone)} of the rounds have one lone client at {where}")
+        lines.append(
+            f"{_chance(top.alone)} of the rounds have a single client for rank index {where}"
+        )
     return tuple(lines)
 
 
@@ -75,42 +76,42 @@ def _method(
 ) -> str:
     if len(partitions) == 1:
         return (
-            "all ranks are equal, so nothing can collapse: use flexlora, the exact mean; raflora "
+            "all ranks are equal, so no rank can collapse: use flexlora, the exact mean; raflora "
             "and residual have the same weights"
         )
     lost, shared = forecasts["flexlora"], partitions[0]
     where = rank_range(shared.first, shared.last)
     rounds = lost.rounds_to_99
     if rounds is None:
-        return "flexlora loses nothing here for good; raflora keeps every rank index as it is"
+        return "flexlora keeps energy in every rank index here; raflora keeps all of it"
     when = f"after {rounds} round{'s' * (rounds != 1)}" if rounds else "from the start"
     return (
-        "use raflora, or residual with --previous: both keep every rank index; flexlora has more "
+        "use raflora, or residual with --previous: both keep every rank index; flexlora puts more "
         f"than 0.99 of the energy in rank index {where} {when}"
     )
 
 
 def _quorum(forecasts: Mapping[str, MethodForecast], quorum: float, *, partial: bool) -> str:
-    owner, shares = forecasts["raflora"], forecasts["residual"]
+    raflora, residual = forecasts["raflora"], forecasts["residual"]
     often = f"in {100 * MOST_ROUNDS:g} % of the rounds "
-    bound = "nobody has more than half the weight anywhere, or than the largest share of samples"
+    bound = "no client exceeds half the weight of a rank index, or the largest share of samples"
     if quorum == 0 and partial:
         return f"no quorum needed: {often}{bound}"
     if quorum == 0:
-        return f"no quorum needed: no client has more than {owner.largest_weight:.3f} anywhere"
+        return f"no quorum needed: no weight of a client exceeds {raflora.largest_weight:.3f}"
     if partial:
         reason = f"with it, {often}{bound}"
     else:
-        most = max(MOST_WEIGHT, shares.largest_weight)
+        most = max(MOST_WEIGHT, residual.largest_weight)
         reason = (
-            f"without it a client of rank {owner.heaviest_rank} has weight "
-            f"{owner.largest_weight:.3f}, with it nobody has more than {most:.3g} anywhere"
+            f"without it a client of rank {raflora.heaviest_rank} has weight "
+            f"{raflora.largest_weight:.3f}, with it no weight exceeds {most:.3g}"
         )
-    return f"give --quorum {quorum:g}: {reason}; add --previous, or what they leave decays"
+    return f"give --quorum {quorum:g}: {reason}; add --previous, or the rest decays"
 
 
 def _chance(probability: float) -> str:
-    """A probability as people say it.
+    """A probability in whole percent.
 
     >>> _chance(0.214), _chance(0.0004)
     ('21 %', 'less than 1 %')

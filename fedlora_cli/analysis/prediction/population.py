@@ -1,7 +1,7 @@
-"""The clients of a federation, and which of them a round has.
+"""The clients of a federation, and the clients that are present in a round.
 
-Distinct ranks bound the partitions, and within one all rank indices are alike: holdings are those
-of the partitions, numbered 1..P, instead of the rank indices.
+Distinct ranks bound the partitions. All rank indices of a partition have the same weights, so the
+holdings here are those of the partitions, numbered 1..P, instead of the rank indices.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 
 from fedlora_cli.methods.weights import FloatArray, Holdings, IntArray
 
-#: Under participation, rounds are enumerated up to so many, else as many are drawn with this seed.
+#: The most possible rounds that are enumerated; beyond it, this number is drawn with this seed.
 DRAWS = 1000
 SEED = 2602_13486
 
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """The holdings of the clients that are present, which happens `times` times.
+    """The holdings of the clients present in a round that occurs `times` times.
 
-    Clients of one rank are two rows at most: the one with most samples, and the others as one, with
-    the sum of their samples and norms. That leaves the column sums as they are, and the weight of
-    the largest. Its first `singles` rows are single clients.
+    The clients of one rank make at most two rows: the client with most samples, and the sum of the
+    others. This keeps the column sums and the weight of the largest client. The first `singles`
+    rows are single clients.
     """
 
     holdings: Holdings
@@ -36,11 +36,11 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """Clients by class: who has the same rank and sample count is alike.
+    """The clients by class: a class has one rank and one sample count.
 
-    `bounds` (P,) are the distinct ranks, ascending; by class, (C,), in the order of rank, then
-    samples: `level` is the number 1..P of the rank, `samples` what each client has, `sizes` how
-    many clients there are.
+    `bounds` (P,) are the distinct ranks, ascending. By class, shape (C,), ordered by rank and then
+    by samples: `level` is the number 1..P of the rank, `samples` the count of each client, `sizes`
+    the number of clients.
     """
 
     bounds: IntArray
@@ -50,23 +50,23 @@ class Population:
 
     @property
     def clients(self) -> int:
-        """K."""
+        """The number of clients K."""
         return int(self.sizes.sum())
 
     @property
     def holders(self) -> IntArray:
-        """How many clients hold each partition. Shape (P,)."""
-        return _held(self.level, self.sizes).astype(np.int64)
+        """The number of clients that hold each partition, shape (P,)."""
+        return _holders_sum(self.level, self.sizes).astype(np.int64)
 
     @property
     def coverage(self) -> FloatArray:
-        """The share of samples of the holders of each partition. Shape (P,)."""
-        held = _held(self.level, self.sizes * self.samples)
-        share: FloatArray = held / held[0]
+        """The share of the samples that the holders of each partition have, shape (P,)."""
+        samples = _holders_sum(self.level, self.sizes * self.samples)
+        share: FloatArray = samples / samples[0]
         return share
 
     def by_index(self, values: FloatArray) -> tuple[float, ...]:
-        """Values of the partitions, (P,), as values of the rank indices, (R,)."""
+        """The values of the partitions (P,) repeated for their rank indices (R,)."""
         return tuple(np.repeat(values, np.diff(self.bounds, prepend=0)).tolist())
 
     def everyone(self) -> Round:
@@ -74,15 +74,15 @@ class Population:
         return self._rounds(self.sizes[None, :])[0]
 
     def rounds(self, present: int) -> tuple[Round, ...]:
-        """Rounds of that many clients, drawn uniformly and without replacement.
+        """The rounds of `present` clients, chosen uniformly and without replacement.
 
-        All there can be, each as often as it occurs, up to DRAWS; otherwise DRAWS of them, drawn
-        with a fixed seed.
+        All possible rounds with their multiplicity if there are at most DRAWS; otherwise DRAWS
+        random rounds from a fixed seed.
         """
         if not self.sampled(present):
             clients = np.repeat(np.arange(len(self.sizes)), self.sizes)
             chosen = combinations(clients, present)
-            drawn = np.array([np.bincount(one, minlength=len(self.sizes)) for one in chosen])
+            drawn = np.array([np.bincount(c, minlength=len(self.sizes)) for c in chosen])
         else:
             rng = np.random.default_rng(SEED)
             drawn = np.array(
@@ -91,13 +91,13 @@ class Population:
         return self._rounds(drawn)
 
     def sampled(self, present: int) -> bool:
-        """Whether `rounds` draws, because there are too many to enumerate."""
+        """Whether `rounds` draws at random, because there are too many rounds to enumerate."""
         if present == self.clients:
             return False
         return self.clients > DRAWS or math.comb(self.clients, present) > DRAWS
 
     def _rounds(self, drawn: IntArray) -> tuple[Round, ...]:
-        """The rounds with so many clients of each class, (rounds, C); equal ones become one."""
+        """The rounds with these numbers of clients by class, (rounds, C), equal ones merged."""
         length = len(self.bounds) + 1
         rows = np.zeros((len(drawn), 3, length))
         for row, sizes in zip(rows, drawn, strict=True):
@@ -112,7 +112,7 @@ class Population:
 
 
 def population(ranks: Sequence[int], samples: Sequence[float]) -> Population:
-    """The clients of these ranks and sample counts.
+    """The population with these ranks and sample counts, by client.
 
     >>> example = population([4, 8, 4], [10, 5, 10])
     >>> example.bounds, example.level, example.samples, example.sizes
@@ -125,8 +125,8 @@ def population(ranks: Sequence[int], samples: Sequence[float]) -> Population:
 
 
 def absent(clients: int, holders: int, present: int) -> float:
-    """The probability that none of the holders is among the clients present: hypergeometric,
-    comb(K - H, m) / comb(K, m), as a product that never overflows.
+    """The probability that no holder is present: comb(K - H, m) / comb(K, m) of the hypergeometric
+    distribution, as a product that never overflows.
 
     >>> absent(4, 1, 2), absent(4, 3, 2)
     (0.5, 0.0)
@@ -137,7 +137,7 @@ def absent(clients: int, holders: int, present: int) -> float:
 
 
 def alone(clients: int, holders: int, present: int) -> float:
-    """The probability that exactly one of the holders is among the clients present.
+    """The probability that exactly one holder is present.
 
     >>> alone(4, 1, 2), alone(4, 2, 2)
     (0.5, 0.6666666666666666)
@@ -146,7 +146,7 @@ def alone(clients: int, holders: int, present: int) -> float:
 
 
 def _round(counts: FloatArray, totals: FloatArray, largest: FloatArray, times: int) -> Round:
-    """The round of which these are the clients, samples and largest sample counts by level."""
+    """The round with these clients, samples and largest sample counts by level."""
     single = np.flatnonzero(counts > 0)
     several = np.flatnonzero(counts > 1)
     rows = np.concatenate([single, several])
@@ -163,7 +163,7 @@ def _round(counts: FloatArray, totals: FloatArray, largest: FloatArray, times: i
     )
 
 
-def _held(level: IntArray, values: IntArray | FloatArray) -> FloatArray:
-    """The sum of the values of those who hold each partition. Shape (P,)."""
+def _holders_sum(level: IntArray, values: IntArray | FloatArray) -> FloatArray:
+    """The sum of the values over the holders of each partition, shape (P,)."""
     by_level = np.bincount(level, values)[1:].astype(np.float64)
     return np.cumsum(by_level[::-1])[::-1]

@@ -1,4 +1,4 @@
-"""What ranks and sample counts alone tell of the rounds to come: weights, coverage, decay."""
+"""The forecast of future rounds from ranks and sample counts: weights, coverage, decay."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from fedlora_cli.methods.method import Method
 from fedlora_cli.methods.raflora import with_quorum
 from fedlora_cli.methods.weights import Rule
 from fedlora_cli.reports.predict import PredictedPartition, PredictReport
+from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
 
-if TYPE_CHECKING:  # it reads adapters, and so imports torch
+if TYPE_CHECKING:  # this module imports torch
     from fedlora_cli.clients.cohort import Cohort
 
 DEFAULTS = PredictOptions()
 
-#: Quorums to advise, as a person would type them.
+#: The quorums that are tried: two decimals.
 _QUORUMS = [step / 100 for step in range(101)]
 
 
@@ -38,7 +39,7 @@ def predict(
     options: PredictOptions = DEFAULTS,
     warnings: Sequence[str] = (),
 ) -> PredictReport:
-    """The forecast for clients of these ranks and sample counts, in a basis that stays and without
+    """The forecast for clients with these ranks and sample counts, in a fixed basis and without
     training.
 
     The clients of each round are drawn independently: the expected energy of a rank index after t
@@ -71,7 +72,7 @@ def predict(
 
 
 def ranks_of(cohort: Cohort) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The rank of every client, the largest of its modules, and a warning where those differ."""
+    """The largest rank of every client, and a warning if the ranks of its modules differ."""
     ranks = tuple(client.adapter.rank for client in cohort.clients)
     differing = [
         client.name
@@ -80,18 +81,16 @@ def ranks_of(cohort: Cohort) -> tuple[tuple[int, ...], tuple[str, ...]]:
     ]
     if not differing:
         return ranks, ()
-    others = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-    return ranks, (
-        f"modules of {differing[0]}{others} differ in rank; predicted with the largest of each",
-    )
+    names = shortened(differing, 1)
+    return ranks, (f"modules of {names} differ in rank; the forecast takes the largest rank",)
 
 
 def _rows(quorums: Sequence[float | None]) -> dict[str, tuple[Method, Rule]]:
-    """Every method under its name, and raflora with these quorums."""
-    owner = METHODS["raflora"]
+    """Every method by its name, and raflora with these quorums."""
+    raflora = METHODS["raflora"]
     plain = {name: (method, method.rule) for name, method in METHODS.items()}
     return plain | {
-        f"{owner.name}, quorum {q:g}": (owner, with_quorum(q))
+        f"{raflora.name}, quorum {q:g}": (raflora, with_quorum(q))
         for q in sorted(q for q in quorums if q)
     }
 
@@ -126,7 +125,7 @@ def _check(ranks: Sequence[int], samples: Sequence[float]) -> None:
         )
     if len(samples) != count:
         raise UsageError(
-            "--samples", f"{len(samples)} counts for {count} clients", "give each client one"
+            "--samples", f"{len(samples)} counts for {count} clients", "give one per client"
         )
     wrong_counts = [n for n in samples if not 0 <= n <= MOST_SAMPLES]
     if wrong_counts:

@@ -1,6 +1,6 @@
-"""What people would rather look at: one file per kind of figure, one look for all of them."""
+"""Figures: one file per kind, one style for all."""
 
 import logging
 
-# Where it keeps its fonts, and that it may not: the figure is the same. Errors are raised.
+# Matplotlib logs about its font cache, which does not change the figure. Errors are raised.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""One adapter: its energy by rank index, pooled and module by module."""
+"""The figure of one adapter: its energy by rank index, of all modules and of each module."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def adapter_figure(report: DiagnoseReport, title: str) -> Figure:
     figure = new_figure(11.5, max(4.4, 1.9 + 0.145 * labels), title)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _energy(left, row, report.shared_rank)
-    module_map(right, row.modules, report.shared_rank)
+    module_map(right, row.modules, report.shared_rank, report.thresholds.dead)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The arms of a simulation by round: accuracy, the energy beyond the shared rank, and their key."""
+"""Panels of a simulation by round: accuracy, energy beyond the shared rank, and their key."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from fedlora_cli.render.figures.panels import (
 from fedlora_cli.reports.simulate import ArmRow, SimulateReport, Spread
 from fedlora_cli.text import rank_range
 
-#: So many bands lie over each other and can still be told apart.
+#: The most bands that stay distinguishable.
 _BANDS = 6
 
-#: Characters of the key beside each other, and of one of its entries beside the name.
+#: Characters of a line of the key, and of an entry besides its name.
 _KEY = (148, 10)
 
 
 @dataclass(frozen=True)
 class ArmLine:
-    """An arm at its best rate, and how it looks in every panel."""
+    """An arm at its best rate, and the style of its line."""
 
     row: ArmRow
     label: str
@@ -41,12 +41,12 @@ class ArmLine:
 
 
 def arm_lines(report: SimulateReport) -> list[ArmLine]:
-    """One line for every arm, no two of which look the same."""
+    """One line per arm, each with its own style."""
     lines = []
     for i, row in enumerate(report.best):
         rate = f", lr {row.rate:g}" if len(report.rates) > 1 else ""
         gone = "" if row.rounds else ", diverged"
-        # Where colours begin anew, dashes and markers are others.
+        # Dashes and markers shift when the colors repeat.
         place, other = i % len(COLOURS), (i + i // len(COLOURS)) % len(DASHES)
         style = {"color": COLOURS[place], "linestyle": DASHES[other], "marker": MARKERS[other]}
         lines.append(ArmLine(row, f"{literal(row.arm, 40)}{rate}{gone}", style))
@@ -54,7 +54,7 @@ def arm_lines(report: SimulateReport) -> list[ArmLine]:
 
 
 def accuracies(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> None:
-    """Accuracy by round, from before the training on."""
+    """Accuracy by round, from the untrained adapter on."""
     title = "Accuracy by round"
     scored = {
         line.row.arm: [
@@ -81,7 +81,7 @@ def accuracies(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> 
 
 
 def energies(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> None:
-    """1 - ρ by round, on a scale on which geometric decay is a straight line."""
+    """1 - ρ by round, on a log scale: geometric decay is a straight line."""
     title = "Energy beyond the shared rank"
     series = {
         line.row.arm: [_beyond(point.energy_ratio) for point in line.row.rounds] for line in lines
@@ -106,12 +106,12 @@ def energies(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> No
 
 
 def key_rows(lines: Sequence[ArmLine]) -> int:
-    """How many rows the key has."""
+    """The number of rows of the key."""
     return -(-len(lines) // _beside(lines))
 
 
 def key(axes: Axes, lines: Sequence[ArmLine]) -> None:
-    """One key for all panels, in an axes of its own."""
+    """The key of all panels, in separate axes."""
     axes.set_axis_off()
     handles = [Line2D([], [], label=line.label, **line.style) for line in lines]
     axes.legend(
@@ -121,7 +121,7 @@ def key(axes: Axes, lines: Sequence[ArmLine]) -> None:
 
 
 def means(spreads: Sequence[Spread]) -> tuple[Floats, Floats]:
-    """Means and their deviations, 0 where there is just one run."""
+    """Means and standard deviations; the deviation of a single run is 0."""
     deviations = numbers(one.sd for one in spreads)
     return numbers(one.mean for one in spreads), np.nan_to_num(deviations)
 
@@ -142,7 +142,7 @@ def _curve(
     lines: Sequence[ArmLine],
     least: float = -np.inf,
 ) -> None:
-    """The mean, and a band around it where there are few; nothing goes below `least`."""
+    """The mean, and a band for few arms; values below `least` are raised to it."""
     values, deviations = means(points)
     shown = np.maximum(values, least)
     few = len(lines) <= _BANDS

@@ -1,4 +1,4 @@
-"""The look of every figure, and a figure as bytes. Nothing here shows a window or keeps state."""
+"""The style of every figure, and a figure as bytes, without windows and global state."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from matplotlib.figure import Figure
 
 from fedlora_cli.text import printable
 
-#: The palette of Okabe and Ito, which colour-blind people can tell apart, without its yellow, which
-#: paper loses. Lines differ in their dashes and markers as well.
+#: The palette of Okabe and Ito for color-blind readers, without yellow, which is pale on paper.
+#: Lines also differ in dashes and markers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-#: What lies within the shared rank and what lies beyond it: apart in hue, and dark and light.
+#: Energy within and beyond the shared rank: different in hue and in brightness.
 WITHIN, BEYOND = "#0072B2", "#F0B45A"
 
-#: What stands behind the data: notes, boundaries, thresholds.
+#: Colors of text, of notes and thresholds, and of the grid.
 INK, QUIET, FAINT = "#1A1A1A", "#595959", "#D9D9D9"
 
-#: A map of one hue order that stays readable in grey and to the colour-blind; one with a middle.
+#: A sequential and a diverging color map, readable in gray and for color-blind readers.
 HEAT = "cividis"
 DIVERGING = "RdBu_r"
 
@@ -72,7 +72,7 @@ _STYLE: Any = {
     "ytick.major.width": 0.7,
 }
 
-#: Nothing that would differ from one run to the next.
+#: Without dates and versions, so that the same figure has the same bytes.
 _METADATA = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -82,13 +82,13 @@ _METADATA = {
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Everything drawn inside has this look, whatever the user's matplotlibrc says."""
+    """A context in which figures have this style, independent of the user's matplotlibrc."""
     with style.context(_STYLE, after_reset=True):
         yield
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """An empty figure of that size in inches; to be filled under the same `look`."""
+    """An empty figure of this size in inches, to be filled within the same `look`."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     if title:
@@ -97,7 +97,7 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
 
 def literal(name: str, length: int = 40) -> str:
-    r"""A name from a file as text, shortened in the middle: no dollar in it begins a formula.
+    r"""A name as literal text, shortened in the middle; dollars are escaped, no formula begins.
 
     >>> literal("a$b"), literal("layers.0.self_attn.q_proj", 15)
     ('a\\$b', 'layers.….q_proj')
@@ -110,12 +110,12 @@ def literal(name: str, length: int = 40) -> str:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """The figure as png, svg or pdf, the same bytes every time."""
+    """The figure as png, svg or pdf; the same figure has the same bytes."""
     buffer = io.BytesIO()
     with look(), warnings.catch_warnings():
-        # A name in a script that the font lacks shows as boxes; the tables have it in full.
+        # Letters that the font lacks show as boxes; the tables have the names in full.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        # The layout depends on the resolution and on the layout before it; one serves all kinds.
+        # The layout depends on the resolution; all kinds share the first layout.
         if figure.get_layout_engine() is not None:
             figure.draw_without_rendering()
             figure.set_layout_engine("none")

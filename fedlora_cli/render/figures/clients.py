@@ -1,4 +1,4 @@
-"""A cohort: what each client puts where, who resembles whom, who decides."""
+"""The figure of a cohort: energy by client, similarity, and holders of the rank indices."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _bars(axes: Axes, rows: tuple[AdapterRow, ...]) -> None:
     percent_axis(axes.xaxis)
     axes.set_xlabel("share of the client's own energy, by rank index")
     axes.set_ylabel("client, rank, share of the samples")
-    heading(axes, "What each client puts at which rank index", "its own strongest directions first")
+    heading(axes, "Energy of each client by rank index", "strongest directions first")
     legend_below(axes, 4)
 
 
@@ -81,22 +81,22 @@ def _label(row: AdapterRow) -> str:
 def _similarity(axes: Axes, similarity: Similarity, names: list[str]) -> None:
     values = np.array([numbers(row) for row in similarity.cosine]).reshape(len(names), len(names))
     matrix(axes, values, names, "cosine similarity", Normalize(-1, 1), DIVERGING)
-    heading(axes, "How alike the updates are", "cosine of the updates, all modules as one vector")
+    heading(axes, "Similarity of the updates", "cosine of the updates, all modules as one vector")
 
 
 def _holders(axes: Axes, rows: tuple[HoldingRow, ...]) -> None:
-    title = "Who decides at which rank index"
+    title = "Holders by rank index"
     if not rows:
-        nothing(axes, title, "Nothing is known of who holds which rank index.")
+        nothing(axes, title, "The holders of the rank indices are unknown.")
         return
-    heading(axes, title, "diamond right of the dot: few samples decide much")
+    heading(axes, title, "diamond right of the dot: weight exceeds the share of samples")
     y = np.arange(len(rows))
     coverage, weight = numbers(r.coverage for r in rows), numbers(r.max_weight for r in rows)
     axes.hlines(y, coverage, weight, color=QUIET, linewidth=1)
     axes.plot(coverage, y, "o", color=COLOURS[0], markersize=7, label="holders' share of samples")
     axes.plot(
         weight, y, "D", color=COLOURS[1], markersize=7, markerfacecolor="white",
-        markeredgewidth=1.6, label="largest weight of one client under raFLoRA",
+        markeredgewidth=1.6, label="largest weight of one client by raFLoRA",
     )  # fmt: skip
     axes.set_yticks(y, [_holding(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -1,4 +1,4 @@
-"""What every method makes of the same clients, side by side."""
+"""The figure of a comparison of all methods on the same clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from fedlora_cli.reports.compare import CompareReport, MethodRow
 
 @look()
 def compare_figure(report: CompareReport) -> Figure:
-    """(a) ρ by method, (b) how far the methods are apart, (c) their energy by rank index."""
+    """(a) ρ by method, (b) the distances between the methods, (c) their energy by rank index."""
     clients, count = len(report.ranks), len(report.methods)
     ran = count - sum(row.refused is not None for row in report.methods)
     title = f"{ran} of {count} methods on the same {clients} clients"
@@ -69,20 +69,20 @@ def _ratios(axes: Axes, report: CompareReport) -> None:
     percent_axis(axes.xaxis)
     axes.set_xlabel("share of the method's own energy")
     heading(
-        axes, "ρ: how much lies within the shared rank", "the nearer to 1, the less is left beyond"
+        axes, "ρ: share of the energy within the shared rank", "near 1: little energy beyond it"
     )
     legend_below(axes, 2)
 
 
 def _absence(row: MethodRow) -> str:
-    """What was found, without where and what to do: the tables say it all."""
+    """The reason in short, because the tables have the whole message."""
     if row.refused is None:
         return "no energy"
-    return f"refused: {literal(row.refused.split(': ')[-1].split('; ')[0], 60)}"
+    return f"cannot run: {literal(row.refused.split(': ')[-1].split('; ')[0], 60)}"
 
 
 def _distances(axes: Axes, report: CompareReport) -> None:
-    title = "How far apart the updates are"
+    title = "Distances between the updates"
     ran = [i for i, row in enumerate(report.methods) if row.refused is None]
     values = np.array([numbers(row) for row in report.distances])
     if not ran or not np.isfinite(values).any():
@@ -119,12 +119,12 @@ def _energy(axes: Axes, report: CompareReport) -> None:
     axes.set_xlabel("rank index")
     axes.set_ylabel("energy, relative to the exact mean's (log scale)")
     longer = [literal(name, 18) for name, values in lines.items() if values.size > width]
-    more = f"; beyond {width} goes {', '.join(longer)}" if longer else ""
+    more = f"; cut at {width}: {', '.join(longer)}" if longer else ""
     heading(axes, title, f"dashed: the end of the shared rank{more}")
     legend_below(axes, 8)
 
 
 def _markers(line: int, width: int) -> tuple[int, int]:
-    """Where a line has markers: shifted against the others, which it may coincide with."""
+    """The markers of a line, shifted so that lines that coincide stay visible."""
     step = min(max(3, width // 8), width)
     return line % step, step

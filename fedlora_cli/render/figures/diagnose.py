@@ -1,4 +1,4 @@
-"""A diagnosis as a figure: of one adapter, of a cohort of clients, of a series of rounds."""
+"""The figure of a diagnosis: of one adapter, of a cohort of clients, of a series of rounds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FIGURES = {"adapter": adapter_figure, "clients": clients_figure, "rounds": roun
 
 @look()
 def diagnose_figure(report: DiagnoseReport) -> Figure:
-    """The figure of what the report is about."""
+    """The figure for the subject of the report."""
     return _FIGURES[report.subject](report, _title(report))
 
 
 def _title(report: DiagnoseReport) -> str:
-    """What it is of, the verdict and the number behind it."""
+    """The subject, the verdict and ρ."""
     count = len(report.adapters)
     subject = literal(report.adapters[0].name, 50) if report.adapters else "nothing"
     if report.subject != "adapter":

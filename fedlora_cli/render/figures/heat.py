@@ -1,4 +1,4 @@
-"""Heat maps: of shares of energy on one logarithmic scale, of matrices with their numbers."""
+"""Heat maps of energy shares on a logarithmic scale, and of matrices with their numbers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from matplotlib.ticker import NullLocator
 
 from fedlora_cli.render.figures.canvas import HEAT, INK, literal
 from fedlora_cli.render.figures.panels import Floats, percent_axis, thinned
-from fedlora_cli.reports.diagnose import DEAD
 
-#: As many numbers as a matrix holds legibly in each direction, and as many names.
+#: The most numbers per row of a matrix that stay legible, and the most names.
 _NUMBERS = 12
 _NAMES = 25
 
 
-def energy_map(axes: Axes, values: Floats, label: str) -> AxesImage:
-    """Shares of energy (rows, columns), both counted from 1. Hatched where there is none to show,
-    darkest what is dead: the same colour means the same share in every figure.
+def energy_map(axes: Axes, values: Floats, dead: float, label: str) -> AxesImage:
+    """A map of shares of energy, its rows and columns counted from 1. Unknown shares are hatched,
+    shares below `dead` have the darkest color. All figures have the same color scale.
     """
     rows, columns = values.shape
-    norm = LogNorm(vmin=DEAD, vmax=1)
-    image = _image(axes, np.where(values > 0, values, np.where(values == 0, DEAD / 10, np.nan)),
+    norm = LogNorm(vmin=dead, vmax=1)
+    image = _image(axes, np.where(values > 0, values, np.where(values == 0, dead / 10, np.nan)),
                    norm, HEAT, (0.5, columns + 0.5, rows + 0.5, 0.5))  # fmt: skip
     bar = _colour_bar(axes, image, label, extend="min")
     percent_axis(bar)
@@ -36,7 +35,9 @@ def energy_map(axes: Axes, values: Floats, label: str) -> AxesImage:
 
 
 def boundary(draw: Callable[..., Line2D], shared_rank: int | None, width: int) -> None:
-    """A line on a map of `width` rank indices, by axhline or axvline, behind the shared rank."""
+    """A line at the end of the shared rank on a map of `width` rank indices; `draw` is the axhline
+    or axvline of the axes.
+    """
     if shared_rank is None or not 0 < shared_rank < width:
         return
     draw(shared_rank + 0.5, color="white", linewidth=2.4)
@@ -46,7 +47,7 @@ def boundary(draw: Callable[..., Line2D], shared_rank: int | None, width: int) -
 def matrix(
     axes: Axes, values: Floats, names: Sequence[str], label: str, norm: Normalize, colours: str
 ) -> AxesImage:
-    """A matrix between the same names in both directions, with its numbers where they fit."""
+    """A matrix with the same names for rows and columns; small ones show their numbers."""
     return crossing(axes, values, names, names, label, norm, colours)
 
 
@@ -60,7 +61,7 @@ def crossing(
     colours: str,
     written: Callable[[float], str] = lambda value: f"{value:.2f}".replace("-0.00", "0.00"),
 ) -> AxesImage:
-    """A matrix with its numbers, as `written`, where they fit."""
+    """A matrix; small ones show their numbers, formatted by `written`."""
     image = _image(axes, values, norm, colours, None)
     _colour_bar(axes, image, label, extend="neither")
     down, across = thinned(len(rows), _NAMES), thinned(len(columns), _NAMES)

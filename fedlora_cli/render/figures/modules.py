@@ -1,4 +1,4 @@
-"""Modules × rank index: which module lost which direction."""
+"""The map of energy by module and rank index."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from fedlora_cli.render.figures.panels import Floats, heading, nothing, shares, 
 from fedlora_cli.reports.diagnose import ModuleSpectrum
 from fedlora_cli.text import natural
 
-#: As many labels as stand beside a map without touching.
+#: The most labels that fit beside a map.
 MOST = 44
 
 
 def module_map(
-    axes: Axes, modules: Sequence[ModuleSpectrum], shared_rank: int | None, where: str = ""
+    axes: Axes,
+    modules: Sequence[ModuleSpectrum],
+    shared_rank: int | None,
+    dead: float,
+    where: str = "",
 ) -> None:
-    """The share of each module's own energy by rank index, modules in the order of the model."""
+    """The share of each module's energy by rank index, modules in the order of the model."""
     title = f"Where each module's energy lies{where}"
     modules = sorted(modules, key=lambda module: natural(module.name))
     width = max((len(module.singular_values) for module in modules), default=0)
@@ -31,7 +35,7 @@ def module_map(
         return
     values = _shares(modules, width)
     heading(axes, title, _note(values, shared_rank))
-    energy_map(axes, values, "share of the module's energy")
+    energy_map(axes, values, dead, "share of the module's energy")
     boundary(axes.axvline, shared_rank, width)
     whole_ticks(axes.xaxis)
     axes.set_xlabel("rank index")
@@ -50,8 +54,8 @@ def _note(values: Floats, shared_rank: int | None) -> str:
 
 
 def module_labels(names: Sequence[str], most: int) -> tuple[str, list[float], list[str]]:
-    """What is common to all names, and at most `most` labels with their positions from 0: of every
-    module, else of every layer in the middle of its modules, else of every n-th layer.
+    """The common parents of all names, and at most `most` labels with their positions from 0: one
+    per module, else one per layer in the middle of its modules, else one per n-th layer.
 
     >>> module_labels(["m.h.0.a", "m.h.0.b", "m.h.1.a", "m.h.1.b"], 4)
     ('m', [0.0, 1.0, 2.0, 3.0], ['h.0.a', 'h.0.b', 'h.1.a', 'h.1.b'])
@@ -72,8 +76,8 @@ def module_labels(names: Sequence[str], most: int) -> tuple[str, list[float], li
 
 
 def _agreeing(parts: Sequence[list[str]]) -> int:
-    """How many parts all names begin with."""
-    # The first and the last in order differ no later than any two others.
+    """The number of parts at the beginning that all names share."""
+    # In sorted order, the first and the last name have the shortest common beginning.
     ends = min(parts), max(parts)
     return next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), len(ends[0]))
 
@@ -88,6 +92,6 @@ def _shares(modules: Sequence[ModuleSpectrum], width: int) -> Floats:
     values = np.full((len(modules), width), np.nan)
     for row, module in enumerate(modules):
         s = np.asarray(module.singular_values, dtype=np.float64)
-        # Relative to the largest, because the square of a tiny number may be no number at all.
+        # Relative to the largest value, because the square of a tiny value may underflow.
         values[row, : s.size] = shares(np.square(s / s[0])) if s.any() else np.nan
     return values

@@ -1,4 +1,4 @@
-"""What the panels of all figures share: headings, legends, ticks, and how nothing is shown."""
+"""Helpers for the panels of all figures: headings, legends, ticks, and empty panels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedlora_cli.render.figures.canvas import QUIET
 
 Floats = npt.NDArray[np.float64]
 
-#: Below this share of the energy, float32 tensors hold nothing but rounding.
+#: Smaller shares of the energy are rounding errors of float32.
 LOWEST = 1e-9
 
 
 def heading(axes: Axes, title: str, note: str = "") -> None:
-    """What a panel shows, and in a second line what to read from it."""
+    """The title of a panel, and a note in a second line."""
     axes.set_title(title, pad=19 if note else 7)
     if note:
         axes.annotate(
@@ -30,7 +30,7 @@ def heading(axes: Axes, title: str, note: str = "") -> None:
 
 
 def legend_below(axes: Axes, columns: int, space: float = 34) -> None:
-    """The legend under the axis label, `space` points down, where no data can be."""
+    """The legend below the axis label, `space` points down, outside the data."""
     if not axes.get_legend_handles_labels()[0]:
         return
     down = ScaledTranslation(0, -space / 72, axes.figure.dpi_scale_trans)
@@ -41,7 +41,7 @@ def legend_below(axes: Axes, columns: int, space: float = 34) -> None:
 
 
 def nothing(axes: Axes, title: str, why: str) -> None:
-    """A panel for which there is no data, and why."""
+    """An empty panel with the reason."""
     heading(axes, title)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -50,7 +50,7 @@ def nothing(axes: Axes, title: str, why: str) -> None:
 
 
 def shares(energy: Sequence[float]) -> Floats:
-    """Each energy as a share of their sum; not a number where there is none.
+    """Each energy as a share of the sum; NaN if the sum is zero.
 
     >>> shares([3.0, 1.0]), shares([0.0])
     (array([0.75, 0.25]), array([nan]))
@@ -61,12 +61,12 @@ def shares(energy: Sequence[float]) -> Floats:
 
 
 def numbers(values: Iterable[float | None]) -> Floats:
-    """An array, not a number where nobody knows."""
+    """An array with NaN for unknown values."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def floor(values: Floats) -> float:
-    """The power of ten under all positive values, and `LOWEST` where they go further down.
+    """The power of ten below all positive values, at least `LOWEST`.
 
     >>> floor(np.array([0.5, 0.02, 0.0])), floor(np.array([0.5, 1e-30])), floor(np.array([np.nan]))
     (0.01, 1e-09, 0.1)
@@ -84,7 +84,7 @@ def percent_axis(axis: Axis) -> None:
 def decades(axes: Axes, bottom: float, top: float) -> None:
     """A logarithmic y axis of shares, one label per decade while there is room, in percent.
 
-    To be called before anything is drawn, from which matplotlib would guess the limits.
+    Call it before drawing, because matplotlib derives the limits from drawn data.
     """
     axes.set_yscale("log")
     axes.set_ylim(bottom, top)
@@ -102,7 +102,7 @@ def whole_ticks(axis: Axis, most: int = 16) -> None:
 
 
 def thinned(count: int, most: int) -> list[int]:
-    """Every n-th of `count` positions from 0, at most `most`, the first among them.
+    """Every n-th of `count` positions from 0, at most `most` of them.
 
     >>> thinned(5, 10), thinned(10, 4)
     ([0, 1, 2, 3, 4], [0, 3, 6, 9])

@@ -1,4 +1,4 @@
-"""A forecast: ρ over the rounds, and what one round leaves of the energy of each rank index."""
+"""The figure of a forecast: ρ by round, and the energy factors by rank index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedlora_cli.render.view import count, share
 from fedlora_cli.reports.predict import MethodForecast, PredictReport
 from fedlora_cli.text import rank_range
 
-#: So many partitions have room for a number each, and so many for a label each.
+#: The most partitions with a number each, and with a label each.
 _NUMBERED = 8
 _LABELLED = 16
 
@@ -24,7 +24,7 @@ Group = tuple[str, MethodForecast]
 
 
 def predict_figure(report: PredictReport) -> Figure:
-    """Left ρ over the rounds, right the factor of the energy; methods that agree are one line."""
+    """Left ρ by round, right the energy factors; methods with equal factors share a line."""
     groups = _groups(report.methods)
     lines = sum(label.count("\n") + 1 for label, _ in groups)
     with look():
@@ -37,7 +37,7 @@ def predict_figure(report: PredictReport) -> Figure:
 
 
 def _groups(methods: tuple[MethodForecast, ...]) -> list[Group]:
-    """Methods with the same factors under one label, those that keep most first."""
+    """Methods with equal factors under one label, sorted by the energy that they keep."""
     names: dict[tuple[float, ...], list[str]] = {}
     first: dict[tuple[float, ...], MethodForecast] = {}
     for method in methods:
@@ -49,7 +49,7 @@ def _groups(methods: tuple[MethodForecast, ...]) -> list[Group]:
 
 
 def _label(names: list[str]) -> str:
-    r"""Names in a few short lines; a quorum is raflora's.
+    r"""Names in short lines; a quorum belongs to raflora.
 
     >>> _label(["raflora", "residual", "quorum 0.25"])
     'raflora, residual,\nraflora with quorum 0.25'

@@ -1,4 +1,4 @@
-"""A series of rounds: whether the energy beyond the shared rank stays, and where it went."""
+"""The figure of a series of rounds: energy beyond the shared rank, κ, and energy by rank index."""
 
 from __future__ import annotations
 
@@ -21,15 +21,9 @@ from fedlora_cli.render.figures.panels import (
     shares,
     whole_ticks,
 )
-from fedlora_cli.reports.diagnose import AT_RISK, COLLAPSED, AdapterRow, DiagnoseReport, Trend
+from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, Thresholds, Trend
 
 _PREDICTED = ":"
-
-#: The share κ at which a verdict is `at risk` and `collapsed`.
-THRESHOLDS = tuple(
-    (level, f"{name} below {100 * level:.0f} %")
-    for level, name in ((AT_RISK, "at risk"), (COLLAPSED, "collapsed"))
-)
 
 
 def rounds_figure(report: DiagnoseReport, title: str) -> Figure:
@@ -41,12 +35,13 @@ def rounds_figure(report: DiagnoseReport, title: str) -> Figure:
     (beyond, ranks), (kept, modules) = grid
     if report.trend is None:
         nothing(beyond, "Energy beyond the shared rank", "The rounds show no trend.")
-        nothing(kept, "What is left of the clients' energy", "The rounds show no trend.")
+        nothing(kept, "Clients' energy that is left", "The rounds show no trend.")
     else:
         _beyond(beyond, report.trend, report.shared_rank)
-        _kept(kept, report.trend)
-    _ranks(ranks, report.adapters, report.shared_rank)
-    module_map(modules, last.modules, report.shared_rank, f" in {literal(last.name, 24)}")
+        _kept(kept, report.trend, report.thresholds)
+    dead = report.thresholds.dead
+    _ranks(ranks, report.adapters, report.shared_rank, dead)
+    module_map(modules, last.modules, report.shared_rank, dead, f" in {literal(last.name, 24)}")
     return figure
 
 
@@ -75,7 +70,7 @@ def _beyond(axes: Axes, trend: Trend, shared_rank: int | None) -> None:
 
 
 def _line(axes: Axes, values: Floats, bottom: float, form: str, label: str, colour: str) -> None:
-    """One series; gaps where there is no number, triangles on the axis for what is below it."""
+    """One line, with gaps for unknown values and triangles for values below the axis."""
     if not np.isfinite(values).any():
         return
     rounds = np.arange(1, values.size + 1)
@@ -83,7 +78,7 @@ def _line(axes: Axes, values: Floats, bottom: float, form: str, label: str, colo
     axes.plot(rounds, visible, form, color=colour, label=label, markersize=4)
     below = np.flatnonzero(values < bottom)
     if form == _PREDICTED:
-        below = below[:1]  # it never comes back
+        below = below[:1]  # a predicted line never rises again
     if below.size:
         axes.plot(
             rounds[below], np.full(below.size, bottom), "v", color=colour, clip_on=False,
@@ -112,29 +107,30 @@ def _round_axis(axes: Axes, trend: Trend) -> None:
     axes.set_xlabel(f"round ({first})" if trend.rounds == 1 else f"round ({first} to {last})")
 
 
-def _kept(axes: Axes, trend: Trend) -> None:
-    title = "What is left of what the clients put there"
+def _kept(axes: Axes, trend: Trend, limits: Thresholds) -> None:
+    title = "Clients' energy that is left"
     values = numbers(trend.kept)
     if not np.isfinite(values).any():
-        nothing(axes, title, "Without the clients' adapters nobody can tell.")
+        nothing(axes, title, "κ is unknown without the clients' adapters.")
         return
     heading(axes, title, f"κ: share of their energy beyond rank {trend.judged_rank}")
     rounds = np.arange(1, values.size + 1)
     axes.plot(rounds, values, "-o", color=COLOURS[0], markersize=4, clip_on=False)
     axes.set_ylim(0, max(1.05, 1.05 * float(np.nanmax(values))))
     _round_axis(axes, trend)
-    for level, label in THRESHOLDS:
+    for level, name in ((limits.at_risk, "at risk"), (limits.collapsed, "collapsed")):
         axes.axhline(level, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            label, (1, level), (0, 2), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=QUIET,
+            f"{name} below {100 * level:.0f} %", (1, level), (0, 2),
+            xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="bottom", fontsize=7.5, color=QUIET,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
     percent_axis(axes.yaxis)
     axes.set_ylabel("κ: share kept")
 
 
-def _ranks(axes: Axes, rows: tuple[AdapterRow, ...], shared_rank: int | None) -> None:
+def _ranks(axes: Axes, rows: tuple[AdapterRow, ...], shared_rank: int | None, dead: float) -> None:
     title = "Where the global adapter's energy lies"
     width = max((len(row.energy) for row in rows), default=0)
     values = np.full((width, len(rows)), np.nan)
@@ -144,7 +140,7 @@ def _ranks(axes: Axes, rows: tuple[AdapterRow, ...], shared_rank: int | None) ->
         nothing(axes, title, "No round has any energy.")
         return
     heading(axes, title, "all modules together")
-    energy_map(axes, values, "share of the round's energy")
+    energy_map(axes, values, dead, "share of the round's energy")
     boundary(axes.axhline, shared_rank, width)
     whole_ticks(axes.xaxis)
     whole_ticks(axes.yaxis)

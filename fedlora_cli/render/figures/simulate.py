@@ -1,4 +1,4 @@
-"""A simulation: accuracy and ρ over the rounds, by learning rate, by quorum and momentum."""
+"""The figure of a simulation: accuracy and ρ by round, by rate, by quorum and momentum."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from fedlora_cli.render.figures.panels import heading, nothing, numbers, thinned
 from fedlora_cli.render.view import count, rho
 from fedlora_cli.reports.simulate import Grid, SimulateReport
 
-#: So many learning rates have a label.
+#: The most learning rates with a label.
 _LABELS = 12
 
 
 @look()
 def simulate_figure(report: SimulateReport) -> Figure:
-    """(a) accuracy and (b) 1 - ρ by round, their key; where there are such, (c) accuracy by rate
-    and (d, e) accuracy and ρ by quorum and momentum.
+    """(a) accuracy and (b) 1 - ρ by round, and their key; for several rates (c) accuracy by rate;
+    for grids (d, e) accuracy and ρ by quorum and momentum.
     """
     lines = arm_lines(report)
     rows: list[Any] = [["a", "b"], ["key", "key"]]
@@ -79,7 +79,7 @@ def _rates(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> None
             )  # fmt: skip
         for row in own:
             if row.diverged:
-                # At the bottom, above those that are there already.
+                # Crosses of the same rate are stacked from the bottom.
                 axes.plot(
                     row.rate, 0.04 + 0.05 * crosses[row.rate], "x", color=line.style["color"],
                     markersize=7, markeredgewidth=2, transform=axes.get_xaxis_transform(),

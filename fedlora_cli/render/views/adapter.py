@@ -1,25 +1,25 @@
-"""One adapter: its energy by rank partition, and the spectra of its modules."""
+"""The blocks about one adapter: its energy by rank partition, and the spectra of its modules."""
 
 from __future__ import annotations
 
 from fedlora_cli.render.view import (
     Bar,
     Block,
-    Column,
     Paragraph,
     Table,
-    columns,
     count,
     number,
     rho,
     share,
+    short,
+    table,
 )
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, EnergyRow
 from fedlora_cli.text import rank_range
 
 
 def adapter_summary(report: DiagnoseReport) -> str:
-    """What it is, in a line."""
+    """The headline: rank, modules, norm and the shared rank."""
     row = report.adapters[0]
     shared = "unknown" if report.shared_rank is None else str(report.shared_rank)
     modules = count(len(row.modules), "module")
@@ -27,7 +27,7 @@ def adapter_summary(report: DiagnoseReport) -> str:
 
 
 def adapter_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
-    """Bars, findings, and the modules, the most concentrated first."""
+    """The energy by partition, the spectrum in words, and the modules."""
     row = report.adapters[0]
     return [
         energy_table(row.partitions),
@@ -37,15 +37,20 @@ def adapter_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
 
 
 def energy_table(partitions: tuple[EnergyRow, ...], title: str = "") -> Table:
-    """The share of energy in every partition, as bars."""
-    rows = tuple(
-        (rank_range(one.first, one.last), Bar(one.energy), share(one.energy)) for one in partitions
+    """The share of the energy in every partition."""
+    return table(
+        partitions,
+        [
+            ("rank index", "text", lambda row: rank_range(row.first, row.last)),
+            ("energy", "bar", lambda row: Bar(row.energy)),
+            ("", "number", lambda row: share(row.energy)),
+        ],
+        title,
     )
-    return Table((Column("rank index", "text"), Column("energy", "bar"), Column("")), rows, title)
 
 
 def spectrum_lines(row: AdapterRow, shared_rank: int | None) -> list[str]:
-    """What the pooled singular values say, in words."""
+    """ρ, the ranks and the dead directions of an adapter, in sentences."""
     lines = []
     if row.energy_ratio is not None and shared_rank is not None:
         shared = rank_range(1, shared_rank)
@@ -60,21 +65,21 @@ def spectrum_lines(row: AdapterRow, shared_rank: int | None) -> list[str]:
     return lines
 
 
-def modules_table(row: AdapterRow, *, whole: bool, title: str = "") -> Table:
-    """One row per module, by ρ where there is one, else by effective rank."""
-    ordered = sorted(row.modules, key=lambda one: (-(one.energy_ratio or 0.0), one.effective_rank))
-    rows = tuple(
-        (
-            one.name,
-            str(one.rank),
-            rho(one.energy_ratio),
-            number(one.effective_rank, 1),
-            number(one.stable_rank, 1),
-            str(one.rank_99),
-            str(one.dead),
-            f"{one.norm:.3g}",
-        )
-        for one in ordered
+def modules_table(row: AdapterRow, *, whole: bool) -> Table:
+    """The modules, those with the largest ρ or else the smallest effective rank first."""
+    return table(
+        sorted(
+            row.modules, key=lambda module: (-(module.energy_ratio or 0), module.effective_rank)
+        ),
+        [
+            ("module", "name", lambda module: module.name),
+            ("rank", "number", lambda module: module.rank),
+            ("ρ", "number", lambda module: rho(module.energy_ratio)),
+            ("effective", "number", lambda module: number(module.effective_rank, 1)),
+            ("stable", "number", lambda module: number(module.stable_rank, 1)),
+            ("99 % in", "number", lambda module: module.rank_99),
+            ("dead", "number", lambda module: module.dead),
+            ("norm", "number", lambda module: short(module.norm)),
+        ],
+        shown=None if whole else 12,
     )
-    heads = columns("rank", "ρ", "effective", "stable", "99 % in", "dead", "norm")
-    return Table((Column("module", "name"), *heads), rows, title, shown=None if whole else 12)

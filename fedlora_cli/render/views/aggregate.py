@@ -1,26 +1,27 @@
-"""By what a person judges an aggregation."""
+"""The view of an aggregation: clients, rank partitions, findings, and the estimated cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from fedlora_cli.render.view import (
     Bar,
     Block,
-    Column,
+    Field,
     Paragraph,
     Table,
     View,
-    columns,
     count,
     duration,
     file_size,
     number,
     percent,
+    shape_text,
+    short,
+    table,
 )
 from fedlora_cli.reports.aggregate import (
-    VOUCHED,
+    SAMPLES_SOURCE,
     AggregateReport,
     ClientRow,
     ModuleRow,
@@ -32,13 +33,13 @@ from fedlora_cli.text import rank_range
 
 
 def aggregate_view(report: AggregateReport, *, modules: bool, explain: bool = False) -> View:
-    """Clients, rank partitions and findings; with `modules`, one row for each; with `explain`, why
-    there are no routes where there are none.
+    """The view of an aggregation; with `modules`, also every client and every module; with
+    `explain`, also why the modules have no choice of routes.
     """
-    rank = "of --energy" if report.rank is None else str(report.rank)
+    rank = "by --energy" if report.rank is None else str(report.rank)
     blocks: list[Block] = [
         _clients(report, whole=modules),
-        Paragraph(VOUCHED[report.samples_from]),
+        Paragraph(SAMPLES_SOURCE[report.samples_from]),
         _partitions(report.partitions),
     ]
     if modules:
@@ -58,118 +59,104 @@ def aggregate_view(report: AggregateReport, *, modules: bool, explain: bool = Fa
 
 
 def _clients(report: AggregateReport, *, whole: bool) -> Table:
-    """With the columns that the options have filled: `clip` is what an update was multiplied by,
-    `trust` what its samples were.
-    """
-    more: dict[str, Callable[[ClientRow], float | None]] = {}
-    if any(row.norm is not None for row in report.clients):
-        more["norm"] = lambda row: row.norm
-    if "--clip-norm" in report.options:
-        more["clip"] = lambda row: row.clip
-    if "--robust" in report.options:
-        more["trust"] = lambda row: row.trust
-    rows = tuple(
+    """The clients, with a column for every optional value that the aggregation has computed."""
+    optional: tuple[tuple[bool, Field[ClientRow]], ...] = (
         (
-            row.name,
-            str(row.rank),
-            f"{row.samples:.12g}",
-            number(row.weight),
-            number(row.max_weight),
-            *(_short(value(row)) for value in more.values()),
-        )
-        for row in report.clients
+            any(row.norm is not None for row in report.clients),
+            ("norm", "number", lambda row: short(row.norm)),
+        ),
+        ("--clip-norm" in report.options, ("clip", "number", lambda row: short(row.clip))),
+        ("--robust" in report.options, ("trust", "number", lambda row: short(row.trust))),
     )
-    heads = columns("rank", "samples", "weight", "largest weight", *more)
-    return Table((Column("client", "name"), *heads), rows, shown=None if whole else 20)
+    return table(
+        report.clients,
+        [
+            ("client", "name", lambda row: row.name),
+            ("rank", "number", lambda row: row.rank),
+            ("samples", "number", lambda row: f"{row.samples:.12g}"),
+            ("weight", "number", lambda row: number(row.weight)),
+            ("largest weight", "number", lambda row: number(row.max_weight)),
+            *(field for wanted, field in optional if wanted),
+        ],
+        shown=None if whole else 20,
+    )
 
 
 def _work(work: WorkEstimate) -> list[Block]:
-    """The route of every module, and what all of it takes."""
-    written = "what --energy decides" if work.write is None else file_size(work.write)
+    """The routes of the modules, and the memory and the disk that the aggregation needs."""
+    written = (
+        "files of the rank that --energy decides" if work.write is None else file_size(work.write)
+    )
     takes = Paragraph(
         f"takes about {file_size(work.memory)} of memory with {count(work.jobs, 'module')} at a "
         f"time;\n    reads {file_size(work.read)} of factors and writes {written}"
     )
-    rows = tuple(
-        (
-            f"{row.shape[0]} x {row.shape[1]}",
-            str(row.modules),
-            str(row.total_rank),
-            row.route,
-            duration(row.seconds),
-            file_size(row.bytes),
-            _alternative(row),
-        )
-        for row in work.routes
+    routes = table(
+        work.routes,
+        [
+            ("shape", "text", lambda row: shape_text(row.shape)),
+            ("modules", "number", lambda row: row.modules),
+            ("ranks", "number", lambda row: row.total_rank),
+            ("route", "text", lambda row: row.route),
+            ("time, all", "number", lambda row: duration(row.seconds)),
+            ("bytes, one", "number", lambda row: file_size(row.bytes)),
+            ("alternative", "text", _alternative),
+        ],
+        shown=None,
     )
-    heads = (
-        Column("shape", "text"),
-        *columns("modules", "ranks"),
-        Column("route", "text"),
-        *columns("time, all", "bytes, one"),
-        Column("alternative", "text"),
-    )
-    return [Table(heads, rows, shown=None), takes] if rows else [takes]
+    return [routes, takes] if work.routes else [takes]
 
 
 def _one_way(report: AggregateReport) -> str:
-    """Why modules have no choice of routes."""
+    """Why the modules have no choice of routes."""
     if "--energy" in report.options:
         return (
-            "--energy decides the rank first: every module is decomposed by qr for it,\n"
-            "    then computed by the route that is the quickest at that rank"
+            "--energy decides the rank first: qr decomposes every module,\n"
+            "    then the fastest route at that rank computes the module"
         )
-    return f"{report.method} does not truncate: every module is computed by qr"
+    return f"{report.method} does not truncate: qr computes every module"
 
 
 def _alternative(row: RouteRow) -> str:
-    """The quickest other route that could be taken."""
-    possible = {name: one for name, one in row.others.items() if isinstance(one, float)}
+    """The fastest other route that is possible."""
+    possible = [(cost, name) for name, cost in row.others.items() if isinstance(cost, float)]
     if not possible:
         return "-"
-    name = min(possible, key=lambda name: possible[name])
-    return f"{name} {duration(possible[name])}"
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    seconds, name = min(possible)
+    return f"{name} {duration(seconds)}"
 
 
 def _partitions(partitions: tuple[PartitionRow, ...]) -> Table:
-    rows = tuple(
-        (
-            rank_range(row.first, row.last),
-            str(row.holders),
-            percent(row.coverage),
-            Bar(row.energy),
-            percent(row.energy, 1),
-        )
-        for row in partitions
+    return table(
+        partitions,
+        [
+            ("rank index", "text", lambda row: rank_range(row.first, row.last)),
+            ("clients", "number", lambda row: row.holders),
+            ("samples", "number", lambda row: percent(row.coverage)),
+            ("energy", "bar", lambda row: Bar(row.energy)),
+            ("", "number", lambda row: percent(row.energy, 1)),
+        ],
     )
-    heads = (
-        Column("rank index", "text"),
-        *columns("clients", "samples"),
-        Column("energy", "bar"),
-        Column(""),
-    )
-    return Table(heads, rows)
 
 
 def _modules(modules: tuple[ModuleRow, ...]) -> Table:
-    rows = tuple(
-        (
-            row.name,
-            f"{row.shape[0]} x {row.shape[1]}",
-            str(sum(rank > 0 for rank in row.ranks)),
-            # After a dry run, nobody knows how many directions there are.
-            "-" if row.rank == 0 and row.energy_ratio is None else str(row.rank),
-            number(row.energy_ratio),
-            number(row.kept_energy),
-        )
-        for row in modules
+    return table(
+        modules,
+        [
+            ("module", "name", lambda row: row.name),
+            ("shape", "text", lambda row: shape_text(row.shape)),
+            ("clients", "number", lambda row: sum(rank > 0 for rank in row.ranks)),
+            # A dry run does not know the number of directions.
+            (
+                "rank",
+                "number",
+                lambda row: "-" if not row.rank and row.energy_ratio is None else row.rank,
+            ),
+            ("ρ", "number", lambda row: number(row.energy_ratio)),
+            ("kept energy", "number", lambda row: number(row.kept_energy)),
+        ],
+        shown=None,
     )
-    heads = (Column("module", "name"), Column("shape", "text"))
-    return Table((*heads, *columns("clients", "rank", "ρ", "kept energy")), rows, shown=None)
 
 
 def _findings(report: AggregateReport) -> list[str]:
@@ -184,7 +171,7 @@ def _findings(report: AggregateReport) -> list[str]:
     if report.norm is not None and report.flexlora_norm is not None:
         line = f"the update has norm {report.norm:.3g}"
         if report.method != "flexlora":
-            line += f", {report.flexlora_norm:.3g} under flexlora"
+            line += f"; flexlora on the same clients: {report.flexlora_norm:.3g}"
         lines.append(line)
     if report.kept_energy is not None:
         loss = math.sqrt(max(1 - report.kept_energy, 0.0))

@@ -1,43 +1,49 @@
-"""The tables of a simulation: arms by rate, by quorum and momentum, by round, and their cost."""
+"""The tables of arms: results, accuracy by rate, by quorum and momentum, by round, and costs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedlora_cli.render.view import Column, Table, columns, duration, file_size, number, rho
+from fedlora_cli.render.view import (
+    Field,
+    Table,
+    duration,
+    file_size,
+    matrix,
+    number,
+    rho,
+    short,
+    table,
+)
 from fedlora_cli.reports.simulate import ArmRow, Grid, SimulateReport, Spread
 
-#: Rounds that are shown without --verbose.
+#: Rounds in the table of accuracies by round.
 _ROUNDS = 7
 
-#: Columns of a terminal, what of them is kept for names, and the blanks between two of its own.
+#: Characters: of a line, of the column of names, and between two columns.
 _WIDTH, _NAMES, _GAP = 80, 24, 2
 
 
 def results_table(report: SimulateReport) -> Table:
     """Every arm at its best rate."""
-    several = len(report.rates) > 1
-    rows = tuple(
-        (
-            row.arm,
-            *((f"{row.rate:g}",) if several else ()),
-            _result(report, row),
-            rho(row.energy_ratio.mean),
-            number(row.effective_rank.mean, 1),
-            number(row.gamma.mean),
-            _norm(row.norm),
-        )
-        for row in report.best
+    rate: Field[ArmRow] = ("best lr", "number", lambda row: f"{row.rate:g}")
+    return table(
+        report.best,
+        [
+            ("arm", "name", lambda row: row.arm),
+            *([rate] if len(report.rates) > 1 else []),
+            ("accuracy", "number", lambda row: _result(report, row)),
+            (f"ρ at {report.shared_rank}", "number", lambda row: rho(row.energy_ratio.mean)),
+            ("effective", "number", lambda row: number(row.effective_rank.mean, 1)),
+            ("γ", "number", lambda row: number(row.gamma.mean)),
+            ("‖ΔW‖", "number", lambda row: short(row.norm.mean)),
+        ],
+        shown=None,
     )
-    heads = (
-        *(("best lr",) if several else ()),
-        *("accuracy", f"ρ at {report.shared_rank}", "effective", "γ", "‖ΔW‖"),
-    )
-    return Table((Column("arm", "name"), *columns(*heads)), rows, shown=None)
 
 
 def rate_tables(report: SimulateReport) -> list[Table]:
-    """Accuracy by arm and rate, where there are several."""
+    """Accuracy by arm and rate; empty for a single rate."""
     if len(report.rates) < 2:
         return []
     tried = {(row.arm, row.rate): row for row in report.arms}
@@ -47,32 +53,34 @@ def rate_tables(report: SimulateReport) -> list[Table]:
         return "-" if row is None else _result(report, row) + ("*" if row is best else "")
 
     cells = [[cell(row, rate) for rate in report.rates] for row in report.best]
-    title = "accuracy by learning rate; *: the best of the arm by validation accuracy"
-    return _matrix(title, "arm", _names(report), [f"{rate:g}" for rate in report.rates], cells)
+    title = "accuracy by learning rate; *: best validation accuracy of the arm"
+    return _matrices(title, "arm", _names(report), [f"{rate:g}" for rate in report.rates], cells)
 
 
 def grid_tables(report: SimulateReport, grid: Grid) -> list[Table]:
     """Accuracy and ρ, rows by quorum and columns by momentum."""
 
-    def table(what: str, show: Callable[[ArmRow], str]) -> list[Table]:
+    def tables(quantity: str, show: Callable[[ArmRow], str]) -> list[Table]:
         cells = [["-" if arm is None else show(arm) for arm in row] for row in grid.rows]
-        title = f"{what} of {grid.method} by quorum q and momentum β"
-        return _matrix(title, "", names, heads, cells)
+        title = f"{quantity} of {grid.method} by quorum q and momentum β"
+        return _matrices(title, "", names, heads, cells)
 
     names = [f"q = {quorum:g}" for quorum in grid.quorums]
     heads = [f"β = {momentum:g}" for momentum in grid.momenta]
     return [
-        *table("accuracy", lambda arm: _result(report, arm)),
-        *table(f"ρ at {report.shared_rank}", lambda arm: rho(arm.energy_ratio.mean)),
+        *tables("accuracy", lambda arm: _result(report, arm)),
+        *tables(f"ρ at {report.shared_rank}", lambda arm: rho(arm.energy_ratio.mean)),
     ]
 
 
 def round_tables(report: SimulateReport) -> list[Table]:
-    """Accuracy by arm in some of the rounds that were scored."""
+    """Accuracy by arm in a few of the scored rounds."""
     scores = {
         row.arm: {point.round: point.accuracy.mean for point in row.rounds} for row in report.best
     }
-    scored = {t for own in scores.values() for t, score in own.items() if score is not None}
+    scored = {
+        t for by_round in scores.values() for t, score in by_round.items() if score is not None
+    }
     if not scored:
         return []
     shown, digits, before = _some(sorted(scored)), report.digits, report.start_accuracy.mean
@@ -81,48 +89,47 @@ def round_tables(report: SimulateReport) -> list[Table]:
         [*start, *(number(scores[row.arm].get(t), digits) for t in shown)] for row in report.best
     ]
     heads = [*("start" for _ in start), *map(str, shown)]
-    return _matrix("accuracy by round", "arm", _names(report), heads, cells)
+    return _matrices("accuracy by round", "arm", _names(report), heads, cells)
 
 
-def course_table(report: SimulateReport, row: ArmRow) -> Table:
+def every_round_table(report: SimulateReport, row: ArmRow) -> Table:
     """Every round of one arm."""
-    rows = tuple(
-        (
-            str(point.round),
-            accuracy(report, point.accuracy),
-            rho(point.energy_ratio.mean),
-            _norm(point.norm),
-        )
-        for point in row.rounds
+    return table(
+        row.rounds,
+        [
+            ("round", "text", lambda point: point.round),
+            ("accuracy", "number", lambda point: accuracy(report, point.accuracy)),
+            (f"ρ at {report.shared_rank}", "number", lambda point: rho(point.energy_ratio.mean)),
+            ("‖ΔW‖", "number", lambda point: short(point.norm.mean)),
+        ],
+        f"{row.arm}{at_rate(report, row)}, every round",
+        shown=None,
     )
-    heads = columns("accuracy", f"ρ at {report.shared_rank}", "‖ΔW‖")
-    title = f"{row.arm}{at_rate(report, row)}, every round"
-    return Table((Column("round", "text"), *heads), rows, title, shown=None)
 
 
 def cost_table(arms: Sequence[ArmRow]) -> Table:
-    """What a round of these arms costs."""
-    rows = tuple(
-        (
-            row.arm,
-            file_size(round(row.bytes_up)),
-            file_size(round(row.bytes_down)),
-            duration(row.server_seconds),
-            duration(row.client_seconds),
-        )
-        for row in arms
+    """The bytes and seconds of one round, by arm."""
+    return table(
+        arms,
+        [
+            ("arm", "name", lambda row: row.arm),
+            ("up", "number", lambda row: file_size(round(row.bytes_up))),
+            ("down", "number", lambda row: file_size(round(row.bytes_down))),
+            ("server", "number", lambda row: duration(row.server_seconds)),
+            ("training", "number", lambda row: duration(row.client_seconds)),
+        ],
+        "cost of a round",
+        shown=None,
     )
-    heads = columns("up", "down", "server", "training")
-    return Table((Column("arm", "name"), *heads), rows, "what a round costs", shown=None)
 
 
 def at_rate(report: SimulateReport, row: ArmRow) -> str:
-    """The rate, where there are several."""
+    """The learning rate of the arm; empty for a single rate."""
     return f" at lr {row.rate:g}" if len(report.rates) > 1 else ""
 
 
 def accuracy(report: SimulateReport, value: Spread) -> str:
-    """An accuracy with its deviation."""
+    """An accuracy with its standard deviation."""
     return _spread(value, report.digits)
 
 
@@ -134,7 +141,7 @@ def _result(report: SimulateReport, row: ArmRow) -> str:
 
 
 def _spread(value: Spread, digits: int) -> str:
-    """A mean with its deviation.
+    """A mean with its standard deviation.
 
     >>> _spread(Spread(0.5912, 0.0203), 2), _spread(Spread(0.5912, None), 3)
     ('0.59 ± 0.02', '0.591')
@@ -143,16 +150,12 @@ def _spread(value: Spread, digits: int) -> str:
     return f"{number(value.mean, digits)}{deviation}"
 
 
-def _norm(norm: Spread) -> str:
-    return "-" if norm.mean is None else f"{norm.mean:.3g}"
-
-
 def _names(report: SimulateReport) -> list[str]:
     return [row.arm for row in report.best]
 
 
 def _some(rounds: Sequence[int]) -> list[int]:
-    """The first, some evenly between, and the last.
+    """At most seven rounds, evenly spaced from the first to the last.
 
     >>> _some(list(range(1, 26)))
     [1, 5, 9, 13, 17, 21, 25]
@@ -161,24 +164,15 @@ def _some(rounds: Sequence[int]) -> list[int]:
     return [rounds[round(i * last / max(1, most - 1))] for i in range(most)]
 
 
-def _matrix(
+def _matrices(
     title: str,
     corner: str,
     names: Sequence[str],
     heads: Sequence[str],
     cells: Sequence[Sequence[str]],
 ) -> list[Table]:
-    """Rows by columns, in as many tables as its columns need to fit."""
+    """One matrix, split by columns into as many tables as fit into lines."""
     widest = max(len(text) for row in (heads, *cells) for text in row) + _GAP
     beside = max(1, (_WIDTH - min(_NAMES, max(map(len, names)))) // widest)
-    return [
-        Table(
-            (Column(corner, "name"), *columns(*heads[first : first + beside])),
-            tuple(
-                (name, *row[first : first + beside]) for name, row in zip(names, cells, strict=True)
-            ),
-            title,
-            shown=None,
-        )
-        for first in range(0, len(heads), beside)
-    ]
+    parts = [slice(first, first + beside) for first in range(0, len(heads), beside)]
+    return [matrix(corner, names, heads[p], [row[p] for row in cells], title) for p in parts]

@@ -1,4 +1,4 @@
-"""A cohort of clients: who holds what, who stands out, who is like whom."""
+"""The blocks about a cohort: its clients, its rank partitions, and the most similar clients."""
 
 from __future__ import annotations
 
@@ -7,113 +7,106 @@ from itertools import combinations
 from fedlora_cli.render.view import (
     Bar,
     Block,
-    Column,
     Paragraph,
     Table,
-    columns,
     count,
+    matrix,
     number,
     percent,
+    ranks_text,
     rho,
     share,
+    short,
+    table,
     wrapped,
 )
 from fedlora_cli.reports.diagnose import CohortFindings, DiagnoseReport, HoldingRow, Similarity
 from fedlora_cli.text import rank_range
 
-#: What the columns mean.
-_MEANINGS = (
-    "z: robust deviations of ln norm from the median; beyond 3.5 stands out",
-    "effective: exp of the spectral entropy; cosine: with the sum of all others",
-    "overlap: of singular subspaces with another's; top weight: under raflora",
-)
-
-#: Clients whose matrix of cosines fits into a terminal.
+#: The largest cohort whose matrix of cosines fits on a terminal.
 _FITTING = 10
 
 
 def clients_summary(report: DiagnoseReport) -> str:
-    """What it is, in a line."""
+    """The headline: clients, ranks, modules and the shared rank."""
     ranks = [row.rank for row in report.adapters]
     modules = len({module.name for row in report.adapters for module in row.modules})
-    span = f"ranks {min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else f"rank {ranks[0]}"
-    return f"{len(ranks)} of {span}, {count(modules, 'module')}, shared rank {report.shared_rank}"
+    return (
+        f"{len(ranks)} of {ranks_text(ranks)}, {count(modules, 'module')}, "
+        f"shared rank {report.shared_rank}"
+    )
 
 
 def clients_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
-    """The clients, the partitions and their holders, and what follows."""
+    """The tables of clients and partitions, the findings, and the meaning of the columns."""
     cohort = report.cohort
     if cohort is None:
         return []
     blocks: list[Block] = [_clients(report, cohort, whole=whole), _partitions(cohort.partitions)]
-    alike = cohort.similarity
+    similarity = cohort.similarity
     names = [row.name for row in report.adapters]
-    if whole and alike is not None and len(names) <= _FITTING:
-        blocks.append(_cosines(alike, names))
+    if whole and similarity is not None and len(names) <= _FITTING:
+        heads = [f"{k + 1}" for k in range(len(names))]
+        numbered = [f"{k} {name}" for k, name in zip(heads, names, strict=True)]
+        cells = [[number(value, 2) for value in row] for row in similarity.cosine]
+        blocks.append(matrix("cosine", numbered, heads, cells))
     lines = "\n".join(wrapped(line) for line in _lines(report, cohort))
-    return [*blocks, Paragraph(lines), Paragraph("\n".join(_MEANINGS))]
+    meanings = (
+        f"z: robust deviations of ln norm from the median; an outlier is beyond "
+        f"{report.thresholds.outlier:g}",
+        "effective: exp of the spectral entropy; cosine: with the sum of all others",
+        "overlap: shared with the singular subspaces of others; top weight: by raflora",
+    )
+    return [*blocks, Paragraph(lines), Paragraph("\n".join(meanings))]
 
 
 def _clients(report: DiagnoseReport, cohort: CohortFindings, *, whole: bool) -> Table:
-    rows = tuple(
-        (
-            row.name,
-            str(row.rank),
-            f"{row.samples:g}",
-            f"{row.norm:.3g}",
-            "-" if client.outlier is None else f"{client.outlier:+.1f}",
-            rho(row.energy_ratio),
-            number(row.effective_rank, 1),
-            number(client.cosine, 2),
-            number(client.overlap, 2),
-        )
-        for row, client in zip(report.adapters, cohort.clients, strict=True)
+    return table(
+        list(zip(report.adapters, cohort.clients, strict=True)),
+        [
+            ("client", "name", lambda pair: pair[0].name),
+            ("rank", "number", lambda pair: pair[0].rank),
+            ("samples", "number", lambda pair: f"{pair[0].samples:g}"),
+            ("norm", "number", lambda pair: short(pair[0].norm)),
+            ("z", "number", lambda pair: _signed(pair[1].outlier)),
+            ("ρ", "number", lambda pair: rho(pair[0].energy_ratio)),
+            ("effective", "number", lambda pair: number(pair[0].effective_rank, 1)),
+            ("cosine", "number", lambda pair: number(pair[1].cosine, 2)),
+            ("overlap", "number", lambda pair: number(pair[1].overlap, 2)),
+        ],
+        shown=None if whole else 20,
     )
-    heads = columns("rank", "samples", "norm", "z", "ρ", "effective", "cosine", "overlap")
-    return Table((Column("client", "name"), *heads), rows, shown=None if whole else 20)
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1f}"
 
 
 def _partitions(partitions: tuple[HoldingRow, ...]) -> Table:
-    rows = tuple(
-        (
-            rank_range(row.first, row.last),
-            str(row.holders),
-            percent(row.coverage),
-            number(row.max_weight, 2),
-            Bar(row.energy),
-            share(row.energy),
-        )
-        for row in partitions
+    return table(
+        partitions,
+        [
+            ("rank index", "text", lambda row: rank_range(row.first, row.last)),
+            ("holders", "number", lambda row: row.holders),
+            ("samples", "number", lambda row: percent(row.coverage)),
+            ("top weight", "number", lambda row: number(row.max_weight, 2)),
+            ("energy its holders put there", "bar", lambda row: Bar(row.energy)),
+            ("", "number", lambda row: share(row.energy)),
+        ],
     )
-    heads = (
-        Column("rank index", "text"),
-        *columns("holders", "samples", "top weight"),
-        Column("energy its holders put there", "bar"),
-        Column(""),
-    )
-    return Table(heads, rows)
-
-
-def _cosines(alike: Similarity, names: list[str]) -> Table:
-    numbered = [f"{k + 1}" for k in range(len(names))]
-    rows = tuple(
-        (f"{k} {name}", *(number(value, 2) for value in row))
-        for k, name, row in zip(numbered, names, alike.cosine, strict=True)
-    )
-    return Table((Column("cosine", "name"), *columns(*numbered)), rows)
 
 
 def _lines(report: DiagnoseReport, cohort: CohortFindings) -> list[str]:
     lines = []
     if cohort.energy_ratio is not None:
         lines.append(
-            f"ρ = {rho(cohort.energy_ratio)} of the energy of the clients above rank "
-            f"{report.shared_rank} lies within it"
+            f"clients with a rank above {report.shared_rank} put ρ = {rho(cohort.energy_ratio)} of "
+            f"their energy in rank index {rank_range(1, report.shared_rank or 1)}"
         )
     top = max(cohort.partitions, key=lambda row: row.max_weight or 0.0)
     if top.max_weight is not None:
         lines.append(
-            f"the top weight of one client under raflora is {top.max_weight:.2f}: "
+            f"the largest weight of one client by raflora is {top.max_weight:.2f}: "
             f"{top.heaviest}, in rank index {rank_range(top.first, top.last)}"
         )
     if cohort.similarity is not None:
@@ -121,12 +114,12 @@ def _lines(report: DiagnoseReport, cohort: CohortFindings) -> list[str]:
     return lines
 
 
-def _pairs(alike: Similarity, names: list[str]) -> list[str]:
-    """The two clients most alike, and the two least."""
+def _pairs(similarity: Similarity, names: list[str]) -> list[str]:
+    """The pair of clients with the largest cosine and the pair with the smallest."""
     pairs = [
         (value, names[j], names[k])
         for j, k in combinations(range(len(names)), 2)
-        if (value := alike.cosine[j][k]) is not None
+        if (value := similarity.cosine[j][k]) is not None
     ]
     if len(pairs) < 2:
         return []

@@ -1,4 +1,4 @@
-"""What a diagnosis shows: one view for adapters, clients and rounds each, one verdict for all."""
+"""The view of a diagnosis: of an adapter, of clients or of rounds, with the verdict last."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ _TONES: dict[Verdict | None, Tone] = {
 
 
 def diagnose_view(report: DiagnoseReport, *, modules: bool) -> View:
-    """The diagnosis; with `modules`, all that is shortened otherwise."""
+    """The view of a diagnosis; with `modules`, every table has all its rows."""
     if report.subject == "clients":
         summary, blocks = clients_summary(report), clients_blocks(report, whole=modules)
     elif report.subject == "rounds":
         summary, blocks = rounds_summary(report), rounds_blocks(report, whole=modules)
     else:
         summary, blocks = adapter_summary(report), adapter_blocks(report, whole=modules)
-    verdict = Paragraph(
-        wrapped(f"verdict: {report.verdict or 'none'}; {report.reason}"), _TONES[report.verdict]
-    )
+    known = "no verdict:" if report.verdict is None else f"verdict: {report.verdict};"
+    verdict = Paragraph(wrapped(f"{known} {report.reason}"), _TONES[report.verdict])
     subject = report.adapters[0].name if report.subject == "adapter" else report.subject
     paths = [row.path for row in report.adapters]
     source = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]}"

@@ -1,23 +1,24 @@
-"""What a person wants to know of adapters before handing them to clients."""
+"""The views of `distribute` and `init`: the adapters that the clients start from."""
 
 from __future__ import annotations
 
 from fedlora_cli.render.view import (
     Bar,
     Block,
-    Column,
+    Field,
     Paragraph,
     Table,
     View,
-    columns,
     count,
     file_size,
     percent,
+    shape_text,
+    table,
     wrapped,
 )
 from fedlora_cli.reports.distribution import (
+    DistributedRow,
     DistributeReport,
-    HandoutRow,
     HeadRow,
     InitReport,
     TargetRow,
@@ -25,7 +26,7 @@ from fedlora_cli.reports.distribution import (
 
 
 def distribute_view(report: DistributeReport, *, details: bool) -> View:
-    """What every client receives of the global update; with `details`, by module as well."""
+    """The adapter of every client; with `details`, also every module of the global adapter."""
     blocks: list[Block] = [_received(report.clients, whole=details)]
     if details:
         blocks.append(_modules(report))
@@ -33,13 +34,13 @@ def distribute_view(report: DistributeReport, *, details: bool) -> View:
     return View(
         report.source,
         f"rank {report.rank}, {count(len(report.modules), 'module')}, "
-        f"handed out as {count(len(report.clients), 'adapter')}",
+        f"distributed as {count(len(report.clients), 'adapter')}",
         tuple(blocks),
     )
 
 
 def init_view(report: InitReport, *, details: bool) -> View:
-    """What is adapted, what is trained in full, and the adapters; with `details`, every module."""
+    """The targets, the fully trained tensors and the adapters; with `details`, every row."""
     number = sum(len(target.names) for target in report.targets)
     blocks: list[Block] = [_targets(report.targets, each=details)]
     if report.tensors:
@@ -53,94 +54,99 @@ def init_view(report: InitReport, *, details: bool) -> View:
     )
 
 
-def _received(clients: tuple[HandoutRow, ...], *, whole: bool) -> Table:
-    rows = tuple(
-        (
-            row.name,
-            Bar(row.kept_energy),
-            percent(row.kept_energy, 1),
-            *_settings(row),
-            f"{row.padded} of {row.directions}",
-            file_size(row.bytes),
-        )
-        for row in clients
+_NAME: Field[DistributedRow] = ("adapter", "name", lambda row: row.name)
+_SIZE: Field[DistributedRow] = ("size", "number", lambda row: file_size(row.bytes))
+_SETTINGS: tuple[Field[DistributedRow], ...] = (
+    ("rank", "number", lambda row: row.rank),
+    ("alpha", "number", lambda row: _number(row.alpha)),
+    ("scaling", "number", lambda row: _number(row.scaling)),
+)
+
+
+def _received(clients: tuple[DistributedRow, ...], *, whole: bool) -> Table:
+    return table(
+        clients,
+        [
+            _NAME,
+            ("energy", "bar", lambda row: Bar(row.kept_energy)),
+            ("", "number", lambda row: percent(row.kept_energy, 1)),
+            *_SETTINGS,
+            ("new", "number", lambda row: f"{row.padded} of {row.directions}"),
+            _SIZE,
+        ],
+        shown=None if whole else 20,
     )
-    heads = (Column("adapter", "name"), Column("energy", "bar"), Column(""))
-    rest = columns("rank", "alpha", "scaling", "new", "size")
-    return Table((*heads, *rest), rows, shown=None if whole else 20)
 
 
 def _modules(report: DistributeReport) -> Table:
-    rows = tuple(
-        (
-            row.name,
-            _shape(row.shape),
-            str(len(row.singular_values)),
-            percent(row.least_kept, 1),
-            percent(row.most_kept, 1),
-        )
-        for row in report.modules
+    return table(
+        report.modules,
+        [
+            ("module", "name", lambda row: row.name),
+            ("shape", "text", lambda row: shape_text(row.shape)),
+            ("directions", "number", lambda row: len(row.singular_values)),
+            ("least", "number", lambda row: percent(row.least_kept, 1)),
+            ("most", "number", lambda row: percent(row.most_kept, 1)),
+        ],
+        shown=None,
     )
-    heads = (Column("module", "name"), Column("shape", "text"))
-    return Table((*heads, *columns("directions", "least", "most")), rows, shown=None)
 
 
 def _about(report: DistributeReport) -> str:
-    """What the columns are, and what new directions mean."""
-    lines = [wrapped("energy: what an adapter holds of that of the global update, at its rank")]
+    """The meaning of the columns."""
+    lines = [wrapped("energy: share of the global update's energy that an adapter holds")]
     if any(row.padded for row in report.clients):
-        text = "new: directions beyond those of the global update; B is zero and A random there, "
-        lines.append(wrapped(text + "so that they change nothing yet and can be trained"))
+        text = "new: directions beyond those of the global update; B is zero and A is random, "
+        lines.append(wrapped(text + "so they change nothing yet and can be trained"))
     return "\n".join(lines)
 
 
 def _targets(targets: tuple[TargetRow, ...], *, each: bool) -> Table:
     if each:
-        names = tuple((name, _shape(one.shape)) for one in targets for name in one.names)
-        return Table((Column("module", "name"), Column("shape")), names, shown=None)
-    rows = tuple((one.target, str(len(one.names)), _shape(one.shape)) for one in targets)
-    return Table((Column("target", "name"), *columns("modules", "shape")), rows)
+        return table(
+            [(name, target.shape) for target in targets for name in target.names],
+            [
+                ("module", "name", lambda pair: pair[0]),
+                ("shape", "number", lambda pair: shape_text(pair[1])),
+            ],
+            shown=None,
+        )
+    return table(
+        targets,
+        [
+            ("target", "name", lambda row: row.target),
+            ("modules", "number", lambda row: len(row.names)),
+            ("shape", "number", lambda row: shape_text(row.shape)),
+        ],
+    )
 
 
 def _heads(tensors: tuple[HeadRow, ...]) -> Table:
-    rows = tuple(
-        (
-            one.name,
-            _shape(one.shape),
-            one.dtype,
-            "drawn at random" if one.drawn else "from the base model",
-        )
-        for one in tensors
+    return table(
+        tensors,
+        [
+            ("trained in full", "name", lambda row: row.name),
+            ("shape", "number", lambda row: shape_text(row.shape)),
+            ("dtype", "text", lambda row: row.dtype),
+            ("", "text", lambda row: "random" if row.drawn else "from the base model"),
+        ],
     )
-    heads = (Column("trained in full", "name"), Column("shape"))
-    return Table((*heads, *columns("dtype", "", kind="text")), rows)
 
 
-def _adapters(adapters: tuple[HandoutRow, ...], *, whole: bool) -> Table:
-    rows = tuple(
-        (
-            row.name,
-            *_settings(row),
-            row.dtype,
-            f"{row.parameters:,}",
-            file_size(row.bytes),
-        )
-        for row in adapters
+def _adapters(adapters: tuple[DistributedRow, ...], *, whole: bool) -> Table:
+    return table(
+        adapters,
+        [
+            _NAME,
+            *_SETTINGS,
+            ("dtype", "text", lambda row: row.dtype),
+            ("parameters", "number", lambda row: f"{row.parameters:,}"),
+            _SIZE,
+        ],
+        shown=None if whole else 20,
     )
-    heads = (Column("adapter", "name"), *columns("rank", "alpha", "scaling"))
-    rest = (Column("dtype", "text"), *columns("parameters", "size"))
-    return Table((*heads, *rest), rows, shown=None if whole else 20)
-
-
-def _settings(row: HandoutRow) -> tuple[str, str, str]:
-    """Rank, alpha and scaling."""
-    return str(row.rank), _number(row.alpha), _number(row.scaling)
 
 
 def _number(value: float | None) -> str:
-    """A number that all modules have, or that they differ."""
+    """A number that all modules share, or "mixed" where they differ."""
     return "mixed" if value is None else f"{value:.4g}"
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"

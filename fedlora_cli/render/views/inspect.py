@@ -1,4 +1,4 @@
-"""What a person wants to know of adapters before using them."""
+"""The views of an inspection: each adapter, the table of all adapters, and their differences."""
 
 from __future__ import annotations
 
@@ -6,21 +6,42 @@ import math
 from dataclasses import replace
 
 from fedlora_cli.adapters.adapter import Role
-from fedlora_cli.render.view import Block, Column, Paragraph, Table, View, columns, count, file_size
-from fedlora_cli.reports.inspect import Difference, InspectedAdapter, InspectReport
+from fedlora_cli.render.view import (
+    Block,
+    Field,
+    Paragraph,
+    Table,
+    View,
+    count,
+    file_size,
+    ranks_text,
+    shape_text,
+    table,
+)
+from fedlora_cli.reports.inspect import Difference, InspectedAdapter, InspectReport, ModuleGroup
 from fedlora_cli.text import printable
 
-#: Rows of a table of differences; a cohort that differs in every shape has more.
+#: Rows of the table of differences that a terminal shows.
 _SHOWN = 40
 
-#: Notes about the adapters of a cohort.
-_TOLD = 20
+#: Notes that the view of a cohort shows.
+_NOTES = 20
+
+#: The meaning of a tensor that is not a factor.
+_ROLES: dict[Role, str] = {
+    "saved": "saved in full",
+    "base": "base weights",
+    "bias": "trained bias",
+    "token": "trained token",
+    "magnitude": "magnitudes",
+    "lora_bias": "bias on lora_B",
+}
 
 
 def inspect_views(report: InspectReport, *, modules: bool) -> tuple[View, ...]:
-    """One adapter on its own; of many, one table and what differs, and with `modules` each one.
+    """The view of a single adapter, or the table of several; with `modules`, also each adapter.
 
-    The last of them says whether there are faults, but not which: these belong among the errors.
+    The last view counts the faults. The command prints the faults themselves as errors.
     """
     views = []
     if len(report.adapters) == 1 or modules:
@@ -35,10 +56,12 @@ def inspect_views(report: InspectReport, *, modules: bool) -> tuple[View, ...]:
 def _verdict(report: InspectReport) -> Paragraph:
     if report.faults:
         return Paragraph(count(len(report.faults), "fault"), "bad")
-    where = (
-        "every tensor is finite" if report.values else "by config and headers; --values reads on"
+    checked = (
+        "every tensor is finite"
+        if report.values
+        else "configs and headers are checked; --values checks the tensors as well"
     )
-    return Paragraph(f"no faults: {where}", "good")
+    return Paragraph(f"no faults: {checked}", "good")
 
 
 def _adapter(adapter: InspectedAdapter, *, modules: bool) -> View:
@@ -54,7 +77,7 @@ def _adapter(adapter: InspectedAdapter, *, modules: bool) -> View:
 
 def _summary(adapter: InspectedAdapter) -> str:
     if not adapter.modules:
-        return "no module of it could be read"
+        return "no module could be read"
     number = sum(len(group.names) for group in adapter.modules)
     return (
         f"rank {adapter.rank}, {count(number, 'module')}, "
@@ -78,110 +101,91 @@ def _facts(adapter: InspectedAdapter) -> Paragraph:
         else f"fedlora {origin.version}: {origin.method} of {count(origin.clients, 'client')}, "
         f"shared rank {origin.shared_rank}",
     }
-    told = {what: printable(value) for what, value in facts.items() if value is not None}
-    return Paragraph("\n".join(f"{what:<10}  {value}" for what, value in told.items()))
+    return Paragraph(
+        "\n".join(
+            f"{label:<10}  {printable(value)}"
+            for label, value in facts.items()
+            if value is not None
+        )
+    )
 
 
 def _groups(adapter: InspectedAdapter) -> Table:
-    rows = tuple(
-        (
-            group.target,
-            str(len(group.names)),
-            _shape(group.shape),
-            str(group.rank),
-            _number(group.alpha),
-            _number(group.scale),
-            group.dtype,
-        )
-        for group in adapter.modules
+    return table(
+        adapter.modules,
+        [
+            ("target", "name", lambda group: group.target),
+            ("modules", "number", lambda group: len(group.names)),
+            *_MODULE_FIELDS,
+        ],
     )
-    heads = columns("modules", "shape", "rank", "alpha", "scaling")
-    return Table((Column("target", "name"), *heads, Column("dtype", "text")), rows)
 
 
 def _modules(adapter: InspectedAdapter) -> Table:
-    rows = sorted(
-        (
-            name,
-            _shape(group.shape),
-            str(group.rank),
-            _number(group.alpha),
-            _number(group.scale),
-            group.dtype,
-        )
-        for group in adapter.modules
-        for name in group.names
+    by_name = {name: group for group in adapter.modules for name in group.names}
+    return table(
+        [replace(by_name[name], target=name) for name in sorted(by_name)],
+        [("module", "name", lambda group: group.target), *_MODULE_FIELDS],
+        shown=None,
     )
-    heads = columns("shape", "rank", "alpha", "scaling")
-    head = Column("module", "name")
-    return Table((head, *heads, Column("dtype", "text")), tuple(rows), shown=None)
-
-
-#: What a tensor that is no factor is.
-_ROLES: dict[Role, str] = {
-    "saved": "saved in full",
-    "base": "base weights",
-    "bias": "trained bias",
-    "token": "trained token",
-    "magnitude": "magnitudes",
-    "lora_bias": "bias on lora_B",
-}
 
 
 def _tensors(adapter: InspectedAdapter) -> Table:
-    rows = tuple(
-        (
-            tensor.name,
-            _shape(tensor.shape),
-            tensor.dtype,
-            _ROLES[tensor.role],
-        )
-        for tensor in adapter.tensors
+    return table(
+        adapter.tensors,
+        [
+            ("other tensor", "name", lambda tensor: tensor.name),
+            ("shape", "number", lambda tensor: shape_text(tensor.shape)),
+            ("dtype", "text", lambda tensor: tensor.dtype),
+            ("", "text", lambda tensor: _ROLES[tensor.role]),
+        ],
     )
-    heads = (Column("other tensor", "name"), Column("shape"), *columns("dtype", "", kind="text"))
-    return Table(heads, rows)
 
 
 def _adapters(report: InspectReport, *, notes: bool) -> View:
-    """All in one table; with the `notes` of each, where it is not shown on its own."""
-    rows = tuple(
-        (
-            adapter.name,
-            str(adapter.rank) if adapter.modules else "-",
-            str(sum(len(group.names) for group in adapter.modules)),
-            _dtypes(adapter),
-            f"{adapter.parameters:,}",
-            file_size(adapter.bytes),
-            "global" if adapter.origin else _number(adapter.samples),
+    """All adapters in one table; with `notes`, the notes about each adapter."""
+    blocks: list[Block] = [
+        table(
+            report.adapters,
+            [
+                ("adapter", "name", lambda row: row.name),
+                ("rank", "number", lambda row: row.rank if row.modules else "-"),
+                ("modules", "number", lambda row: sum(len(group.names) for group in row.modules)),
+                ("dtype", "text", _dtypes),
+                ("parameters", "number", lambda row: f"{row.parameters:,}"),
+                ("size", "number", lambda row: file_size(row.bytes)),
+                ("samples", "number", lambda row: "global" if row.origin else _number(row.samples)),
+            ],
         )
-        for adapter in report.adapters
-    )
-    heads = (Column("adapter", "name"), *columns("rank", "modules"), Column("dtype", "text"))
-    table = Table((*heads, *columns("parameters", "size", "samples")), rows)
-    blocks: list[Block] = [table]
+    ]
     if report.differences:
-        blocks.append(_differences(report.differences, len(report.adapters)))
+        blocks.append(_differences(report.differences))
     elif all(adapter.modules for adapter in report.adapters):
-        blocks.append(Paragraph("they differ in nothing that headers show"))
-    told = [note for adapter in report.adapters for note in adapter.notes] if notes else []
-    if told:
-        more = [f"and {len(told) - _TOLD} more; -v shows all"] if len(told) > _TOLD else []
-        blocks.append(Paragraph("\n".join((*told[:_TOLD], *more)), "warning"))
-    ranks = sorted({adapter.rank for adapter in report.adapters if adapter.modules})
-    span = "no module of them could be read"
-    if ranks:
-        span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    return View(count(len(report.adapters), "adapter"), span, tuple(blocks))
+        blocks.append(Paragraph("the configs and headers of the adapters agree"))
+    lines = [note for adapter in report.adapters for note in adapter.notes] if notes else []
+    if lines:
+        more = [f"and {len(lines) - _NOTES} more; -v shows all"] if len(lines) > _NOTES else []
+        blocks.append(Paragraph("\n".join((*lines[:_NOTES], *more)), "warning"))
+    ranks = [adapter.rank for adapter in report.adapters if adapter.modules]
+    summary = ranks_text(ranks) if ranks else "no module could be read"
+    return View(count(len(report.adapters), "adapter"), summary, tuple(blocks))
 
 
-def _differences(differences: tuple[Difference, ...], adapters: int) -> Table:
-    rows = tuple(
-        (one.what if first else "", value, str(len(names)), ", ".join(names))
-        for one in differences
-        for first, (value, names) in zip((True, *[False] * adapters), one.values, strict=False)
+def _differences(differences: tuple[Difference, ...]) -> Table:
+    return table(
+        [
+            ("" if k else difference.what, *value)
+            for difference in differences
+            for k, value in enumerate(difference.values)
+        ],
+        [
+            ("what differs", "name", lambda row: row[0]),
+            ("", "phrase", lambda row: row[1]),
+            ("adapters", "number", lambda row: len(row[2])),
+            ("", "phrase", lambda row: ", ".join(row[2])),
+        ],
+        shown=_SHOWN,
     )
-    heads = (Column("what differs", "name"), Column("", "phrase"), Column("adapters"))
-    return Table((*heads, Column("", "phrase")), rows, shown=_SHOWN)
 
 
 def _dtypes(adapter: InspectedAdapter) -> str:
@@ -189,9 +193,15 @@ def _dtypes(adapter: InspectedAdapter) -> str:
     return dtypes[0] if len(dtypes) == 1 else "mixed" if dtypes else "-"
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"
-
-
 def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:g}"
+
+
+#: The columns that modules and groups of modules have in common.
+_MODULE_FIELDS: tuple[Field[ModuleGroup], ...] = (
+    ("shape", "number", lambda group: shape_text(group.shape)),
+    ("rank", "number", lambda group: group.rank),
+    ("alpha", "number", lambda group: _number(group.alpha)),
+    ("scaling", "number", lambda group: _number(group.scale)),
+    ("dtype", "text", lambda group: group.dtype),
+)

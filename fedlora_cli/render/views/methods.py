@@ -1,24 +1,27 @@
-"""The table of methods."""
+"""The view of the table of methods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from fedlora_cli.methods.method import Method
-from fedlora_cli.render.view import Table, View, columns, count
+from fedlora_cli.render.view import View, count, table
 
 
 def methods_view(methods: Iterable[Method]) -> View:
-    """Every method with its weights and its paper, what it does on the line below."""
+    """Two lines per method: its weights and its paper, then its summary."""
     listed = list(methods)
-    rows = [
-        row
-        for method in listed
-        for row in ((method.name, method.formula, method.source), ("", method.summary, ""))
-    ]
-    heads = columns("method", "weight of client k at rank index i", "source", kind="text")
-    return View(
-        "methods",
-        f"{count(len(listed), 'way')} to aggregate",
-        (Table(heads, tuple(rows), shown=None),),
+    lines = table(
+        [
+            line
+            for method in listed
+            for line in ((method.name, method.formula, method.source), ("", method.summary, ""))
+        ],
+        [
+            ("method", "text", lambda line: line[0]),
+            ("weight of client k at rank index i", "text", lambda line: line[1]),
+            ("source", "text", lambda line: line[2]),
+        ],
+        shown=None,
     )
+    return View("methods", f"{count(len(listed), 'way')} to aggregate", (lines,))

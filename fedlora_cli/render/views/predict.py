@@ -1,168 +1,158 @@
-"""What will become of a federation, as a person reads it."""
+"""The view of a forecast: partitions, methods, rounds until collapse, and advice."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from fedlora_cli.render.view import (
     Bar,
     Block,
-    Column,
+    Field,
     Paragraph,
     Table,
     View,
-    columns,
     count,
+    matrix,
     number,
     percent,
+    ranks_text,
     share,
+    short,
+    table,
     wrapped,
 )
-from fedlora_cli.reports.predict import PredictedPartition, PredictReport
+from fedlora_cli.reports.predict import MethodForecast, PredictedPartition, PredictReport
 from fedlora_cli.text import rank_range
 
-#: So many partitions stand beside each other in 80 columns; of more, the first and the last do.
+#: Partitions that fit beside each other in 80 columns.
 _BESIDE = 5
-
-#: The place of the partitions that are left out.
-_GAP = None
 
 
 def predict_view(report: PredictReport, *, details: bool) -> View:
-    """Partitions, methods and advice; with `details`, every method at every partition."""
+    """The forecast in tables and sentences; with `details`, every method at every partition."""
     partial = report.present < len(report.ranks)
     blocks: list[Block] = [_partitions(report.partitions, partial=partial)]
     if details:
         blocks += [_details(report), _weights(report)]
     else:
         expected = ", expected" if partial else ""
-        blocks += [_sums(report), _energies(report, f"Energy left after one round{expected}")]
+        blocks += [
+            _by_partition(report, "Column sums of the weights", _sum),
+            _by_partition(report, f"Energy left after one round{expected}", _energy),
+        ]
     blocks += [_rounds(report), Paragraph(_assumptions(report))]
     blocks.append(Paragraph("\n".join(wrapped(line) for line in report.advice), "good"))
-    lowest, highest = min(report.ranks), max(report.ranks)
-    ranks = f"rank {lowest}" if lowest == highest else f"rank {lowest} to {highest}"
     return View(
         "predict",
-        f"{count(len(report.ranks), 'client')} of {ranks}, "
+        f"{count(len(report.ranks), 'client')} of {ranks_text(report.ranks)}, "
         f"{report.present if partial else 'all'} of them in every round",
         tuple(blocks),
     )
 
 
 def _partitions(partitions: tuple[PredictedPartition, ...], *, partial: bool) -> Table:
-    rows = tuple(
-        (
-            rank_range(one.first, one.last),
-            str(one.holders),
-            percent(one.coverage),
-            Bar(one.coverage),
-            *((_chance(one.absent), _chance(one.alone)) if partial else ()),
-        )
-        for one in partitions
+    chances: list[Field[PredictedPartition]] = [
+        ("absent", "number", lambda row: _chance(row.absent)),
+        ("alone", "number", lambda row: _chance(row.alone)),
+    ]
+    return table(
+        partitions,
+        [
+            ("rank index", "text", _ranks),
+            ("clients", "number", lambda row: row.holders),
+            ("samples", "number", lambda row: percent(row.coverage)),
+            ("", "bar", lambda row: Bar(row.coverage)),
+            *(chances if partial else []),
+        ],
     )
-    heads = (
-        Column("rank index", "text"),
-        *columns("clients", "samples"),
-        Column("", "bar"),
-        *(columns("absent", "alone") if partial else ()),
-    )
-    return Table(heads, rows)
 
 
-def _sums(report: PredictReport) -> Table:
-    shown = _beside(report)
-    rows = tuple(
-        (
-            method.name,
-            *(".." if one is _GAP else number(method.column_sums[one.first - 1]) for one in shown),
-        )
-        for method in report.methods
-    )
-    return Table(_heads(shown), rows, title="Column sums of the weights")
+def _ranks(partition: PredictedPartition) -> str:
+    return rank_range(partition.first, partition.last)
 
 
-def _energies(report: PredictReport, title: str) -> Table:
-    shown = _beside(report)
-    rows = tuple(
-        (
-            method.name,
-            *(
-                ".." if one is _GAP else share(method.energy_factors[one.first - 1])
-                for one in shown
-            ),
-        )
-        for method in report.methods
-    )
-    return Table(_heads(shown), rows, title=title)
+def _sum(method: MethodForecast, partition: PredictedPartition) -> str:
+    return number(method.column_sums[partition.first - 1])
+
+
+def _energy(method: MethodForecast, partition: PredictedPartition) -> str:
+    return share(method.energy_factors[partition.first - 1])
+
+
+def _by_partition(
+    report: PredictReport, title: str, cell: Callable[[MethodForecast, PredictedPartition], str]
+) -> Table:
+    """One row per method, one column per partition."""
+    names = [method.name for method in report.methods]
+    cells = [_beside([cell(method, p) for p in report.partitions]) for method in report.methods]
+    return matrix("method", names, _beside([_ranks(p) for p in report.partitions]), cells, title)
 
 
 def _details(report: PredictReport) -> Table:
-    rows = tuple(
-        (
-            method.name if one.first == 1 else "",
-            rank_range(one.first, one.last),
-            number(method.column_sums[one.first - 1]),
-            share(method.energy_factors[one.first - 1]),
-            Bar(method.energy_factors[one.first - 1]),
-        )
-        for method in report.methods
-        for one in report.partitions
+    return table(
+        [(method, part) for method in report.methods for part in report.partitions],
+        [
+            ("method", "name", lambda pair: pair[0].name if pair[1].first == 1 else ""),
+            ("rank index", "text", lambda pair: _ranks(pair[1])),
+            ("sum", "number", lambda pair: _sum(*pair)),
+            ("energy", "number", lambda pair: _energy(*pair)),
+            (
+                "left after one round",
+                "bar",
+                lambda pair: Bar(pair[0].energy_factors[pair[1].first - 1]),
+            ),
+        ],
+        title="Column sums of the weights, energy",
+        shown=None,
     )
-    heads = (
-        Column("method", "name"),
-        Column("rank index", "text"),
-        *columns("sum", "energy"),
-        Column("left after one round", "bar"),
-    )
-    return Table(heads, rows, title="Column sums of the weights, energy", shown=None)
 
 
 def _weights(report: PredictReport) -> Table:
-    """Who decides: one row for every rank of every method."""
-    shown = _beside(report)
-    places = {one: j for j, one in enumerate(report.partitions)}
-    rows = tuple(
-        (
-            method.name if k == 0 else "",
-            str(rank.last),
-            *(".." if one is _GAP else number(method.weights[k][places[one]]) for one in shown),
-        )
-        for method in report.methods
-        for k, rank in enumerate(report.partitions)
-    )
-    ranges = (".." if one is _GAP else rank_range(one.first, one.last) for one in shown)
-    heads = (Column("method", "name"), Column("of rank"), *columns(*ranges))
-    return Table(heads, rows, title="Weights of all clients of one rank together", shown=None)
+    """The weights of the clients of one rank, by method and rank."""
+    rows = [(method, k) for method in report.methods for k in range(len(report.partitions))]
+    names = [method.name if k == 0 else "" for method, k in rows]
+    heads = ["of rank", *_beside([_ranks(part) for part in report.partitions])]
+    cells = [
+        [str(report.partitions[k].last), *_beside([number(w) for w in method.weights[k]])]
+        for method, k in rows
+    ]
+    return matrix("method", names, heads, cells, "Weights of all clients of one rank together")
 
 
 def _rounds(report: PredictReport) -> Table:
-    rows = tuple(
-        (
-            method.name,
-            "-" if method.gamma is None else f"{method.gamma:.3g}",
-            "never" if method.rounds_to_90 is None else str(method.rounds_to_90),
-            "never" if method.rounds_to_99 is None else str(method.rounds_to_99),
-            number(method.largest_weight),
-            str(method.heaviest_rank),
-        )
-        for method in report.methods
-    )
-    heads = columns("gamma", "to 0.9", "to 0.99", "largest weight", "of rank")
     where = rank_range(1, report.shared_rank)
-    title = f"Rounds until 0.9 and 0.99 of the energy lie in rank index {where}"
-    return Table((Column("method", "name"), *heads), rows, title=title)
+    return table(
+        report.methods,
+        [
+            ("method", "name", lambda method: method.name),
+            ("gamma", "number", lambda method: short(method.gamma)),
+            ("to 0.9", "number", lambda method: _until(method.rounds_to_90)),
+            ("to 0.99", "number", lambda method: _until(method.rounds_to_99)),
+            ("largest weight", "number", lambda method: number(method.largest_weight)),
+            ("of rank", "number", lambda method: method.heaviest_rank),
+        ],
+        title=f"Rounds until 0.9 and 0.99 of the energy lie in rank index {where}",
+    )
+
+
+def _until(rounds: int | None) -> str:
+    return "never" if rounds is None else str(rounds)
 
 
 def _assumptions(report: PredictReport) -> str:
-    """What the numbers mean, and what they rest on."""
+    """The meaning of the numbers, and the assumptions behind them."""
     shared = rank_range(1, report.shared_rank)
     lines = [
-        f"ρ is the share of the energy in rank index {shared}, which every client holds; it starts "
-        f"at {report.start:.3g}, and 1 - ρ is multiplied by gamma every round in the end. All of "
-        "this in a basis that stays and without training."
+        f"ρ is the share of the energy in rank index {shared}, which every client holds. It starts "
+        f"at {report.start:.3g}; in the long run, every round multiplies 1 - ρ by gamma. The "
+        "forecast assumes a fixed basis and no training."
     ]
     if report.present < len(report.ranks):
-        lines.append("Absent, alone: the chance that a round has none of the clients, or just one.")
+        lines.append(
+            "Absent, alone: the probability that a round has none or one of these clients."
+        )
     if report.draws:
-        lines.append(f"Expectations are means over {report.draws} drawn rounds.")
+        lines.append(f"Expectations are means over {report.draws} random rounds.")
     notes: dict[str, list[str]] = {}
     for method in report.methods:
         if method.note:
@@ -171,19 +161,17 @@ def _assumptions(report: PredictReport) -> str:
     return "\n".join(wrapped(line) for line in lines)
 
 
-def _beside(report: PredictReport) -> list[PredictedPartition | None]:
-    """The partitions that fit beside each other."""
-    parts = list(report.partitions)
-    return [*parts] if len(parts) <= _BESIDE else [*parts[: _BESIDE - 2], _GAP, parts[-1]]
+def _beside(cells: list[str]) -> list[str]:
+    """The cells of the partitions that fit beside each other: the first ones and the last.
 
-
-def _heads(shown: list[PredictedPartition | None]) -> tuple[Column, ...]:
-    ranges = (".." if one is _GAP else rank_range(one.first, one.last) for one in shown)
-    return (Column("method", "name"), *columns(*ranges))
+    >>> _beside(["1-4", "5-8"]), _beside(["1", "2", "3", "4", "5", "6"])
+    (['1-4', '5-8'], ['1', '2', '3', '..', '6'])
+    """
+    return cells if len(cells) <= _BESIDE else [*cells[: _BESIDE - 2], "..", cells[-1]]
 
 
 def _chance(value: float) -> str:
-    """A probability; how small a tiny one is does not matter.
+    """A probability in percent; every tiny one is "< 0.1 %".
 
     >>> _chance(0.0951), _chance(2e-9), _chance(0.0)
     ('9.5 %', '< 0.1 %', '0.0 %')

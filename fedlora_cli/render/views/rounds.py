@@ -1,4 +1,4 @@
-"""A series of rounds: ρ from one to the next, its rate, and what is left."""
+"""The blocks about a series of rounds: ρ and κ by round, the last round, and the rate of decay."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from fedlora_cli.render.view import (
     Bar,
     Block,
-    Column,
     Paragraph,
     Table,
-    columns,
     count,
     number,
     rho,
     share,
+    short,
+    table,
 )
 from fedlora_cli.render.views.adapter import energy_table, modules_table, spectrum_lines
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, Trend
 
-#: Rounds that are shown without --verbose; of more, evenly spaced ones and the last.
+#: Rounds that the table has without --verbose: evenly spaced, with the last round.
 _SHOWN = 16
 
 
 def rounds_summary(report: DiagnoseReport) -> str:
-    """What it is, in a line."""
+    """The headline: rounds, methods, rank, modules and the shared rank."""
     last = report.adapters[-1]
     shared = "unknown" if report.shared_rank is None else str(report.shared_rank)
     methods = list(dict.fromkeys(method for method in report.methods if method is not None))
@@ -36,7 +36,7 @@ def rounds_summary(report: DiagnoseReport) -> str:
 
 
 def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
-    """ρ by round, the last round's partitions and findings, and the rate."""
+    """ρ by round, the partitions and the spectrum of the last round, and the rate of decay."""
     last = report.adapters[-1]
     blocks: list[Block] = []
     if report.trend is None or report.shared_rank is None:
@@ -54,47 +54,41 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
 
 def _rounds(trend: Trend, shared_rank: int, *, whole: bool) -> Table:
     shown = range(trend.rounds) if whole else _spread(trend.rounds)
-    rows = tuple(
-        (
-            trend.names[t],
-            rho(trend.energy_ratio[t]),
-            share(trend.beyond[t]),
-            share(trend.clients_beyond[t]),
-            Bar(trend.kept[t]),
-            share(trend.kept[t]),
-        )
-        for t in shown
-    )
     title = f"energy beyond rank {trend.judged_rank}: global adapter, clients above it"
     if len(shown) < trend.rounds:
         title += f"; {len(shown)} of {trend.rounds} rounds"
-    heads = (
-        Column("round", "name"),
-        *columns(f"ρ at {shared_rank}", "global", "clients"),
-        Column("κ: kept of theirs", "bar"),
-        Column(""),
+    return table(
+        shown,
+        [
+            ("round", "name", lambda t: trend.names[t]),
+            (f"ρ at {shared_rank}", "number", lambda t: rho(trend.energy_ratio[t])),
+            ("global", "number", lambda t: share(trend.beyond[t])),
+            ("clients", "number", lambda t: share(trend.clients_beyond[t])),
+            ("κ: share kept", "bar", lambda t: Bar(trend.kept[t])),
+            ("", "number", lambda t: share(trend.kept[t])),
+        ],
+        title,
+        shown=None,
     )
-    return Table(heads, rows, title, shown=None)
 
 
 def _spectra(adapters: Sequence[AdapterRow]) -> Table:
-    """What can be said of rounds without a shared rank."""
-    rows = tuple(
-        (
-            row.name,
-            number(row.effective_rank, 1),
-            number(row.stable_rank, 1),
-            str(row.rank_99),
-            f"{row.norm:.3g}",
-        )
-        for row in adapters
+    """The ranks and norms of rounds without a shared rank."""
+    return table(
+        adapters,
+        [
+            ("round", "name", lambda row: row.name),
+            ("effective rank", "number", lambda row: number(row.effective_rank, 1)),
+            ("stable rank", "number", lambda row: number(row.stable_rank, 1)),
+            ("99 % in", "number", lambda row: row.rank_99),
+            ("norm", "number", lambda row: short(row.norm)),
+        ],
+        shown=None,
     )
-    heads = columns("effective rank", "stable rank", "99 % in", "norm")
-    return Table((Column("round", "name"), *heads), rows, shown=None)
 
 
 def _spread(rounds: int) -> Sequence[int]:
-    """Evenly spaced rounds, counted back from the last one."""
+    """Evenly spaced rounds up to the last one."""
     step = -(-rounds // _SHOWN)
     return sorted(range(rounds - 1, -1, -step))
 
@@ -104,12 +98,12 @@ def _rates(trend: Trend) -> list[str]:
     if trend.gamma is not None and trend.fitted_from is not None:
         quality = "" if trend.r_squared is None else f", r² = {trend.r_squared:.3f}"
         lines.append(
-            f"measured: 1 - ρ times {trend.gamma:.3f} each round (γ, fitted from "
+            f"measured: each round multiplies 1 - ρ by {trend.gamma:.3f} (γ, fitted from "
             f"{trend.names[trend.fitted_from - 1]} on{quality})"
         )
     if trend.predicted_gamma is not None:
         lines.append(
-            f"predicted: times {trend.predicted_gamma:.3f}, from ranks, samples and weights alone, "
+            f"predicted: by {trend.predicted_gamma:.3f}, from ranks, samples and weights alone, "
             "without training"
         )
     return lines

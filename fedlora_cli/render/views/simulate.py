@@ -1,6 +1,4 @@
-"""A simulation: what was trained, every arm at its best rate, what else was tried, and what of it
-is more than noise.
-"""
+"""The view of a simulation: the training, every arm at its best rate, and the findings."""
 
 from __future__ import annotations
 
@@ -8,11 +6,21 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from fedlora_cli.render.view import Block, Paragraph, Table, View, columns, count, duration, wrapped
+from fedlora_cli.render.view import (
+    Block,
+    Paragraph,
+    Table,
+    View,
+    count,
+    duration,
+    ranks_text,
+    table,
+    wrapped,
+)
 from fedlora_cli.render.views.arms import (
     accuracy,
     cost_table,
-    course_table,
+    every_round_table,
     grid_tables,
     rate_tables,
     results_table,
@@ -24,8 +32,8 @@ from fedlora_cli.text import rank_range
 
 
 def simulate_view(report: SimulateReport, *, details: bool, warnings: bool = False) -> View:
-    """The comparison; with `details`, every round and the whole setting; with `warnings`, those as
-    well, for a page that is read elsewhere.
+    """The comparison of the arms; with `details`, also every round and the whole setting; with
+    `warnings`, also the warnings, which a terminal shows separately.
     """
     blocks: list[Block] = [Paragraph(wrapped(_trained(report))), results_table(report)]
     blocks += rate_tables(report)
@@ -35,7 +43,7 @@ def simulate_view(report: SimulateReport, *, details: bool, warnings: bool = Fal
     if ended:
         blocks.append(cost_table(ended))
     if details:
-        blocks += [course_table(report, row) for row in ended]
+        blocks += [every_round_table(report, row) for row in ended]
         blocks.append(_setting(report.setting))
     blocks.append(Paragraph("\n".join(wrapped(line) for line in _meanings(report))))
     if warnings and report.warnings:
@@ -45,10 +53,8 @@ def simulate_view(report: SimulateReport, *, details: bool, warnings: bool = Fal
 
 
 def _summary(report: SimulateReport) -> str:
-    lowest, highest = min(report.ranks), max(report.ranks)
-    span = f"rank {lowest}" if lowest == highest else f"ranks {lowest} to {highest}"
     return (
-        f"{report.task}, {count(len(report.ranks), 'client')} of {span}, "
+        f"{report.task}, {count(len(report.ranks), 'client')} of {ranks_text(report.ranks)}, "
         f"{count(report.rounds, 'round')}, {count(len(report.seeds), 'seed')}"
     )
 
@@ -58,14 +64,14 @@ def _trained(report: SimulateReport) -> str:
     known = report.start_accuracy.mean is not None
     start = f", accuracy {accuracy(report, report.start_accuracy)} before training" if known else ""
     return (
-        f"{report.model}: {report.train_examples:,} examples dealt out to "
+        f"{report.model}: {report.train_examples:,} training examples split over "
         f"{count(len(report.ranks), 'client')}, {part} of them in every round; "
-        f"{report.test_examples:,} to test{start}"
+        f"{report.test_examples:,} test examples{start}"
     )
 
 
 def _meanings(report: SimulateReport) -> list[str]:
-    """What the numbers are."""
+    """The meaning of the columns."""
     seeds, rates = len(report.seeds), len(report.rates)
     over = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
     at = " at its best learning rate" if rates > 1 else ""
@@ -80,9 +86,15 @@ def _meanings(report: SimulateReport) -> list[str]:
 
 
 def _setting(setting: Mapping[str, Any]) -> Table:
-    """All that the runs share."""
-    rows = tuple((name, value) for name, value in _flat(setting) if value)
-    return Table(columns("setting", "value", kind="name"), rows, shown=None)
+    """The setting that all runs share."""
+    return table(
+        [pair for pair in _flat(setting) if pair[1]],
+        [
+            ("setting", "name", lambda pair: pair[0]),
+            ("value", "name", lambda pair: pair[1]),
+        ],
+        shown=None,
+    )
 
 
 def _flat(setting: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -90,8 +102,8 @@ def _flat(setting: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         if isinstance(value, Mapping):
             yield from _flat(value)
         elif isinstance(value, (list, tuple)):
-            # The clients of one rank are many.
-            groups = [(len(list(same)), one) for one, same in groupby(value)]
-            yield name, ", ".join(f"{size}x{one}" if size > 1 else f"{one}" for size, one in groups)
+            # Many clients have the same rank.
+            groups = [(len(list(same)), item) for item, same in groupby(value)]
+            yield name, ", ".join(f"{n}x{item}" if n > 1 else f"{item}" for n, item in groups)
         else:
             yield name, "" if value is None else str(value)
