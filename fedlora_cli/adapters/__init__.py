@@ -1,1 +1,1 @@
-"""Adapters in memory, whatever format they were read from."""
+"""Adapters in memory, independent of the format of their files."""

@@ -1,12 +1,14 @@
-"""One adapter, whatever its format: module names to lazy factors, and what is not a factor."""
+"""One adapter in memory, independent of its format: factors by module name, and full tensors."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from fedlora_cli.adapters.dtypes import widest
 from fedlora_cli.errors import FaultHandler, raise_fault
 from fedlora_cli.files.entries import TensorInfo, read_entries
 from fedlora_cli.files.untrusted import State
@@ -18,72 +20,40 @@ if TYPE_CHECKING:
 
 Kind = Literal["linear", "embedding", "convolution", "experts"]
 
-#: What a tensor that is no factor is: a module that was trained in full, weights of the base model,
-#: a trained bias, one token's row of an embedding, the magnitudes of DoRA (arXiv:2402.09353), or a
-#: bias on lora_B, which is an update like B A.
+#: The kinds of tensors that are not factors: part of a module trained in full ("saved"), weights of
+#: the base model, a trained bias, one token's row of an embedding, the magnitudes of DoRA
+#: (arXiv:2402.09353), and a bias on lora_B, which is an update like B A.
 Role = Literal["saved", "base", "bias", "token", "magnitude", "lora_bias"]
+
+#: The name that PEFT gives to the original layer inside the layer that it puts around it.
+BASE_LAYER = ".base_layer"
 
 Content = TypeVar("Content", covariant=True)
 T = TypeVar("T")
 
 
 class TensorWriter(Protocol):
-    """Takes the factors of a module, or a full tensor, by its name. Raises OSError."""
+    """Writes the factors of a module, or a full tensor, under its name. Raises OSError."""
 
     def __call__(self, name: str, content: Factors | Tensor) -> None: ...
 
 
 class TensorReader(Protocol[Content]):
-    """Brings what was only known from headers. What is not finite goes to the report."""
+    """Reads values of which only the header was read. Values that are not finite are faults."""
 
     def __call__(self, on_fault: FaultHandler = raise_fault) -> Content: ...
 
 
-def widest(dtypes: Iterable[str]) -> str:
-    """The narrowest dtype that holds all of these without loss of range or precision.
-
-    >>> widest(["bfloat16", "bfloat16"]), widest(["bfloat16", "float16"])
-    ('bfloat16', 'float32')
-    """
-    distinct = set(dtypes)
-    if len(distinct) == 1:
-        return distinct.pop()
-    return "float64" if "float64" in distinct else "float32"
-
-
-#: Every dtype of factors, each after those that it holds without loss.
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
-
-
-def usual_dtype(dtypes: Sequence[str], samples: Sequence[float]) -> str:
-    """The narrowest dtype that holds, without loss, what clients with most of the samples sent.
-
-    So a few clients make it neither wider nor narrower; where two dtypes have half of the samples
-    each, it holds both. `dtypes` and `samples` are by client; without any samples, clients count
-    alike.
-
-    >>> usual_dtype(["float32", "float32", "float64"], [1, 1, 1])
-    'float32'
-    >>> usual_dtype(["bfloat16", "float32"], [1, 1]), usual_dtype(["bfloat16", "float32"], [3, 1])
-    ('float32', 'bfloat16')
-    """
-    votes = samples if any(samples) else [1.0] * len(dtypes)
-    pairs = [*zip(dtypes, votes, strict=True)]
-    for dtype in _DTYPES:
-        held = sum(n for own, n in pairs if own == dtype or widest((own, dtype)) == dtype)
-        if 2 * held > sum(votes):
-            return dtype
-    return widest(dtypes)
-
-
 @dataclass(frozen=True, slots=True)
 class FactorLayout:
-    """How a file holds the factors of a module: under the name `pair`, which both have in common.
+    """How a file stores the factors of a module.
 
-    `sides` are those of lora_A beyond the rank where it is a convolution: (in, *kernel). Of the
-    `experts` that share one pair, the module is number `expert`; `parameter` is the one that they
-    adapt, "" where that is not known, and `parameters` are all that are adapted around one module.
-    Where it is `turned`, the file holds the transposed update.
+    - `pair`: the common part of the two tensors' names.
+    - `sides`: of a convolution, the sides of lora_A after the rank: (in, *kernel).
+    - `expert`, `experts`: the number of this expert, and the count of experts in the pair.
+    - `parameter`: the parameter that the experts adapt; "" if the file does not show which.
+    - `parameters`: all adapted parameters of the module around the experts.
+    - `turned`: whether the file stores the transposed update.
     """
 
     kind: Kind
@@ -95,15 +65,24 @@ class FactorLayout:
     parameters: tuple[str, ...] = ()
     turned: bool = False
 
+    @property
+    def target(self) -> str:
+        """The module that PEFT's config names for this pair.
+
+        >>> FactorLayout("experts", "mlp.experts.base_layer").target
+        'mlp.experts'
+        """
+        return self.pair.partition(BASE_LAYER)[0]
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Module:
-    """An adapted module, known from headers alone: `build` makes its factors of its `entries`.
+    """An adapted module, known from headers: `build` makes its factors from its tensors `infos`.
 
-    `shape` is (out, in) of the update, `alpha` is PEFT's lora_alpha in this module, `scale` its
-    scaling, both NaN where a config is broken and that was not refused; `dtype` is torch's name of
-    one. An embedding of n tokens and width d has shape (d, n), a convolution (out, in · kernel); an
-    expert is a module of its own.
+    - `shape`: (out, in) of the update: (d, n) for an embedding of n tokens and width d,
+      (out, in · kernel) for a convolution. Every expert is a module.
+    - `alpha`, `scale`: PEFT's lora_alpha and scaling; NaN if the config has a fault.
+    - `dtype`: a name of torch.
     """
 
     shape: tuple[int, int]
@@ -112,20 +91,20 @@ class Module:
     scale: float
     dtype: str
     layout: FactorLayout
-    entries: tuple[TensorInfo, ...]
+    infos: tuple[TensorInfo, ...]
     build: Callable[[Sequence[Tensor]], Factors]
 
     def read(self, on_fault: FaultHandler = raise_fault) -> Factors:
-        """Its factors; values that are not finite go to `on_fault`. Raises InputError."""
-        return self.build(read_entries(self.entries, on_fault))
+        """The factors; values that are not finite go to `on_fault`. Raises InputError."""
+        return self.build(read_entries(self.infos, on_fault))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class FullTensor:
-    """A tensor that is no factor: a head that was trained in full, for example.
+    """A tensor that is not a factor, such as the weight of a head that was trained in full.
 
-    `owner` is the module that was saved in full, None in other roles. `scale` is what a bias on
-    lora_B is multiplied by, None where the values are absolute.
+    `owner` is the module that was saved in full, None in other roles. `scale` is the multiplier of
+    a bias on lora_B, None in other roles.
     """
 
     shape: tuple[int, ...]
@@ -140,9 +119,8 @@ class FullTensor:
 class Selection:
     """The fields of a config that select modules, each a list of names or an expression.
 
-    `modules`, `exclude`, `layers` and `layers_pattern` are PEFT's `target_modules`,
-    `exclude_modules`, `layers_to_transform` and `layers_pattern`. Without `modules`, the config
-    leaves it to the model.
+    They are PEFT's `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern`.
+    If `modules` is empty, PEFT chooses the modules by the model.
     """
 
     modules: str | tuple[str, ...] = ()
@@ -153,20 +131,19 @@ class Selection:
 
 @dataclass(frozen=True)
 class AdapterMetadata:
-    """What an adapter says of its base model and training. Empty or None: it does not say.
+    """The metadata of an adapter about its base model and training; None or empty if not given.
 
-    Where a format has several ways, `key_prefix` is how the names of the main model's tensors begin
-    and `alpha_source` where its alphas stand.
-
-    `bias`, `lora_bias`, `target_parameters`, `layer_replication` and `dora` are the fields of
-    PEFT's config, `invocation_tokens` those of an activated LoRA. `old_experts` says that PEFT
-    before 0.19 stored the experts, if there are any. `model_class` is the full name of the base
-    model's class in transformers, which tells what to load where there is no task. `tied` are
-    modules whose update is that of an embedding, each with the embedding. `unknown_fields` are
-    those that are not understood but have a value, as text.
-
-    `selections`, `saved_names` and `token_names` are what the adapters' own configs name, the most
-    frequent first: the modules, those of `modules_to_save`, the keys of `trainable_token_indices`.
+    - `key_prefix`: the beginning of the main model's tensor names (single-file formats).
+    - `alpha_source`: the place of the alphas in the file (single-file formats).
+    - `model_class`: the full name of the base model's class in transformers, for models without
+      a task.
+    - `bias`, `lora_bias`, `dora`, `target_parameters`, `layer_replication`: as in PEFT's config.
+    - `invocation_tokens`: of an activated LoRA.
+    - `old_experts`: whether PEFT before 0.19 stored the experts, if there are any.
+    - `tied`: modules that share the update of an embedding, each with the embedding.
+    - `unknown_fields`: unknown fields of the config that have a value, as text.
+    - `selections`, `saved_names`, `token_names`: the names in the adapters' configs, the most
+      frequent first: selected modules, `modules_to_save`, keys of `trainable_token_indices`.
     """
 
     base_model: str | None = None
@@ -193,34 +170,35 @@ class AdapterMetadata:
 
     @property
     def without_names(self) -> AdapterMetadata:
-        """The same without the names that configs use, which are as many as the modules."""
+        """The metadata without the names in configs, which can be as many as the modules."""
         return replace(self, selections=(), saved_names=(), token_names=())
 
     def named_like(self, others: Sequence[AdapterMetadata]) -> AdapterMetadata:
-        """The same with the names that the configs of these adapters use."""
+        """The metadata with the names in the configs of these adapters."""
+        parameters = {name for other in others for name in other.target_parameters}
         return replace(
             self,
-            target_parameters=tuple(sorted({n for one in others for n in one.target_parameters})),
-            selections=_by_votes(one.selections for one in others),
-            saved_names=_by_votes(one.saved_names for one in others),
-            token_names=_by_votes(one.token_names for one in others),
+            target_parameters=tuple(sorted(parameters)),
+            selections=_by_frequency(other.selections for other in others),
+            saved_names=_by_frequency(other.saved_names for other in others),
+            token_names=_by_frequency(other.token_names for other in others),
         )
 
 
-def _by_votes(ballots: Iterable[Iterable[T]]) -> tuple[T, ...]:
-    """What the ballots name, the most frequent first.
+def _by_frequency(groups: Iterable[Iterable[T]]) -> tuple[T, ...]:
+    """The distinct members of the groups, the most frequent first.
 
-    >>> _by_votes([["b", "a"], ["b"], ["c"]])
+    >>> _by_frequency([["b", "a"], ["b"], ["c"]])
     ('b', 'a', 'c')
     """
-    votes = Counter(one for ballot in ballots for one in ballot)
-    return tuple(sorted(votes, key=lambda one: (-votes[one], str(one))))
+    counts = Counter(chain.from_iterable(groups))
+    return tuple(sorted(counts, key=lambda member: (-counts[member], str(member))))
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LoRA adapter. `weights_file` is the file that its tensors come from, `format` the name of
-    its format; `notes` are remarks about the reading that the user should see.
+    """A LoRA adapter. `weights_file` is the file with its tensors, `format` the name of its format;
+    `notes` are remarks for the user.
     """
 
     path: Location
@@ -238,18 +216,17 @@ class Adapter:
 
     @property
     def state(self) -> State | None:
-        """Of the weights file, when its header was read; None without modules."""
-        entries = (entry for module in self.modules.values() for entry in module.entries)
-        first = next(entries, None)
-        return None if first is None else first.state
+        """The state of the weights file when its header was read; None without modules."""
+        infos = (info for module in self.modules.values() for info in module.infos)
+        return next((info.state for info in infos), None)
 
     @property
     def dtype(self) -> str:
-        """The narrowest dtype that holds all of its factors."""
+        """The narrowest dtype that holds all factors without loss."""
         return widest(module.dtype for module in self.modules.values())
 
     def trains(self, *modules: str) -> bool:
-        """Whether it holds factors of any of these modules, or holds any in full."""
+        """Whether the adapter has factors or full tensors of any of these modules."""
         owners = {tensor.owner for tensor in self.tensors.values()}
         return any(module in self.modules or module in owners for module in modules)
 
@@ -265,7 +242,7 @@ class Adapter:
 
 
 def common_ties(adapters: Sequence[Adapter]) -> tuple[tuple[str, str], ...]:
-    """The modules that are tied to an embedding in every adapter that has either of the two."""
+    """All ties of modules to embeddings; none if an adapter has a module of a tie untied."""
     ties = sorted({tie for adapter in adapters for tie in adapter.facts.tied})
     common = all(
         tie in adapter.facts.tied or not adapter.trains(*tie)
@@ -278,24 +255,25 @@ def common_ties(adapters: Sequence[Adapter]) -> tuple[tuple[str, str], ...]:
 def read_modules(
     adapter: Adapter, names: Iterable[str], on_fault: FaultHandler = raise_fault
 ) -> dict[str, Factors]:
-    """The factors of those modules that the adapter has. What lies side by side in its file is read
-    as one range, what they share is read once. Raises InputError.
+    """The factors of these modules, as far as the adapter has them. Neighbors in the file are read
+    as one range, shared tensors once. Raises InputError.
     """
-    held = {name: adapter.modules[name] for name in names if name in adapter.modules}
-    entries = [entry for module in held.values() for entry in module.entries]
-    tensors = iter(read_entries(entries, on_fault))
+    modules = {name: adapter.modules[name] for name in names if name in adapter.modules}
+    infos = [info for module in modules.values() for info in module.infos]
+    tensors = iter(read_entries(infos, on_fault))
     return {
-        name: module.build([next(tensors) for _ in module.entries]) for name, module in held.items()
+        name: module.build([next(tensors) for _ in module.infos])
+        for name, module in modules.items()
     }
 
 
 @dataclass(frozen=True, eq=False)
 class NewAdapter:
-    """An adapter to be written. `alphas` are lora_alpha by module: the scale of its factors is
-    alpha / r, or alpha / sqrt(r) where `facts.rslora` says so.
+    """An adapter to be written. `alphas` are lora_alpha by module: the scale of the factors is
+    alpha / r, or alpha / sqrt(r) if `facts.rslora` is set.
 
-    Its factors and tensors may be on torch's meta device, which knows shapes and dtypes alone: then
-    it describes what will be put into a folder piece by piece.
+    The factors and tensors may be on torch's meta device, which has shapes and dtypes only: their
+    values are written later, module by module.
     """
 
     factors: Mapping[str, Factors]

@@ -5,13 +5,8 @@ from __future__ import annotations
 from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.formats.serving import (
-    VLLM_RANKS,
-    Output,
-    asks_for_ties,
-    doubts,
-    obstacles,
-)
+from fedlora_cli.formats.server_checks import Output
+from fedlora_cli.formats.serving import VLLM_RANKS, asks_for_ties, doubts, obstacles
 from fedlora_cli.formats.terms import config_names
 
 

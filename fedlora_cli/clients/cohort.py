@@ -9,7 +9,8 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, common_ties, usual_dtype
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, common_ties
+from fedlora_cli.adapters.dtypes import majority_dtype
 from fedlora_cli.clients.compatibility import check_compatibility
 from fedlora_cli.clients.majority import agreed, majority
 from fedlora_cli.clients.orientation import all_older, older_experts, with_one_orientation
@@ -80,8 +81,9 @@ class Cohort:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the factors that most samples have, by `usual_dtype`."""
-        return usual_dtype([client.adapter.dtype for client in self.clients], self.samples.tolist())
+        """The dtype of the factors that most samples have, by `majority_dtype`."""
+        dtypes = [client.adapter.dtype for client in self.clients]
+        return majority_dtype(dtypes, self.samples.tolist())
 
     def subset(self, names: Collection[str]) -> Cohort:
         """The clients with only these modules and tensors, without remarks."""

@@ -1,4 +1,4 @@
-"""Weights files that lie beside an adapter and are no part of it, told by their names."""
+"""Weights files in an adapter's folder that are not part of the adapter, found by their names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from fedlora_cli.remote import Location, Remote, normal
 from fedlora_cli.text import shortened
 
-#: The endings of files that hold weights, in whatever framework.
+#: The endings of weights files of all frameworks.
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pth|ckpt|gguf|ggml|npz|npy|h5|hdf5|keras|msgpack|onnx|pkl|pickle|pdparams"
     r"|distcp|tflite)$",
     re.IGNORECASE,
 )
 
-#: What is expected beside an adapter in training: states of optimizers, schedulers, random numbers,
+#: Files that a training leaves beside an adapter: states of optimizers, schedulers, random numbers,
 #: loss scales and data loaders, and arguments, of Trainer, accelerate, DeepSpeed and torchtune.
 _STATES = re.compile(
     r"^((lr_?)?scheduler|optim(izer)?|rng_states?|random_states?|(grad_?)?scaler|sampler|dataloader"
@@ -27,24 +27,21 @@ _STATES = re.compile(
     re.IGNORECASE,
 )
 
-#: Names that are looked at; no client's folder has nearly as many.
+#: The most names that are checked; no client's folder has nearly as many.
 _MOST = 100_000
 
 
-def left_out(folder: Location, weights: str) -> tuple[str, ...]:
-    """A remark that names all weights files in an adapter's folder but its own.
-
-    A store is not asked again: it has listed the folder when the adapter was looked for.
-    """
+def other_weights(folder: Location, weights: str) -> tuple[str, ...]:
+    """A remark that names all weights files in a folder except `weights`; empty if none."""
     names = sorted(name for name in _names(folder) if is_weights(name) and name != weights)
     if not names:
         return ()
-    called = normal(folder).name
-    return (f"{called}: weights beside the adapter are left out: {shortened(names, 8)}",)
+    label = normal(folder).name
+    return (f"{label}: weights beside the adapter are left out: {shortened(names, 8)}",)
 
 
 def is_weights(name: str) -> bool:
-    """Whether a visible file of that name holds weights, and not the state of a training.
+    """Whether a visible file with this name holds weights, not the state of a training.
 
     >>> is_weights("value_head.safetensors"), is_weights("rng_state_0.pth"), is_weights("a.json")
     (True, False, False)
@@ -53,10 +50,13 @@ def is_weights(name: str) -> bool:
 
 
 def _names(folder: Location) -> Iterable[str]:
-    """The files in the folder, as far as it can be looked at: who reads from it is told."""
+    """The files in the folder; empty if it cannot be listed, which the reader reports.
+
+    The listing of a remote folder is already in memory from the search for adapters.
+    """
     with suppress(OSError):
         if isinstance(folder, Remote):
-            return [name for name, told in folder.listing.items() if told["type"] != "directory"]
-        with os.scandir(Path(folder)) as entries:
-            return [entry.name for entry in islice(entries, _MOST) if not entry.is_dir()]
+            return [name for name, info in folder.listing.items() if info["type"] != "directory"]
+        with os.scandir(Path(folder)) as files:
+            return [file.name for file in islice(files, _MOST) if not file.is_dir()]
     return []

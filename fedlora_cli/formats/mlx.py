@@ -1,4 +1,4 @@
-"""Adapters of MLX (mlx_lm.lora): told from PEFT's by their content, and not read.
+"""Adapters of MLX (mlx_lm.lora): recognized, to report them, but not read.
 
 `<module>.lora_a` is (in, r) and `<module>.lora_b` is (r, out); the update is
 scale · (lora_a @ lora_b)ᵀ. The config has PEFT's file name. Source: mlx_lm/tuner/lora.py and
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 
 from fedlora_cli.errors import InputError
 
-#: What was found, and the way out.
+#: The description and the remedy of the fault.
 FOUND = "an adapter of MLX, whose factors are the transposes of PEFT's"
 CURE = "convert it with samples/from_mlx.py of fedlora's sources"
 
@@ -20,11 +20,11 @@ _FIELDS = frozenset({"fine_tune_type", "lora_parameters", "lora_layers"})
 
 
 class AnotherFormat(InputError):
-    """The file is of another program, so nothing beside it is missing."""
+    """The config belongs to another program, so PEFT's files are not missing."""
 
 
 def is_config(fields: Collection[str]) -> bool:
-    """Whether these are the fields of its `adapter_config.json`.
+    """Whether these are the fields of MLX's `adapter_config.json`.
 
     >>> is_config({"lora_parameters": {"rank": 8}, "num_layers": 16}), is_config({"r": 8})
     (True, False)
@@ -33,7 +33,7 @@ def is_config(fields: Collection[str]) -> bool:
 
 
 def has_factors(keys: Iterable[str]) -> bool:
-    """Whether any of these tensors has the name of one of its factors.
+    """Whether any of these names is that of an MLX factor.
 
     >>> has_factors(["model.layers.0.self_attn.q_proj.lora_a"])
     True

@@ -1,7 +1,7 @@
-"""LoRA in one file of weights: what the formats that are such a file have in common.
+"""The common part of the formats that are one weights file.
 
-The names of the files do not tell these formats apart; the names of their tensors do. So the header
-is read here, once, and handed to the format that owns it.
+The names of the tensors, not of the file, show the format. So the header is read here, once, and
+passed to the format that owns it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,10 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fedlora_cli.adapters.adapter import (
-    AdapterMetadata,
-    FactorLayout,
-    Module,
-    NewAdapter,
-    TensorWriter,
-    widest,
-)
+from fedlora_cli.adapters.adapter import AdapterMetadata, NewAdapter, TensorWriter
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.files import safetensors
 from fedlora_cli.files.documents import exists
@@ -30,22 +22,22 @@ from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.untrusted import opened
 from fedlora_cli.files.writing import Declared, check_header, declare
 from fedlora_cli.files.writing import writing as write_tensors
-from fedlora_cli.formats.peft.fields import LARGEST_ALPHA
+from fedlora_cli.formats.peft.fields import LARGEST_ALPHA, LONGEST_TEXT
 from fedlora_cli.formats.peft.names import WEIGHTS as PEFT_WEIGHTS
-from fedlora_cli.formats.peft.names import shortened_keys
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location
+from fedlora_cli.text import shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What a tensor is to its module: a factor, or the number alpha.
+#: The part of a module that a tensor holds: a factor, or the number alpha.
 Side = Literal["B", "A", "alpha"]
 
-#: What keys of another kind are and the way out, told by a part of a key.
+#: Rows of parts of keys, the meaning of such keys, and the remedy.
 Others = Sequence[tuple[tuple[str, ...], str, str]]
 
-#: What `struct` calls a number of a dtype that alpha may have; bfloat16 is half of a float32.
+#: The codes of `struct` for the dtypes of alpha; a bfloat16 is the upper half of a float32.
 _CODES = {
     "float64": "<d",
     "float32": "<f",
@@ -56,27 +48,24 @@ _CODES = {
     "int16": "<h",
 }
 
-#: Characters of a path, which a base model may be.
-_LONGEST = 4096
-
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The header of the file `weights`; `path` is the file or its folder, as it was named.
+    """The header of the file `weights`; `path` is the file or its folder, as the user named it.
 
-    `refused` are the faults that were found so far: a missing tensor may be one of them.
+    `faults` are the faults so far: they may explain why a tensor is missing.
     """
 
     path: Location
     weights: Location
-    entries: Mapping[str, TensorInfo] = field(default_factory=dict)
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    refused: list[InputError] = field(default_factory=list)
+    faults: list[InputError] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Names:
-    """The endings of a format's keys, and what it calls the factors B and A."""
+    """The endings of a format's keys, and its names of the factors B and A."""
 
     endings: Mapping[str, Side]
     B: str
@@ -84,91 +73,84 @@ class Names:
 
 
 def weights_in(path: Location, names: Iterable[str]) -> list[Location]:
-    """The files of weights that a folder has under these names, or the file that `path` is itself.
-
-    Nothing is read.
-    """
-    held = [path / name for name in names if exists(path / name)]
+    """The weights files with these names in a folder, or `path` if it is one. No file is read."""
+    files = [path / name for name in names if exists(path / name)]
     named = path.suffix == ".safetensors" and path.name != PEFT_WEIGHTS
-    if not held and named and exists(path) and path.is_file():
+    if not files and named and exists(path) and path.is_file():
         return [path]
-    return held
+    return files
 
 
-def the_weights(path: Location, names: Iterable[str]) -> Location | None:
-    """The one file of weights of `weights_in`. Raises InputError where there are several."""
-    held = weights_in(path, names)
-    if len(held) > 1:
-        found = f"both {held[0].name} and {held[1].name} in it"
+def only_weights(path: Location, names: Iterable[str]) -> Location | None:
+    """The single result of `weights_in`, or None. Raises InputError if there are several."""
+    files = weights_in(path, names)
+    if len(files) > 1:
+        found = f"both {files[0].name} and {files[1].name} in it"
         raise InputError(path, found, "keep one adapter in one folder")
-    return held[0] if held else None
+    return files[0] if files else None
 
 
 def read_header(path: Location, weights: Location, on_fault: FaultHandler) -> LoraFile:
-    """The header of a file; empty where that cannot be read. Faults go to `on_fault`."""
-    refused: list[InputError] = []
-    told = recording(on_fault, refused)
-    with catching_faults(told):
-        entries, metadata = safetensors.read_contents(weights, told)
-        return LoraFile(path, weights, entries, metadata, refused)
-    return LoraFile(path, weights, refused=refused)
+    """The header of a file; empty if it cannot be read. Faults go to `on_fault`."""
+    faults: list[InputError] = []
+    record = recording(on_fault, faults)
+    with catching_faults(record):
+        return LoraFile(path, weights, *safetensors.read_contents(weights, record), faults)
+    return LoraFile(path, weights, faults=faults)
 
 
 def parts_of(
     file: LoraFile, names: Names, on_fault: FaultHandler
 ) -> tuple[dict[str, dict[Side, TensorInfo]], list[str]]:
-    """The tensors of every module by their side, and the keys that are of none."""
+    """The tensors of every module by side, and the keys that belong to no module."""
     parts: dict[str, dict[Side, TensorInfo]] = {}
     foreign: list[str] = []
-    for key, entry in file.entries.items():
+    for key, info in file.tensors.items():
         ending = next((ending for ending in names.endings if key.endswith(ending)), None)
         if ending is None:
             foreign.append(key)
             continue
         module, side = key.removesuffix(ending), names.endings[ending]
-        first = parts.setdefault(module, {}).setdefault(side, entry)
-        if first is not entry:
+        first = parts.setdefault(module, {}).setdefault(side, info)
+        if first is not info:
             found = f"{key} and {first.key} are one factor"
             on_fault(InputError(file.weights, found, "save one adapter in one file"))
     return parts, foreign
 
 
-def kinds_of(
-    keys: Iterable[str], others: Others, unknown: tuple[str, str]
-) -> dict[tuple[str, str], list[str]]:
-    """Foreign keys by their meaning and the way out; `unknown` is those of keys in no table."""
+def kinds_of(keys: Iterable[str], others: Others) -> dict[tuple[str, str], list[str]]:
+    """The keys by meaning and remedy: those of the first row with a part of the key."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for key in keys:
-        told = next(((m, c) for parts, m, c in others if any(p in key for p in parts)), unknown)
-        kinds.setdefault(told, []).append(key)
+        kind = next((m, cure) for parts, m, cure in others if any(p in key for p in parts))
+        kinds.setdefault(kind, []).append(key)
     return kinds
 
 
 def report_kinds(
     file: LoraFile, kinds: Mapping[tuple[str, str], Sequence[str]], on_fault: FaultHandler
 ) -> None:
-    """One fault for every kind of foreign keys."""
+    """Report one fault for each kind of foreign keys."""
     for (meaning, cure), keys in kinds.items():
-        on_fault(InputError(file.weights, f"{shortened_keys(keys)}: {meaning}", cure))
+        on_fault(InputError(file.weights, f"{shortened(sorted(keys), 1)}: {meaning}", cure))
 
 
 def pair_of(
     file: LoraFile, name: str, parts: Mapping[Side, TensorInfo], names: Names
 ) -> tuple[TensorInfo, TensorInfo]:
-    """B and A of a module, which fit each other. Raises InputError."""
+    """B and A of a module, with matching shapes. Raises InputError."""
     if not name:
         raise InputError(file.weights, "factors of a module without a name", "save it again")
     sides: tuple[tuple[Side, str], ...] = (("A", names.A), ("B", names.B))
-    for side, called in sides:
+    for side, factor in sides:
         if side not in parts:
-            fault = InputError(
-                file.weights, f"{name} has no {called}", "save the adapter again, whole"
-            )
-            raise next(iter(file.refused), fault)
+            cure = "save the adapter again, whole"
+            fault = InputError(file.weights, f"{name} has no {factor}", cure)
+            raise next(iter(file.faults), fault)
     B, A = parts["B"], parts["A"]
-    for entry in (B, A):
-        if not entry.is_float or len(entry.shape) < 2:
-            found = f"{entry.key} has dtype {entry.dtype} and shape {list(entry.shape)}"
+    for info in (B, A):
+        if not info.is_float or len(info.shape) < 2:
+            found = f"{info.key} has dtype {info.dtype} and shape {list(info.shape)}"
             cure = "save factors as floating-point matrices or kernels"
             raise InputError(file.weights, found, cure)
     ones = (1,) * (len(A.shape) - 2)
@@ -179,76 +161,57 @@ def pair_of(
     return B, A
 
 
-def module_of(name: str, B: TensorInfo, A: TensorInfo, alpha: float, scale: float) -> Module:
-    """An adapted module: a linear layer, or a convolution where A has a kernel."""
-    layout = FactorLayout("linear", name)
-    if len(A.shape) > 2:
-        layout = FactorLayout("convolution", name, sides=A.shape[1:])
-    return Module(
-        shape=(B.shape[0], math.prod(A.shape[1:])),
-        rank=A.shape[0],
-        alpha=alpha,
-        scale=scale,
-        dtype=widest([B.dtype, A.dtype]),
-        layout=layout,
-        entries=(B, A),
-        build=partial(_factors_of, scale),
-    )
-
-
-def _factors_of(scale: float, tensors: Sequence[Tensor]) -> Factors:
-    B, A = tensors
-    return Factors(B.flatten(1), A.flatten(1), scale)
-
-
 def read_alphas(
     file: LoraFile, parts: Mapping[str, Mapping[Side, TensorInfo]], on_fault: FaultHandler
 ) -> dict[str, float]:
-    """The alphas by module. Their bytes are decoded here: to refuse a file must not take torch."""
-    entries = {name: own["alpha"] for name, own in parts.items() if "alpha" in own}
+    """The alphas by module, decoded without torch, so that a bad file fails before its import."""
+    infos = {name: sides["alpha"] for name, sides in parts.items() if "alpha" in sides}
     alphas: dict[str, float] = {}
-    if not entries:
+    if not infos:
         return alphas
-    with opened(file.weights, next(iter(entries.values())).state) as source:
-        for name, entry in entries.items():
+    with opened(file.weights, next(iter(infos.values())).state) as source:
+        for name, info in infos.items():
             with catching_faults(on_fault):
-                if math.prod(entry.shape) != 1 or entry.dtype not in _CODES:
-                    found = f"{entry.key} has dtype {entry.dtype} and shape {list(entry.shape)}"
-                    raise InputError(file.weights, found, "alpha is one number")
-                raw = source.read(entry.start, entry.length)
-                raw = b"\0\0" + raw if entry.dtype == "bfloat16" else raw
-                [alpha] = struct.unpack(_CODES[entry.dtype], raw)
+                if math.prod(info.shape) != 1 or info.dtype not in _CODES:
+                    found = f"{info.key} has dtype {info.dtype} and shape {list(info.shape)}"
+                    raise InputError(file.weights, found, "save alpha as one number")
+                raw = source.read(info.start, info.length)
+                raw = b"\0\0" + raw if info.dtype == "bfloat16" else raw
+                [alpha] = struct.unpack(_CODES[info.dtype], raw)
                 if not 0 < alpha <= LARGEST_ALPHA:
                     cure = f"it must be a positive number, at most {LARGEST_ALPHA:g}"
-                    raise InputError(file.weights, f"{entry.key} is {alpha:g}", cure)
+                    raise InputError(file.weights, f"{info.key} is {alpha:g}", cure)
                 alphas[name] = float(alpha)
     return alphas
 
 
+#: The fields of the metadata for the base model and for its architecture, from kohya's scripts.
+_BASE_MODEL, _REVISION = "ss_sd_model_name", "ss_base_model_version"
+
+
 def facts_of(file: LoraFile, on_fault: FaultHandler) -> AdapterMetadata:
-    """The base model, and its architecture as the revision, from the metadata that kohya's scripts
-    began with and others took over.
-    """
-    said: dict[str, str | None] = {}
-    for key in ("ss_sd_model_name", "ss_base_model_version"):
+    """The base model, and its architecture as the revision, from the metadata of the file."""
+
+    def text(key: str) -> str | None:
         value = file.metadata.get(key)
-        if value is not None and len(value) > _LONGEST:
-            cure = f"it must be text of at most {_LONGEST} characters"
+        if value is not None and len(value) > LONGEST_TEXT:
+            cure = f"it must be text of at most {LONGEST_TEXT} characters"
             on_fault(InputError(file.weights, f"{key} has {len(value)} characters", cure))
-            value = None
-        said[key] = None if value in ("", "None") else value  # kohya writes str() of everything
-    return AdapterMetadata(said["ss_sd_model_name"], said["ss_base_model_version"])
+            return None
+        return None if value in ("", "None") else value  # kohya writes str() of every value
+
+    return AdapterMetadata(text(_BASE_MODEL), text(_REVISION))
 
 
 def facts_as_metadata(facts: AdapterMetadata) -> dict[str, str]:
-    """What `facts_of` reads again."""
-    told = {"ss_sd_model_name": facts.base_model, "ss_base_model_version": facts.revision}
-    return {key: value for key, value in told.items() if value is not None}
+    """The fields of the metadata that `facts_of` reads."""
+    fields = {_BASE_MODEL: facts.base_model, _REVISION: facts.revision}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class NewFile:
-    """A file of weights that can be written; `stored` are the tensors of a module by key."""
+    """A weights file to be written; `stored` returns the tensors of a module by key."""
 
     adapter: NewAdapter
     metadata: Mapping[str, str]
@@ -256,7 +219,7 @@ class NewFile:
 
     @property
     def declared(self) -> dict[str, Declared]:
-        """All tensors by key, without values."""
+        """The dtypes and shapes of all tensors by key."""
         return {
             key: declare(tensor)
             for name, factors in self.adapter.factors.items()
@@ -264,13 +227,14 @@ class NewFile:
         }
 
     def check(self) -> None:
-        """Whether the file could be read again. Raises OutputError."""
+        """Raise OutputError if the file could not be read again."""
         check_header(self.declared, self.metadata)
 
     @contextmanager
     def writing(self, file: Path) -> Iterator[TensorWriter]:
-        """The file; the block puts all that the adapter describes. Raises OSError, and OutputError
-        as `check` does.
+        """Create the file; the block writes every module of the adapter.
+
+        Raises OSError, and OutputError as `check` does.
         """
         with write_tensors(file, self.declared, self.metadata) as write:
 
@@ -283,17 +247,8 @@ class NewFile:
             yield put
 
 
-def as_stored(layout: FactorLayout, factors: Factors) -> tuple[Tensor, Tensor]:
-    """B and A with the sides that a convolution gives them."""
-    B, A = factors.B, factors.A
-    return (
-        B.reshape(*B.shape, *(1 for _ in layout.sides[1:])),
-        A.reshape(A.shape[0], *(layout.sides or A.shape[1:])),
-    )
-
-
 def alpha_as_stored(alpha: float) -> Tensor:
-    """float32 as the scripts have it, unless that would change the scale."""
+    """Alpha as float32, as the scripts write it, or as float64 if float32 would change it."""
     import torch
 
     number = torch.tensor(alpha, dtype=torch.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedlora_cli.formats.peft.fields import LARGEST_ALPHA, TASK_TYPES
 from fedlora_cli.formats.peft.names import LORA_BIAS, WEIGHTS, owner_of, target_of
-from fedlora_cli.formats.peft.writing import config_names
+from fedlora_cli.formats.peft.new_config import config_names
 
 __all__ = [
     "LARGEST_ALPHA",

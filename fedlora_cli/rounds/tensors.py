@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlora_cli.adapters.adapter import FullTensor, usual_dtype
+from fedlora_cli.adapters.adapter import FullTensor
+from fedlora_cli.adapters.dtypes import majority_dtype
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.clients.cohort import Cohort
 from fedlora_cli.errors import InputError
@@ -148,7 +149,7 @@ def _dtype(plan: Plan, name: str) -> str:
     dtypes = [plan.cohort.clients[k].adapter.tensors[name].dtype for k in holders]
     if len(set(dtypes)) == 1 or "float" not in dtypes[0]:
         return dtypes[0]
-    return usual_dtype(dtypes, [plan.cohort.clients[k].samples for k in holders])
+    return majority_dtype(dtypes, [plan.cohort.clients[k].samples for k in holders])
 
 
 def _is_averaged(plan: Plan, name: str) -> bool:

@@ -19,7 +19,8 @@ from fedlora_cli.adapters.adapter import AdapterMetadata, FactorLayout, FullTens
 from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.options import Target
 from fedlora_cli.cli import app
-from fedlora_cli.formats.serving import TARGETS, Output, obstacles
+from fedlora_cli.formats.server_checks import Output
+from fedlora_cli.formats.serving import TARGETS, obstacles
 
 Q, LAYER = "model.layers.0.self_attn.q_proj", "model.layers.0"
 V = "model.layers.0.self_attn.v_proj"

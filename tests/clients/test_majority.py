@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from support.adapters import PREFIX, WEIGHTS, Spec, make
 
 from fedlora_cli import AggregateOptions, AggregateReport, aggregate, read_clients
-from fedlora_cli.adapters.adapter import usual_dtype
+from fedlora_cli.adapters.dtypes import majority_dtype
 from fedlora_cli.aggregation.plan import make_plan
 from fedlora_cli.aggregation.routes import route_of
 from fedlora_cli.kernels.cost import choose
@@ -119,5 +119,5 @@ def test_a_single_float64_client_does_not_change_the_route(tmp_path: Path) -> No
 
 
 def test_without_samples_clients_count_alike() -> None:
-    assert usual_dtype(["float16", "float16", "float64"], [0, 0, 0]) == "float16"
-    assert usual_dtype(["float32"], [0.0]) == "float32"
+    assert majority_dtype(["float16", "float16", "float64"], [0, 0, 0]) == "float16"
+    assert majority_dtype(["float32"], [0.0]) == "float32"

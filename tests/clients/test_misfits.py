@@ -138,7 +138,9 @@ def test_a_head_without_tensors_is_told_unless_peft_itself_put_it_there(tmp_path
     result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
 
     assert result.exit_code == 0
-    assert "told: modules_to_save names lm_head, but has no tensor of them" in result.stderr
+    assert (
+        "told: modules_to_save names lm_head, but the file has no tensor of them" in result.stderr
+    )
     assert "quiet" not in result.stderr
 
 
@@ -260,7 +262,7 @@ def test_tokens_above_an_embedding_that_was_saved_with_them_are_refused(tmp_path
     result = run(str(tmp_path / "round"), "-o", str(tmp_path / "out"))
 
     assert result.exit_code == 3, result.output
-    assert "trained tokens of a module that modules_to_save names" in result.stderr
+    assert "trained tokens of a module in modules_to_save;" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""What is known of servers is what stands in their sources, wherever these are at hand."""
+"""The statements about servers stand in their sources, if these are installed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support.server_sources import STATEMENTS, VERSIONS, Statement
 
-from fedlora_cli.formats.peft.sources import STATEMENTS, VERSIONS, Statement
 from fedlora_cli.formats.serving import TARGETS
 
 NAMES = {"vllm": "FEDLORA_VLLM", "sglang": "FEDLORA_SGLANG", "llama.cpp": "FEDLORA_LLAMA_CPP"}

@@ -103,7 +103,7 @@ def test_one_range_of_every_client_brings_a_group(tmp_path: Path, ranges) -> Non
 
     for one in adapters:
         own = [found for found in ranges if found[0] == str(one.weights_file)][-number:]
-        lengths = [entry.length for m in one.modules.values() for entry in m.entries]
+        lengths = [entry.length for m in one.modules.values() for entry in m.infos]
         assert sum(length for _, _, length in own) == sum(lengths)
         assert all(start + length == after for (_, start, length), (_, after, _) in pairwise(own))
 

@@ -387,7 +387,8 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "PEFT": (
         {f"base_model.model.{key}": one for key, one in tensors_of(ROUND[0]).items()},
         None,
-        r"and 3 more: a name of PEFT's.*with its adapter_config.json, as adapter_model.safetensors",
+        r"and 3 more: a name of PEFT, which stores alpha in a separate file; "
+        r".*with its adapter_config.json, as adapter_model.safetensors",
     ),
     "no component": (
         {"layers.0.q_proj.lora_A.weight": ONES, "layers.0.q_proj.lora_B.weight": 2 * ONES},
@@ -427,7 +428,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "some alphas": (
         changed(alpha=torch.tensor(2.0)),
         None,
-        r"and 1 more without \.alpha, which .*to_q has; save it",
+        r"no \.alpha of .* and 1 more, but of .*to_q; save it",
     ),
     "alpha 0": (
         tensors_of(ROUND[2], "tensors") | {f"{TO_Q}.alpha": torch.tensor(0.0)},
@@ -439,7 +440,11 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
         fields(),
         r"alphas in tensors, .* and in lora_adapter_metadata; keep one of them",
     ),
-    "r": (tensors_of(ROUND[2]), fields(unet__r=9), "has rank 4, but lora_adapter_metadata says 9"),
+    "r": (
+        tensors_of(ROUND[2]),
+        fields(unet__r=9),
+        "has rank 4, but lora_adapter_metadata gives it 9",
+    ),
     "alpha -1": (
         tensors_of(ROUND[2]),
         fields(unet__lora_alpha=-1),
@@ -474,7 +479,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "half": (
         tensors_of(ROUND[2]),
         {key: one for key, one in fields().items() if key.startswith("unet.")},
-        "lora_adapter_metadata of text_encoder: nothing of text_encoder; save it with",
+        "lora_adapter_metadata of text_encoder: no field of text_encoder; save it with",
     ),
     "two scalings": (
         tensors_of(ROUND[2]),
@@ -525,7 +530,7 @@ def test_a_damaged_file_is_one_fault(tmp_path: Path, name: str) -> None:
 def test_unknown_fields_are_said(tmp_path: Path) -> None:
     save(tmp_path / NAME, tensors_of(ROUND[2]), fields(unet__use_new=True, unet__use_old=None))
     [note] = read(tmp_path).notes
-    assert "may change what the tensors mean: unet.use_new" in note
+    assert "may change the meaning of the tensors: unet.use_new" in note
     assert "use_old" not in note
 
 

@@ -421,8 +421,11 @@ BROKEN: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         changed(alpha=torch.tensor(float("inf")).bfloat16()),
         r"alpha is inf; it must be a positive number, at most 1e\+12",
     ),
-    "alphas": (changed(alpha=torch.ones(4)), r"dtype float32 and shape \[4\]; alpha is one"),
-    "byte": (changed(alpha=torch.tensor(1, dtype=torch.uint8)), "dtype uint8 and .*; alpha is one"),
+    "alphas": (changed(alpha=torch.ones(4)), r"dtype float32 and shape \[4\]; save alpha as one"),
+    "byte": (
+        changed(alpha=torch.tensor(1, dtype=torch.uint8)),
+        "dtype uint8 and .*; save alpha as one",
+    ),
     "nothing": ({"model.weight": ONES}, "no LoRA tensors in it; save the adapter, or move"),
 }
 

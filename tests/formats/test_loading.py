@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import warnings
@@ -23,6 +22,7 @@ from support.peft_versions import NEWER_EXPERTS
 from fedlora_cli import AggregateOptions, aggregate
 from fedlora_cli.adapters.adapter import Selection
 from fedlora_cli.errors import InputError, VerificationError
+from fedlora_cli.formats.peft import new_config
 from fedlora_cli.formats.peft.loading import check_loading
 
 PREFIX = "base_model.model."
@@ -252,15 +252,13 @@ def test_experts_need_their_parameters_and_attention_its_modules(fields, taken: 
 def test_a_config_that_peft_would_not_load_is_never_written(tmp_path: Path, monkeypatch) -> None:
     for name in "ab":
         make(tmp_path / "round", Spec(name, rank=2))
-    # The package has a function of that name as well.
-    writing = importlib.import_module("fedlora_cli.formats.peft.writing")
-    really = writing.selection
+    really = new_config.selection
 
     def less(*names: Any) -> Selection:
         chosen = really(*names)
         return replace(chosen, modules=chosen.modules[1:])
 
-    monkeypatch.setattr(writing, "selection", less)
+    monkeypatch.setattr(new_config, "selection", less)
 
     with pytest.raises(InputError, match=r"PEFT would not load layers\.0\.q_proj: nei"):
         aggregate([tmp_path / "round"], tmp_path / "out")

@@ -302,7 +302,7 @@ def test_one_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
     tensors = {f"lm_head{one}.weight": torch.ones(5, 4) for one in ("", ".base_layer")}
     make(tmp_path / "round", Spec("a", rank=2, tensors=tensors))
 
-    with pytest.raises(InputError, match=r"lm_head.weight is there already"):
+    with pytest.raises(InputError, match=r"another tensor has the name .*lm_head.weight, too"):
         aggregate(tmp_path / "round", tmp_path / "out")
 
 
@@ -521,7 +521,7 @@ def test_a_field_that_is_not_known_is_told_and_agreed_on(value: Any, tmp_path: P
 
     report = aggregate(tmp_path / "round", tmp_path / "out")
 
-    found = f"may change what the tensors mean: use_newlora = {json.dumps(value)}"
+    found = f"may change the meaning of the tensors: use_newlora = {json.dumps(value)}"
     assert any(warning.endswith(found) for warning in report.warnings)
     options = AggregateOptions(previous=tmp_path / "out")
     aggregate(tmp_path / "round", tmp_path / "next", options)

@@ -66,7 +66,7 @@ CONFIGS: dict[str, tuple[Damage, str]] = {
     "infinite alpha": (config_text('"lora_alpha": 8', '"lora_alpha": 1e999'), "lora_alpha is inf"),
     "alpha of 401 digits": (config(lora_alpha=10**400), "at most 1e+12"),
     "a task that PEFT does not know": (config(task_type="EVIL"), "task_type is 'EVIL'"),
-    "rank not as in the config": (config(r=4), "has rank 3, but adapter_config.json says 4"),
+    "rank not as in the config": (config(r=4), "has rank 3, but adapter_config.json gives it 4"),
     "a target that PEFT would not match": (
         config(target_modules=["v_proj"]),
         "layers.0.q_proj has LoRA tensors, but target_modules does not match it",

@@ -9,16 +9,13 @@ from fedlora_cli.formats.single import Names
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
-#: Every file of an adapter folder that fedlora writes.
-FILES = (WEIGHTS, "README.md", "fedlora.json")
-
-#: Where diffusers keeps the fields of PEFT's config in the metadata of the file.
+#: The entry of the file's metadata in which diffusers stores the fields of PEFT's config.
 METADATA = "lora_adapter_metadata"
 
 ENDING_B, ENDING_A, ALPHA = ".lora_B.weight", ".lora_A.weight", ".alpha"
 
 #: diffusers' training scripts for Stable Diffusion write the second pair of names for attention
-#: layers, and the third for text encoders. Every loader knows the first, which is written.
+#: layers, and the third for text encoders. fedlora writes the first: every loader knows it.
 NAMES = Names(
     endings={
         ENDING_B: "B",
@@ -33,11 +30,10 @@ NAMES = Names(
     A="lora_A",
 )
 
-#: The model that is trained, under its own name in diffusers, or ComfyUI's for any: an adapter is
-#: of one of these.
+#: The names of the main model in diffusers, and ComfyUI's name for any model. An adapter has one.
 MAIN = ("unet", "transformer", "prior", "diffusion_model")
 
-#: The models that may be trained beside it.
+#: The models that can be trained together with the main model.
 BESIDE = (
     "transformer_2",
     "transformer_ref",
@@ -48,11 +44,11 @@ BESIDE = (
     "text_encoder_3",
 )
 
-#: transformers 5 took this part out of the names of CLIP's modules. diffusers takes it out of the
-#: names of tensors, but not out of the metadata.
+#: transformers 5 removed this part from the names of CLIP's modules. diffusers removes it from the
+#: names of tensors, but not from the metadata.
 FLATTENED = "text_model."
 
-#: Where alphas can stand.
+#: The places of the alphas in a file.
 IN_TENSORS, IN_METADATA, NOWHERE = ".alpha tensors", METADATA, "the rank"
 
 PLAIN = "train plain LoRA"
@@ -65,7 +61,7 @@ _CONVERT = (
     "safetensors.torch.save_file({name: t.clone() for name, t in tensors.items()}, NEW)"
 )
 
-#: What a key of another kind is, told by a part of it, and the way out.
+#: Parts of keys that are not plain LoRA, with their meaning and the remedy.
 OTHERS = (
     (("lora_magnitude_vector", "dora_scale"), "DoRA", "train without use_dora"),
     (("lora_B.bias", "up.bias"), "a bias on lora_B", "train without lora_bias"),
@@ -81,9 +77,8 @@ OTHERS = (
     ),
     ((".norm", "norm_"), "a norm, as control LoRA trains it", PLAIN),
     ((".diff",), "a module that was trained in full", PLAIN),
+    (("",), "not part of LoRA", PLAIN),
 )
-
-UNKNOWN = ("not part of LoRA", PLAIN)
 
 _OWNED = re.compile(
     r"\.lora_[AB]\.|\.lora_(magnitude_vector|embedding_[AB])"
@@ -92,13 +87,13 @@ _OWNED = re.compile(
 
 
 def owns(key: str) -> bool:
-    """Whether a tensor of this name makes a file one of this format."""
+    """Whether a tensor with this name shows a file of this format."""
     return _OWNED.search(key) is not None
 
 
 def component_of(name: str, *, bare: bool) -> str | None:
-    """The component of a module; "" where one was saved alone, with `bare` names, and None where
-    the name does not tell it.
+    """The component of a module; "" in a file with `bare` names, which holds one model; None if the
+    name does not begin with a component.
 
     >>> component_of("text_encoder_2.encoder.layers.0.mlp.fc1", bare=False)
     'text_encoder_2'
@@ -110,7 +105,7 @@ def component_of(name: str, *, bare: bool) -> str | None:
 
 
 def prefix_of(name: str) -> str:
-    """What names of the main model begin with, up to the names of its own modules.
+    """The part of a name before the main model's module; "" for other components.
 
     >>> prefix_of("transformer.base_model.model.proj_out"), prefix_of("unet.conv_in")
     ('transformer.base_model.model.', 'unet.')

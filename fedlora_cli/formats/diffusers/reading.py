@@ -1,4 +1,4 @@
-"""A file to an `Adapter`: the header and the alphas now, factors when they are asked for."""
+"""The `Adapter` in a file: the header and the alphas are read now, the factors on demand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, Module
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.formats import single
-from fedlora_cli.formats.diffusers.metadata import configs_in, configured, metadata_of
+from fedlora_cli.formats.diffusers.metadata import configs_in, configured, fields_of
 from fedlora_cli.formats.diffusers.names import (
     ALPHA,
     BESIDE,
@@ -18,7 +18,6 @@ from fedlora_cli.formats.diffusers.names import (
     NAMES,
     NOWHERE,
     OTHERS,
-    UNKNOWN,
     component_of,
     prefix_of,
 )
@@ -26,83 +25,87 @@ from fedlora_cli.formats.peft.config import Config
 from fedlora_cli.formats.peft.names import CONFIG as PEFT_CONFIG
 from fedlora_cli.formats.peft.names import PREFIX as PEFT_PREFIX
 from fedlora_cli.formats.peft.names import WEIGHTS as PEFT_WEIGHTS
-from fedlora_cli.formats.peft.names import shortened_keys
+from fedlora_cli.formats.shared import module_of
 from fedlora_cli.formats.single import LoraFile
+from fedlora_cli.text import shortened
 
 
 def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
-    """The adapter in a file. The alphas are read with the header, all else later.
+    """The adapter in a file: the alphas are read now, the factors on demand.
 
-    Anything damaged or not understood goes to `on_fault`, fault by fault; if that returns, the
-    adapter is what is left without it.
+    Every fault goes to `on_fault`; if that returns, the adapter lacks the part at fault.
     """
-    told = recording(on_fault, file.refused)
-    parts, foreign = single.parts_of(file, NAMES, told)
-    single.report_kinds(file, single.kinds_of(foreign, OTHERS, UNKNOWN), told)
+    record = recording(on_fault, file.faults)
+    parts, foreign = single.parts_of(file, NAMES, record)
+    single.report_kinds(file, single.kinds_of(foreign, OTHERS), record)
     try:
-        metadata = metadata_of(file)
+        fields = fields_of(file)
     except InputError as fault:
-        told(fault)
+        record(fault)
         return Adapter(file.path, file.weights, {}, {}, AdapterMetadata(), format="diffusers")
-    components = {name: component_of(name, bare=metadata is not None) for name in parts}
-    single.report_kinds(file, _nameless(components), told)
+    components = {name: component_of(name, bare=fields is not None) for name in parts}
+    single.report_kinds(file, _without_component(components), record)
     alphas: dict[str, float] = {}
-    with catching_faults(told):
-        alphas = single.read_alphas(file, parts, told)
-    with catching_faults(told):
-        _check_alphas(file, {name for name, own in parts.items() if "alpha" in own}, components)
+    with catching_faults(record):
+        alphas = single.read_alphas(file, parts, record)
+    with catching_faults(record):
+        with_alpha = {name for name, sides in parts.items() if "alpha" in sides}
+        _check_alphas(file, with_alpha, components)
     configs: dict[str, tuple[Config, AdapterMetadata]] = {}
     notes: tuple[str, ...] = ()
-    if metadata is not None:
-        configs, notes = configs_in(file, metadata, set(components.values()), told)
+    if fields is not None:
+        configs, notes = configs_in(file, fields, components.values(), record)
     modules: dict[str, Module] = {}
     for name in sorted(parts):
         component = components[name]
         if component is None or ("alpha" in parts[name] and name not in alphas):
             continue
-        if metadata is not None and component not in configs:
+        if fields is not None and component not in configs:
             continue
-        with catching_faults(told):
+        with catching_faults(record):
             B, A = single.pair_of(file, name, parts[name], NAMES)
             rank = A.shape[0]
             alpha = alphas.get(name, float(rank))
             scale = alpha / rank
             if component in configs:
                 alpha, scale = configured(file, name, component, rank, configs[component][0])
-            modules[name] = single.module_of(name, B, A, alpha, scale)
-    facts = single.facts_of(file, told)
-    with catching_faults(told):
+            modules[name] = module_of(name, B, A, alpha, scale)
+    facts = single.facts_of(file, record)
+    with catching_faults(record):
         facts = _facts(file, facts, modules, components, configs, with_alphas=bool(alphas))
     return Adapter(file.path, file.weights, modules, {}, facts, notes, format="diffusers")
 
 
-def _nameless(components: Mapping[str, str | None]) -> dict[tuple[str, str], list[str]]:
-    """Modules of no component, by what they are and the way out."""
+def _without_component(components: Mapping[str, str | None]) -> dict[tuple[str, str], list[str]]:
+    """The modules without a component, by meaning and remedy."""
     others = (
         (
             (PEFT_PREFIX,),
-            "a name of PEFT's, which has alpha in a file of its own",
+            "a name of PEFT, which stores alpha in a separate file",
             f"put the file into a folder with its {PEFT_CONFIG}, as {PEFT_WEIGHTS}",
         ),
+        (
+            ("",),
+            "a name that begins with no component, like unet., transformer. or text_encoder.",
+            "save it with the pipeline's save_lora_weights",
+        ),
     )
-    unknown = (
-        "a name that begins with no component, like unet., transformer. or text_encoder.",
-        "save it with the pipeline's save_lora_weights",
-    )
-    return single.kinds_of([n for n, own in components.items() if own is None], others, unknown)
+    return single.kinds_of([name for name, part in components.items() if part is None], others)
 
 
-def _check_alphas(file: LoraFile, told: set[str], components: Mapping[str, str | None]) -> None:
-    """A component has alphas in all modules or in none, as loaders disagree about the rest; and not
-    in the metadata, too. Raises InputError.
+def _check_alphas(
+    file: LoraFile, with_alpha: set[str], components: Mapping[str, str | None]
+) -> None:
+    """Raise InputError if alphas are in tensors and in the metadata, or if only some modules of a
+    component have alphas: loaders disagree about the others.
     """
-    if told and METADATA in file.metadata:
-        found = f"alphas in tensors, {min(told)}{ALPHA} for one, and in {METADATA}"
+    if with_alpha and METADATA in file.metadata:
+        found = f"alphas in tensors, such as {min(with_alpha)}{ALPHA}, and in {METADATA}"
         raise InputError(file.weights, found, "keep one of them; diffusers loads no file with both")
-    within = {components[name] for name in told}
-    lacking = [n for n, own in components.items() if own in within and n not in told]
+    affected = {components[name] for name in with_alpha}
+    lacking = [n for n, part in components.items() if part in affected and n not in with_alpha]
     if lacking:
-        found = f"{shortened_keys(lacking)} without {ALPHA}, which {min(told)} has"
+        found = f"no {ALPHA} of {shortened(sorted(lacking), 1)}, but of {min(with_alpha)}"
         raise InputError(file.weights, found, "save it with the alphas of all modules, or of none")
 
 
@@ -115,23 +118,23 @@ def _facts(
     *,
     with_alphas: bool,
 ) -> AdapterMetadata:
-    """What the file says beside its factors, and how it says it. Raises InputError."""
+    """The file's metadata, joined with those of the components. Raises InputError."""
     prefixes = sorted({prefix_of(name) for name in modules if components[name] not in BESIDE})
     if len(prefixes) > 1:
-        found = f"names that begin with {' and with '.join(one or 'none' for one in prefixes)}"
+        found = f"names that begin with {' and with '.join(text or 'none' for text in prefixes)}"
         raise InputError(file.weights, found, "save one adapter in one file")
-    said = [own for _, own in configs.values()]
-    if len({own.rslora for own in said}) > 1:
+    parts = [part for _, part in configs.values()]
+    if len({part.rslora for part in parts}) > 1:
         found = f"use_rslora is true for one component in {METADATA}, and false for another"
         raise InputError(file.weights, found, "train all components with the same use_rslora")
     source = IN_METADATA if configs else IN_TENSORS if with_alphas else NOWHERE
-    names = {own.base_model for own in said} - {None}
-    dropouts = {own.dropout for own in said}
+    names = {part.base_model for part in parts} - {None}
+    dropouts = {part.dropout for part in parts}
     return replace(
         facts,
-        unknown_fields=tuple(one for _, own in configs.values() for one in own.unknown_fields),
+        unknown_fields=tuple(text for part in parts for text in part.unknown_fields),
         base_model=facts.base_model or (names.pop() if len(names) == 1 else None),
-        rslora=any(own.rslora for own in said),
+        rslora=any(part.rslora for part in parts),
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         key_prefix=prefixes[0] if prefixes else None,
         alpha_source=source if modules else None,

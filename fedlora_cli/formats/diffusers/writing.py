@@ -1,17 +1,14 @@
-"""An adapter to a file that diffusers loads."""
+"""The weights file that diffusers loads, from an adapter."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.adapters.adapter import NewAdapter, TensorWriter
+from fedlora_cli.adapters.adapter import NewAdapter
 from fedlora_cli.errors import InputError
-from fedlora_cli.formats import single
-from fedlora_cli.formats.diffusers.metadata import metadata_for
+from fedlora_cli.formats.diffusers.metadata import fields_for
 from fedlora_cli.formats.diffusers.names import (
     ALPHA,
     ENDING_A,
@@ -20,44 +17,25 @@ from fedlora_cli.formats.diffusers.names import (
     IN_TENSORS,
     METADATA,
     NOWHERE,
-    WEIGHTS,
 )
-from fedlora_cli.formats.single import NewFile
+from fedlora_cli.formats.shared import as_stored, metadata_of
+from fedlora_cli.formats.single import NewFile, alpha_as_stored, facts_as_metadata
 from fedlora_cli.linalg.factors import Factors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def writing(
-    adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]
-) -> AbstractContextManager[TensorWriter]:
-    """The weights file in an existing folder; the block puts all that `adapter` describes.
+def new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
+    """The file that holds this adapter, with the alphas in the same place as the clients' files.
 
-    Raises OSError, and InputError and OutputError as `check_new` does.
+    Raises InputError if the clients' files have no alphas and an alpha is not the rank.
     """
-    return _new_file(adapter, provenance).writing(folder / WEIGHTS)
-
-
-def check_new(adapter: NewAdapter, provenance: Mapping[str, Any]) -> None:
-    """Whether the file that `writing` would write could be read again. Raises OutputError, and
-    InputError where the clients have no alphas and one is not the rank.
-    """
-    _new_file(adapter, provenance).check()
-
-
-def _new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
-    """Alphas stand where the clients have them. Raises InputError."""
     source = adapter.facts.alpha_source
-    metadata = {
-        "format": "pt",
-        "fedlora": json.dumps(provenance, sort_keys=True, allow_nan=False),
-        **single.facts_as_metadata(adapter.facts),
-    }
+    metadata = metadata_of(provenance) | facts_as_metadata(adapter.facts)
     if source == IN_METADATA:
-        metadata[METADATA] = json.dumps(
-            metadata_for(adapter), indent=2, sort_keys=True, allow_nan=False
-        )
+        fields = fields_for(adapter)
+        metadata[METADATA] = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     if source == NOWHERE:
         for name, factors in adapter.factors.items():
             if adapter.alphas[name] != factors.rank:
@@ -66,10 +44,10 @@ def _new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
                 raise InputError(name, found, cure)
 
     def stored(name: str, factors: Factors) -> dict[str, Tensor]:
-        B, A = single.as_stored(adapter.layouts[name], factors)
+        B, A = as_stored(adapter.layouts[name], factors.B, factors.A)
         tensors = {name + ENDING_B: B, name + ENDING_A: A}
         if source == IN_TENSORS:
-            tensors[name + ALPHA] = single.alpha_as_stored(adapter.alphas[name])
+            tensors[name + ALPHA] = alpha_as_stored(adapter.alphas[name])
         return tensors
 
     return NewFile(adapter, metadata, stored)

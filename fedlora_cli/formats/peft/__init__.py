@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedlora_cli.formats.peft.names import CONFIG, FILES, WEIGHTS
-from fedlora_cli.formats.peft.reading import read, recognises
+from fedlora_cli.formats.peft.names import CONFIG, WEIGHTS
+from fedlora_cli.formats.peft.reading import is_peft, read
 from fedlora_cli.formats.peft.writing import check, check_new, writing
 
-__all__ = ["CONFIG", "FILES", "WEIGHTS", "check", "check_new", "read", "recognises", "writing"]
+__all__ = ["CONFIG", "WEIGHTS", "check", "check_new", "is_peft", "read", "writing"]

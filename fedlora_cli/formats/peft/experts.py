@@ -1,7 +1,7 @@
-"""Mixtures of experts: LoRA on parameters (`target_parameters`), one pair of factors for all.
+"""Mixtures of experts: LoRA on parameters (`target_parameters`), with one pair for all experts.
 
-PEFT stores A as (experts · rank, in), expert by expert, and B as (out, rank · experts), direction
-by direction, so that B @ A means nothing; each expert is an update of its own.
+PEFT stores A as (experts · rank, in), expert by expert, and B as (out, rank · experts), rank index
+by rank index. Each expert has a separate update; B @ A as stored is meaningless.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedlora_cli.errors import InputError
 from fedlora_cli.formats.peft.config import MANY_PARAMETERS, Config
+from fedlora_cli.formats.peft.names import endings
 from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Share:
-    """How many experts one pair of factors holds, and what each of them has. `parameter` is the one
-    that the pair adapts, "" where the file does not tell.
+class ExpertGroup:
+    """The experts in one pair of factors: their count, and the rank and alpha of each.
+
+    `parameter` is the parameter that the pair adapts, "" if the file does not show which.
     """
 
     experts: int
@@ -31,7 +33,7 @@ class Share:
     parameter: str = ""
 
 
-#: The most parameters of one module: orders of them are tried. Known models have two.
+#: The most parameters of one module: all orders of them are tried. Known models have two.
 _MOST_PARAMETERS = 4
 
 #: The most experts of one module; known models have 512.
@@ -39,16 +41,14 @@ _MOST_EXPERTS = 2048
 
 
 def parameters_of(config: Config, module: str, rows: Sequence[int]) -> tuple[str, ...]:
-    """The parameters of this module that its pairs of factors adapt, sorted; empty where the pairs
-    adapt the module itself. `rows` are those of every pair's lora_A.
+    """The parameters of this module that its pairs may adapt, sorted; empty if the pairs adapt the
+    module itself. `rows` are the rows of every pair's lora_A.
 
-    A target `experts.down_proj` names the module. A target `down_proj` names no module: it owns
-    only pairs that `target_modules` does not explain, and no single pair whose rows are the rank of
-    the module, which holds no experts.
+    A target `experts.down_proj` names its module. A target `down_proj` names no module, so it
+    applies only to pairs that `target_modules` does not select, and not to a single pair whose
+    rows are the module's rank: that pair holds no experts.
     """
-    parts = module.split(".")
-    owners = (".".join(parts[start:]) for start in range(len(parts)))
-    named = {name for owner in owners for name in config.parameters.get(owner, ())}
+    named = {name for owner in endings(module) for name in config.parameters.get(owner, ())}
     bare = {*config.parameters.get("", ())}
     if named:
         return tuple(sorted(named | bare if len(rows) > len(named) else named))
@@ -57,18 +57,18 @@ def parameters_of(config: Config, module: str, rows: Sequence[int]) -> tuple[str
     return () if list(rows) == [config.rank(module)] else tuple(sorted(bare))
 
 
-def shares_of(
+def expert_groups(
     weights: Location,
     config: Config,
     module: str,
     parameters: Sequence[str],
     rows: Sequence[int],
-) -> list[Share]:
-    """What each pair around one module holds; `rows` are those of their lora_A, experts · rank.
-    The pairs adapt some of the `parameters`.
+) -> list[ExpertGroup]:
+    """The experts of each pair around one module. `rows` are the rows of each lora_A, which are
+    experts · rank. The pairs adapt some of the `parameters`.
 
-    The file does not say which pair belongs to which parameter. Where their ranks differ, only one
-    order gives all pairs the same number of experts. Raises InputError.
+    The file does not show which pair belongs to which parameter. If the ranks of the parameters
+    differ, only one order gives all pairs the same number of experts. Raises InputError.
     """
     if len(parameters) > _MOST_PARAMETERS:
         many = len(parameters) > MANY_PARAMETERS
@@ -79,34 +79,31 @@ def shares_of(
         name: (config.rank(f"{module}.{name}"), config.alpha(f"{module}.{name}"))
         for name in parameters
     }
-    fitting: dict[tuple[Share, ...], list[tuple[str, ...]]] = {}
+    fitting: dict[tuple[ExpertGroup, ...], list[tuple[str, ...]]] = {}
     for order in permutations(parameters, len(rows)):
-        ranks, alphas = zip(*(scales[name] for name in order), strict=True)
-        counts = {count / rank for count, rank in zip(rows, ranks, strict=True)}
+        counts = {count / scales[name][0] for count, name in zip(rows, order, strict=True)}
         experts = counts.pop()
         if not counts and experts.is_integer():
-            shares = tuple(Share(int(experts), *one) for one in zip(ranks, alphas, strict=True))
-            fitting.setdefault(shares, []).append(order)
+            groups = tuple(ExpertGroup(int(experts), *scales[name]) for name in order)
+            fitting.setdefault(groups, []).append(order)
     if not fitting:
-        found = (
-            f"lora_A of {module} has {' and '.join(map(str, rows))} rows, which are no multiple "
-        )
-        found += f"of the ranks that {config.path.name} gives {', '.join(parameters)}"
+        found = f"lora_A of {module} has {' and '.join(map(str, rows))} rows, no multiple of the "
+        found += f"ranks of {', '.join(parameters)} in {config.path.name}"
         raise InputError(weights, found, "correct r, rank_pattern or target_parameters")
     if len(fitting) > 1:
-        found = f"the file does not say which factors of {module} have which alpha"
+        found = f"the file does not show which factors of {module} have which alpha"
         raise InputError(weights, found, "train the parameters of one module with one alpha")
-    [(shares, orders)] = fitting.items()
-    if max(share.experts for share in shares) > _MOST_EXPERTS:
+    [(groups, orders)] = fitting.items()
+    if max(group.experts for group in groups) > _MOST_EXPERTS:
         found = f"more than {_MOST_EXPERTS} experts of {module}"
         raise InputError(weights, found, "correct r; lora_A has experts x rank rows")
     if len(orders) > 1:
-        return list(shares)
-    return [replace(share, parameter=name) for share, name in zip(shares, orders[0], strict=True)]
+        return list(groups)
+    return [replace(group, parameter=name) for group, name in zip(groups, orders[0], strict=True)]
 
 
 def expert_of(B: Tensor, expert: int, experts: int) -> Tensor:
-    """The columns of one expert in a B of (out, rank · experts). Shape (out, rank).
+    """The columns of one expert in B (out, rank · experts), with shape (out, rank).
 
     >>> import torch
     >>> expert_of(torch.tensor([[11, 21, 12, 22]]), 1, 2)

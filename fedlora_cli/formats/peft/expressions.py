@@ -1,25 +1,24 @@
-"""How large an expression is once it is compiled, told before it is compiled.
+"""An estimate of the compiled size of an expression, made before it is compiled.
 
-Two libraries compile every expression: Python's own `re`, to learn what Python understands, and
-`regex`, which matches with a time limit. Neither can be interrupted, and both can be made to run
-for minutes by a few bytes: `regex` copies whatever stands under a repetition, and `re` lists every
-character of a set.
+Two libraries compile every expression: Python's `re`, to check the syntax, and `regex`, which
+matches with a time limit. Compilation has no time limit, and a few bytes can make it run for
+minutes: `regex` copies repeated parts, and `re` lists every character of a set.
 """
 
 from __future__ import annotations
 
 import re
 
-#: Groups inside of groups. Both libraries call themselves for each; people write three or four.
+#: The deepest nesting of groups. Both libraries recurse into groups; people write three or four.
 MAX_DEPTH = 50
 
-#: What a set of characters costs, in plain characters (measured: 0.25 ms at most against 6 µs).
+#: The cost of a set of characters, in plain characters (measured: 0.25 ms at most against 6 µs).
 _SET = 32
 
-#: A set with characters beyond Latin-1: `re` writes 65 536 of them in a table (10 ms).
+#: The cost of a set with characters beyond Latin-1: `re` makes a table of 65 536 (10 ms).
 _WIDE_SET = 2_000
 
-#: What every expression costs beside its characters (0.3 ms, 3.6 kB).
+#: The fixed cost of every expression (0.3 ms, 3.6 kB).
 _EXPRESSION = 50
 
 _TOKEN = re.compile(
@@ -35,16 +34,16 @@ _WIDE = re.compile(r"[^\x00-\xff]|\\[uUN]")
 
 
 def compiled_size(pattern: str) -> int:
-    """How many plain characters cost as much as this expression, with its repetitions written out.
+    """The number of plain characters that cost as much as this expression to compile.
 
-    The library writes what must occur n times n + 1 times. An expression that Python does not
-    understand may have any size. Raises re.error for groups that are nested too deeply.
+    The library writes a part with at least n repetitions n + 1 times. The size of an invalid
+    expression is arbitrary. Raises re.error for groups that are nested too deeply.
 
     >>> compiled_size("abc"), compiled_size("abc+"), compiled_size("(abc){2}")
     (53, 54, 65)
     """
     totals = [_EXPRESSION]
-    last = 0  # the size of what a repetition that follows would repeat
+    last = 0  # the size of the part that a following repetition repeats
     for token in _TOKEN.finditer(pattern):
         kind = token.lastgroup
         if kind == "comment":

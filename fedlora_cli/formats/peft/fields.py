@@ -11,7 +11,7 @@ from fedlora_cli.remote import Location
 
 T = TypeVar("T")
 
-#: PEFT refuses to load any other.
+#: The task types of PEFT, which loads no config with another.
 TASK_TYPES = (
     "SEQ_CLS",
     "SEQ_2_SEQ_LM",
@@ -21,28 +21,30 @@ TASK_TYPES = (
     "FEATURE_EXTRACTION",
 )
 
-#: Which biases of the base model are trained too.
+#: The biases of the base model that are trained, too.
 BIASES = ("none", "all", "lora_only")
 
-#: The modules of transformers that hold the classes of one model, and a class by its name. PEFT
-#: imports the module that a config names and takes the class from it, so that nothing else passes.
+#: The modules of transformers with a model's classes, and the names of classes. PEFT imports the
+#: module that a config names, so no other module may pass.
 _MODEL_MODULE = re.compile(
     r"transformers\.models\.(?!auto\.)([a-z0-9_]{1,100})\.modeling_\1[a-z0-9_]{0,100}"
 )
 _MODEL_CLASS = re.compile(r"[A-Z][A-Za-z0-9_]{0,200}")
 
-#: Beyond any vocabulary.
+#: A token number above every vocabulary.
 _LAST_TOKEN = 2**24
 
-#: Characters of a path, which a base model may be.
-_LONGEST = 4096
+#: The most characters of a text: a base model may be a path.
+LONGEST_TEXT = 4096
 
-#: Far above any alpha, and far below what would make an update overflow.
+#: The largest alpha: far above any in use, and small enough that no update overflows.
 LARGEST_ALPHA = 1e12
 
 
 class Fields:
-    """Typed access to the fields of one config; remembers which were asked for."""
+    """Typed access to the fields of one config. Every method raises InputError for a bad value;
+    `seen` are the names of the fields read so far.
+    """
 
     def __init__(self, path: Location, raw: Mapping[str, Any]) -> None:
         self.path = path
@@ -53,17 +55,17 @@ class Fields:
         self.seen.add(name)
         return self.raw.get(name)
 
-    def _refuse(self, name: str, value: Any, wanted: str) -> InputError:
+    def _fault(self, name: str, value: Any, wanted: str) -> InputError:
         return InputError(self.path, f"{name} is {repr(value)[:80]}", f"it must be {wanted}")
 
     def natural_value(self, name: str, value: Any) -> int:
         if type(value) is not int or not 1 <= value <= LARGEST_ALPHA:
-            raise self._refuse(name, value, "a whole number, 1 or more")
+            raise self._fault(name, value, "a whole number, 1 or more")
         return value
 
     def positive_value(self, name: str, value: Any) -> float:
         if type(value) not in (int, float) or not 0 < value <= LARGEST_ALPHA:
-            raise self._refuse(name, value, f"a positive number, at most {LARGEST_ALPHA:g}")
+            raise self._fault(name, value, f"a positive number, at most {LARGEST_ALPHA:g}")
         return float(value)
 
     def natural(self, name: str, default: int) -> int:
@@ -79,46 +81,44 @@ class Fields:
         if value is None:
             return 0.0
         if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise self._refuse(name, value, "a probability")
+            raise self._fault(name, value, "a probability")
         return float(value)
 
-    def boolean(self, name: str, default: bool) -> bool:
+    def boolean(self, name: str) -> bool:
         value = self._get(name)
-        if value is None:
-            return default
-        if type(value) is not bool:
-            raise self._refuse(name, value, "true or false")
-        return value
+        if value is not None and type(value) is not bool:
+            raise self._fault(name, value, "true or false")
+        return bool(value)
 
     def text(self, name: str) -> str | None:
         value = self._get(name)
-        if value is not None and (not isinstance(value, str) or len(value) > _LONGEST):
-            raise self._refuse(name, value, f"text of at most {_LONGEST} characters")
+        if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT):
+            raise self._fault(name, value, f"text of at most {LONGEST_TEXT} characters")
         return value or None
 
     def task_type(self, name: str) -> str | None:
         value = self.text(name)
         if value is not None and value not in TASK_TYPES:
-            raise self._refuse(name, value, f"one of {', '.join(TASK_TYPES)}")
+            raise self._fault(name, value, f"one of {', '.join(TASK_TYPES)}")
         return value
 
     def model_class(self, name: str) -> str | None:
-        """The full name of a model's class in transformers; None where it names anything else."""
+        """The full name of a model's class in transformers; None for any other value."""
         value = self._get(name)
         if not isinstance(value, dict):
             return None
-        library, one = (str(value.get(key)) for key in ("parent_library", "base_model_class"))
-        named = _MODEL_MODULE.fullmatch(library) and _MODEL_CLASS.fullmatch(one)
-        return f"{library}.{one}" if named else None
+        module, name = (str(value.get(key)) for key in ("parent_library", "base_model_class"))
+        valid = _MODEL_MODULE.fullmatch(module) and _MODEL_CLASS.fullmatch(name)
+        return f"{module}.{name}" if valid else None
 
     def strings(self, name: str, most: int | None = None) -> tuple[str, ...]:
-        """A list of names, at most so many; one name alone counts as a list of one."""
+        """A list of at most `most` names; a single name counts as a list."""
         value = self._get(name) or []
         value = [value] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(i, str) and i for i in value):
-            raise self._refuse(name, value, "a list of module names")
+            raise self._fault(name, value, "a list of module names")
         if most is not None and len(value) > most:
-            raise self._refuse(name, f"a list of {len(value)}", f"a list of at most {most} names")
+            raise self._fault(name, f"a list of {len(value)}", f"a list of at most {most} names")
         return tuple(value)
 
     def names(self, name: str) -> str | frozenset[str] | None:
@@ -127,19 +127,19 @@ class Fields:
         return value if value is None or isinstance(value, str) else frozenset(self.strings(name))
 
     def integers(self, name: str) -> frozenset[int] | None:
-        """A set of numbers, or one; None where it does not say, or the list is empty."""
+        """A set of numbers from a list or one number; None if absent or empty."""
         value = self._get(name)
         if value is None or type(value) is int:
             return None if value is None else frozenset([value])
         if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise self._refuse(name, value, "a list of layer numbers")
+            raise self._fault(name, value, "a list of layer numbers")
         return frozenset(value) or None
 
     def one_of(self, name: str, values: Sequence[str]) -> str:
-        """One of these values, the first where it does not say."""
+        """One of these values; the first is the default."""
         value = self._get(name)
         if value is not None and value not in values:
-            raise self._refuse(name, value, f"one of {', '.join(values)}")
+            raise self._fault(name, value, f"one of {', '.join(values)}")
         return values[0] if value is None else str(value)
 
     def tokens_of(self, name: str) -> tuple[int, ...]:
@@ -147,33 +147,34 @@ class Fields:
         return self._tokens(name, self._get(name) or [])
 
     def tokens(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Lists of tokens by embedding; one list alone stands under ""."""
+        """Lists of tokens by embedding; a single list has the key ""."""
         value = self._get(name) or {}
         if isinstance(value, list):
             return {"": self._tokens(name, value)}
         if not isinstance(value, dict):
-            raise self._refuse(name, value, "a list of tokens, or lists by embedding")
+            raise self._fault(name, value, "a list of tokens, or lists by embedding")
         return {key: self._tokens(f"{name}[{key!r}]", item) for key, item in value.items()}
 
     def _tokens(self, name: str, value: Any) -> tuple[int, ...]:
         whole = isinstance(value, list) and all(type(item) is int for item in value)
         if not whole or not all(0 <= item < _LAST_TOKEN for item in value):
-            raise self._refuse(name, value, "a list of tokens")
+            raise self._fault(name, value, "a list of tokens")
         if len(set(value)) < len(value) and name != "alora_invocation_tokens":
-            raise self._refuse(name, value, "a list of tokens, each of them once")
+            raise self._fault(name, value, "a list of tokens, each of them once")
         return tuple(value)
 
     def ranges(self, name: str) -> tuple[tuple[int, int], ...]:
         """A list of pairs of layer numbers."""
         value = self._get(name) or []
         if not isinstance(value, list) or not all(_is_range(item) for item in value):
-            raise self._refuse(name, value, "a list of pairs of layer numbers")
+            raise self._fault(name, value, "a list of pairs of layer numbers")
         return tuple((first, last) for first, last in value)
 
     def pattern(self, name: str, check: Callable[[str, Any], T]) -> dict[str, T]:
+        """The values of an object of patterns, each checked by `check`."""
         value = self._get(name) or {}
         if not isinstance(value, dict):
-            raise self._refuse(name, value, "an object of patterns")
+            raise self._fault(name, value, "an object of patterns")
         return {key: check(f"{name}[{key!r}]", item) for key, item in value.items()}
 
 

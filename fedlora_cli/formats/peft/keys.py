@@ -1,7 +1,7 @@
-"""Which key of a `rank_pattern` or `alpha_pattern` counts for a module: the first that matches.
+"""The key of a `rank_pattern` or `alpha_pattern` that applies to a module: the first match.
 
-Nearly all keys are names, and a large adapter has thousands of them. Names are looked up; only what
-is an expression is matched, one after the other.
+A large adapter has thousands of keys, nearly all of them names. Names are looked up in a table;
+only expressions are matched one after the other.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from fedlora_cli.formats.peft.names import endings
 from fedlora_cli.formats.peft.patterns import Matcher
 
-#: A name as an expression: an unescaped dot is any character.
+#: A key that is a name. In it an unescaped dot matches any character, as in an expression.
 _NAME = re.compile(r"(\^?)((?:[\w:-]|\.|\\[.:+-])+)\$?", re.ASCII)
 
-#: Where the dots of a name are, so many different ways: all layers and experts of known models have
-#: a hundred. A module is looked up once for each; names beyond are matched as expressions.
-_MOST_WAYS = 1_000
+#: The most arrangements of dots in names: all layers and experts of known models have a hundred.
+#: A module is looked up once per arrangement; further names are matched as expressions.
+_MOST_ARRANGEMENTS = 1_000
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of one field in their order. `names` are the positions of those that are names: by
-    whether a key begins with `^` and by its length, then by where it has unescaped dots.
+    """The keys of one field in their order. `names` has the positions of the keys that are names:
+    by a leading `^` and by length, then by the places of unescaped dots, then by text.
     """
 
     matcher: Matcher
@@ -37,35 +37,34 @@ class Keys:
     @classmethod
     def of(cls, matcher: Matcher, keys: Iterable[str]) -> Keys:
         """The keys, sorted into names and expressions."""
-        found = cls(matcher, tuple(keys))
-        ways = 0
-        for position, key in enumerate(found.keys):
+        result = cls(matcher, tuple(keys))
+        arrangements = 0
+        for position, key in enumerate(result.keys):
             name = _NAME.fullmatch(key)
-            if name is None or ways >= _MOST_WAYS:
-                found.expressions.append(position)
+            if name is None or arrangements >= _MOST_ARRANGEMENTS:
+                result.expressions.append(position)
                 continue
-            # What is escaped stands for itself, so that only unescaped dots are left.
-            text = re.sub(r"\\(.)", lambda one: "," if one[1] == "." else one[1], name[2])
+            # A comma marks an escaped dot, so that the dots that are left are unescaped.
+            text = re.sub(r"\\(.)", lambda char: "," if char[1] == "." else char[1], name[2])
             dots = tuple(at for at, character in enumerate(text) if character == ".")
-            alike = found.names.setdefault((bool(name[1]), len(text)), {})
-            ways += dots not in alike
-            alike.setdefault(dots, {}).setdefault(text.replace(",", "."), position)
-        return found
+            by_dots = result.names.setdefault((bool(name[1]), len(text)), {})
+            arrangements += dots not in by_dots
+            by_dots.setdefault(dots, {}).setdefault(text.replace(",", "."), position)
+        return result
 
     def first(self, module: str) -> str | None:
         """The first key that matches the module's name, or its ending after a dot, as in PEFT; None
-        if none does. Raises InputError.
+        without a match. Raises InputError.
         """
         named = min(self._positions(module), default=len(self.keys))
-        for position in self.expressions:
-            if position > named:
-                break
-            if self.matcher.first(self.keys[position : position + 1], module) is not None:
-                return self.keys[position]
+        earlier = (self.keys[at] for at in self.expressions if at < named)
+        expression = self.matcher.first(earlier, module)
+        if expression is not None:
+            return expression
         return self.keys[named] if named < len(self.keys) else None
 
     def _positions(self, module: str) -> Iterator[int]:
-        """The positions of the keys that are this name, or an ending of it."""
+        """The positions of the keys that are this name or an ending of it."""
         for ending in endings(module):
             for anchored in (True, False) if ending == module else (False,):
                 for dots, names in self.names.get((anchored, len(ending)), {}).items():

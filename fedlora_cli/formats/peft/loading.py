@@ -1,8 +1,9 @@
-"""Whether PEFT will load all that an adapter folder holds, by PEFT's own rules.
+"""A check that PEFT loads every tensor of an adapter folder.
 
-PEFT passes over a tensor whose module the config does not select, without a word. So what is
-written is checked against a second reading of the rules, which shares no rule with the reader or
-the writer of configs: `check_target_module_exists` and `_inject_parameters` of
+PEFT silently ignores a tensor whose module the config does not select. So a written adapter is
+checked against a second implementation of PEFT's rules, independent of the reader and the writer.
+With them it shares only how expressions are run (`Matcher.match`, `Matcher.full`) and how names are
+split (`endings`, `with_parents`). Source: `check_target_module_exists` and `_inject_parameters` of
 `peft/tuners/tuners_utils.py`, `_set_trainable` of `peft/utils/other.py` and
 `set_peft_model_state_dict` of `peft/utils/save_and_load.py`, version 0.21.
 """
@@ -24,7 +25,7 @@ _PREFIX = "base_model.model."
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _INNER = ".base_layer"
 
-#: Where the rank stands in the shape of each factor.
+#: The index of the rank in the shape of each factor.
 _RANK_SIDE = {
     "lora_A.weight": 0,
     "lora_B.weight": 1,
@@ -32,19 +33,19 @@ _RANK_SIDE = {
     "lora_embedding_B": 1,
 }
 
-#: The two factors of a layer, whether it is an embedding or not.
+#: The two factors of a layer, by whether it is an embedding.
 _FACTORS = {
     False: ("lora_A.weight", "lora_B.weight"),
     True: ("lora_embedding_A", "lora_embedding_B"),
 }
 
-#: The field of the config that gives a LoRA layer each further tensor.
+#: The field of the config that adds each further tensor to a LoRA layer.
 _FLAGS = {"lora_B.bias": "lora_bias", "lora_magnitude_vector": "use_dora"}
 
 #: The name of a tensor in a LoRA layer.
 _LAYER = re.compile(rf"(.+)\.({'|'.join(map(re.escape, (*_RANK_SIDE, *_FLAGS)))})")
 
-#: A pattern for `rank_pattern` without any of these characters is a plain ending of names.
+#: Characters of an expression; a key of `rank_pattern` without them is a plain ending of names.
 _SPECIAL = re.compile(r"[^A-Za-z0-9_]")
 
 _Shape = tuple[int, ...]
@@ -52,10 +53,10 @@ _Pairs = Mapping[str, Mapping[str, _Shape]]
 
 
 def check_loading(where: object, config: Mapping[str, Any], shapes: Mapping[str, _Shape]) -> None:
-    """Whether PEFT loads every tensor under this config, at its rank, and asks for no other.
+    """Raise InputError unless PEFT loads every tensor under this config, and needs no other.
 
-    `shapes` are those of the tensors by their keys in the file. The names that are known of the
-    base model are those in the keys. Raises InputError, which names a tensor at fault.
+    `shapes` are the shapes of the tensors by key. The modules of the base model are known only from
+    the keys. The error names a tensor at fault.
     """
     file = _File()
     for key, shape in shapes.items():
@@ -80,8 +81,8 @@ def check_loading(where: object, config: Mapping[str, Any], shapes: Mapping[str,
 
 @dataclass
 class _File:
-    """The tensors of a file by what PEFT makes of their names: those of LoRA layers by module, then
-    by the common name of a pair, and rows of tokens by embedding.
+    """The tensors of a file as PEFT sorts them by name: those of LoRA layers by module and by the
+    common name of the pair, and rows of tokens by embedding.
     """
 
     layers: dict[str, dict[str, dict[str, _Shape]]] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class _File:
             self.others.append(name)
 
     def modules(self) -> Iterator[str]:
-        """The names of all modules that the tensors tell."""
+        """The modules in the names of the tensors."""
         yield from self.layers
         yield from self.tokens
         for name in self.others:
@@ -108,7 +109,7 @@ class _File:
 
 
 class _Rules:
-    """What the fields of one config select."""
+    """The rules that the fields of one config set."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
@@ -117,23 +118,24 @@ class _Rules:
         self.target = target if isinstance(target, str) else frozenset(target or ())
         self.excluded = config.get("exclude_modules") or []
         self.layers = config.get("layers_to_transform") or []
-        patterns = [rf"(?:^|.*?\.){one}" for one in config.get("layers_pattern") or []]
+        patterns = [rf"(?:^|.*?\.){name}" for name in config.get("layers_pattern") or []]
         self.numbers = [rf"{start}\.(\d+)\." for start in patterns or [r".*?\.[^.]*"]]
         self.saved = tuple(config.get("modules_to_save") or ())
         self.parameters = tuple(config.get("target_parameters") or ())
         self.ranks = _Ranks(config.get("rank_pattern") or {}, config["r"], self.matcher)
 
     def selects(self, module: str) -> bool:
-        """Whether `target_modules` selects a module of this name."""
-        if any(self.matcher.match(rf"(^|.*\.){one}($|\..*)", module) for one in self.saved):
+        """Whether `target_modules` selects a module with this name."""
+        if any(self.matcher.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved):
             return False
         if self._names(self.excluded, module) or not self._names(self.target, module):
             return False
-        # PEFT looks at layers only where the ending of a name is in a list.
+        # PEFT checks layers only if a list selects the module by the ending of its name.
         if not self.layers or isinstance(self.target, str) or module in self.target:
             return True
-        found = next(filter(None, (self.matcher.match(one, module) for one in self.numbers)), None)
-        return found is not None and int(found[1]) in self.layers
+        layers = (self.matcher.match(pattern, module) for pattern in self.numbers)
+        layer = next(filter(None, layers), None)
+        return layer is not None and int(layer[1]) in self.layers
 
     def _names(self, names: str | Collection[str], module: str) -> bool:
         if isinstance(names, str):
@@ -141,7 +143,7 @@ class _Rules:
         return any(ending in names for ending in endings(module))
 
     def check_layer(self, where: object, module: str, pairs: _Pairs) -> None:
-        """Whether the tensors of a selected module fit the layer that PEFT makes of it."""
+        """Check the tensors of a selected module against its LoRA layer in PEFT."""
         rank = self.ranks.of(module)
         for pair, parts in pairs.items():
             self._check_whole(where, pair, parts)
@@ -153,7 +155,7 @@ class _Rules:
                     raise _fault(where, f"{pair}.{part}", reason)
 
     def _check_whole(self, where: object, pair: str, parts: Collection[str]) -> None:
-        """Whether the tensors are all that PEFT asks for in one layer."""
+        """Check that a layer has all tensors that PEFT needs."""
         factors = _FACTORS[any(part in parts for part in _FACTORS[True])]
         flagged = [part for part, flag in _FLAGS.items() if self.config.get(flag)]
         for part in (*factors, *flagged):
@@ -161,11 +163,11 @@ class _Rules:
                 raise _fault(where, pair, f"it has no {part}")
 
     def check_parameters(self, where: object, module: str, pairs: _Pairs) -> None:
-        """Whether `target_parameters` explains pairs of a module that is not selected itself."""
+        """Check that `target_parameters` explains the pairs of a module that is not selected."""
         last = {name: name.rpartition(".")[2] for name in self.parameters}
-        own = {one for name, one in last.items() if f".{module}.{one}".endswith(f".{name}")}
+        adapted = {n for name, n in last.items() if f".{module}.{n}".endswith(f".{name}")}
         nested = [module + depth * _INNER for depth in range(len(pairs))]
-        if len(pairs) > len(own) or sorted(pairs) != nested:
+        if len(pairs) > len(adapted) or sorted(pairs) != nested:
             reason = "neither target_modules nor target_parameters selects it"
             raise _fault(where, min(pairs), reason)
         rows: list[int] = []
@@ -174,16 +176,16 @@ class _Rules:
             rows.append(parts["lora_A.weight"][0])
             if rows[-1] != parts["lora_B.weight"][1]:
                 raise _fault(where, pair, "its two factors differ in rank")
-        # A parameter without its module could be any module's, were it not for several experts.
-        least = 2 if len(pairs) == 1 and own <= last.keys() else 1
-        ranks = [self.ranks.of(f"{module}.{name}") for name in sorted(own)]
-        counts = (
-            {one / rank for one, rank in zip(rows, order, strict=True)}
+        # A single pair of a parameter without a module's name counts only with several experts.
+        least = 2 if len(pairs) == 1 and adapted <= last.keys() else 1
+        ranks = [self.ranks.of(f"{module}.{name}") for name in sorted(adapted)]
+        experts = (
+            {count / rank for count, rank in zip(rows, order, strict=True)}
             for order in permutations(ranks, len(rows))
         )
-        if not any(len(one) == 1 and min(one) >= least and min(one) % 1 == 0 for one in counts):
-            found = f"{' and '.join(map(str, rows))} rows are not those of experts"
-            raise _fault(where, module, f"{found} at the ranks that the config gives")
+        if not any(len(n) == 1 and min(n) >= least and min(n) % 1 == 0 for n in experts):
+            reason = f"{' and '.join(map(str, rows))} rows are no multiple of the config's ranks"
+            raise _fault(where, module, reason)
 
     def check_others(
         self,
@@ -193,7 +195,7 @@ class _Rules:
         layers: Collection[str],
         embeddings: Collection[str],
     ) -> None:
-        """Whether each further tensor has a place, and each module to save a tensor."""
+        """Check that each further tensor has a place, and each module to save a tensor."""
         owners = {name for name in known if self.saved and name.endswith(self.saved)}
         wrapped = {*layers, *embeddings}
         filled: set[str] = set()
@@ -205,26 +207,26 @@ class _Rules:
             if around:
                 continue
             if inner and embedding not in (layers if embedding == outer else embeddings):
-                raise _fault(where, name, f"no layer is put around {embedding}")
+                raise _fault(where, name, f"PEFT puts no layer around {embedding}")
             if not inner and name.rpartition(".")[0] in wrapped:
-                raise _fault(where, name, "a layer is put around its module")
+                raise _fault(where, name, "PEFT puts a layer around its module")
         for owner in sorted(owners - filled):
             raise _fault(where, owner, "modules_to_save selects it, but it has no tensor")
 
     def check_tokens(
         self, where: object, tokens: Mapping[str, _Shape], known: Collection[str]
     ) -> None:
-        """Whether each tensor of rows belongs to one entry with as many tokens."""
+        """Check that each tensor of rows belongs to one entry with the same number of tokens."""
         indices = self.config.get("trainable_token_indices") or {}
-        if isinstance(indices, list):  # of the input embedding, whatever its name
+        if isinstance(indices, list):  # a list applies to the input embedding
             indices = {next(iter(tokens), ""): indices}
         rows: dict[str, int] = {}
-        for entry, own in indices.items():
-            for name in (name for name in known if name.endswith(entry)):
+        for ending, numbers in indices.items():
+            for name in (name for name in known if name.endswith(ending)):
                 if name in rows or name not in tokens:
                     reason = "trainable_token_indices selects it twice, or it has no rows"
                     raise _fault(where, name, reason)
-                rows[name] = len(own)
+                rows[name] = len(numbers)
         for embedding, shape in tokens.items():
             if rows.get(embedding) != shape[0]:
                 reason = f"{shape[0]} rows, but {rows.get(embedding, 0)} trainable_token_indices"
@@ -232,9 +234,9 @@ class _Rules:
 
 
 class _Ranks:
-    """The rank of each module: the first pattern that matches, in the order of the file, else `r`.
+    """The rank of each module: that of the first matching pattern in the file, or `r`.
 
-    Patterns that are plain endings are looked up, so that thousands of them cost no more than one.
+    Patterns that are plain endings are looked up in a table, so thousands of them stay fast.
     """
 
     def __init__(self, patterns: Mapping[str, int], otherwise: int, matcher: Matcher) -> None:
@@ -253,7 +255,7 @@ class _Ranks:
             self.plain[name] for name in (f"^{module}", *endings(module)) if name in self.plain
         ]
         for place, pattern in self.expressions:
-            if self.matcher.first([pattern], module) is not None:
+            if self.matcher.match(rf"(.*\.)?({pattern})$", module, pattern) is not None:
                 places.append(place)
         return self.values[min(places, default=-1)]
 

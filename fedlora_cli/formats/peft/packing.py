@@ -1,18 +1,18 @@
-"""Modules that a server puts together into one: which of them it cannot tell, pack or find."""
+"""Modules that SGLang or llama.cpp cannot find, cannot tell apart, or cannot pack into one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 
-#: How SGLang finds the layer of a module.
+#: The layer and the expert in a module's name, as SGLang finds them.
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _EXPERT = re.compile(r"experts\.(\d+)\.")
 
 #: The modules outside the layers that SGLang reads.
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 
-#: What SGLang needs beside a module, to put both into one: qkv_proj, gate_up_proj, and the
+#: The module that SGLang needs to pack another with it into qkv_proj, gate_up_proj, or the
 #: projections of latent attention. Only k_proj and up_proj may be missing: they count as zero.
 _NEEDED = {
     "q_proj": "v_proj",
@@ -25,12 +25,12 @@ _NEEDED = {
 
 
 def _layer(name: str) -> str | None:
-    found = _LAYER.search(f"{name}.")
-    return None if found is None else found[1]
+    layer = _LAYER.search(f"{name}.")
+    return None if layer is None else layer[1]
 
 
 def unpacked(names: Collection[str]) -> tuple[str, str] | None:
-    """A module that cannot be packed, and the one that is missing for it.
+    """A module that cannot be packed, and the missing module that it needs.
 
     >>> unpacked(["layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj"])
     ('layers.1.q_proj', 'v_proj')
@@ -39,10 +39,10 @@ def unpacked(names: Collection[str]) -> tuple[str, str] | None:
     known = set(names)
     with_k = {_layer(name) for name in names if name.endswith("k_proj")}
     for name in sorted(names):
-        around, _, own = name.rpartition(".")
-        needed = [_NEEDED[own]] if own in _NEEDED else []
-        # Where any attention of the layer has a k_proj, all need one.
-        needed += ["k_proj"] if own == "q_proj" and _layer(name) in with_k else []
+        around, _, last = name.rpartition(".")
+        needed = [_NEEDED[last]] if last in _NEEDED else []
+        # If one attention of a layer has a k_proj, every attention of the layer needs one.
+        needed += ["k_proj"] if last == "q_proj" and _layer(name) in with_k else []
         for other in needed:
             if f"{around}.{other}".lstrip(".") not in known:
                 return name, other
@@ -50,7 +50,7 @@ def unpacked(names: Collection[str]) -> tuple[str, str] | None:
 
 
 def outside_layers(names: Collection[str]) -> tuple[str] | None:
-    """A module that is neither in a numbered layer nor an embedding: SGLang passes over it.
+    """A module that is neither in a numbered layer nor an embedding: SGLang ignores it.
 
     >>> outside_layers(["layers.0.q_proj", "lm_head"]), outside_layers(["h.0.attn.c_attn"])
     (None, ('h.0.attn.c_attn',))
@@ -62,8 +62,8 @@ def outside_layers(names: Collection[str]) -> tuple[str] | None:
 
 
 def confused(names: Collection[str]) -> tuple[str, str] | None:
-    """Two modules of one layer and one name, of which SGLang keeps the last: of an encoder and a
-    decoder, of two attentions, of an image and a language model.
+    """Two modules with the same layer and last name, of which SGLang keeps only the second: of an
+    encoder and a decoder, of two attentions, of an image and a language model.
 
     >>> confused(["text.layers.0.o_proj", "vision.layers.0.o_proj"])
     ('text.layers.0.o_proj', 'vision.layers.0.o_proj')
@@ -80,7 +80,7 @@ def confused(names: Collection[str]) -> tuple[str, str] | None:
 
 
 def incomplete_experts(names: Collection[str]) -> tuple[str] | None:
-    """The first module of experts that are named one by one, where they are not adapted alike.
+    """The first module of numbered experts of which not all have the same adapted modules.
 
     >>> incomplete_experts(["mlp.experts.0.w1", "mlp.experts.0.w2", "mlp.experts.1.w1"])
     ('mlp.experts.0.w1',)
@@ -88,13 +88,13 @@ def incomplete_experts(names: Collection[str]) -> tuple[str] | None:
     groups: dict[str, dict[str, set[str]]] = {}
     first: dict[str, str] = {}
     for name in sorted(names):
-        found = _EXPERT.search(name)
-        if found is not None:
-            around, rest = name[: found.start()], name[found.end() :]
-            groups.setdefault(around, {}).setdefault(found[1], set()).add(rest)
+        expert = _EXPERT.search(name)
+        if expert is not None:
+            around, rest = name[: expert.start()], name[expert.end() :]
+            groups.setdefault(around, {}).setdefault(expert[1], set()).add(rest)
             first.setdefault(around, name)
     for around, experts in groups.items():
-        alike = len({frozenset(one) for one in experts.values()}) == 1
+        alike = len({frozenset(modules) for modules in experts.values()}) == 1
         if not alike or sorted(map(int, experts)) != list(range(len(experts))):
             return (first[around],)
     return None

@@ -1,4 +1,4 @@
-"""Pairs of factors in a file to modules: linear layers, embeddings, convolutions, experts."""
+"""The modules in the pairs of factors: linear layers, embeddings, convolutions, experts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fedlora_cli.adapters.adapter import FactorLayout, Kind, Module, widest
+from fedlora_cli.adapters.adapter import BASE_LAYER, FactorLayout, Kind, Module
+from fedlora_cli.adapters.dtypes import widest
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, recording
 from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.safetensors import GATHER
 from fedlora_cli.formats.peft.config import Config
-from fedlora_cli.formats.peft.experts import Share, expert_of, parameters_of, shares_of
+from fedlora_cli.formats.peft.experts import ExpertGroup, expert_groups, expert_of, parameters_of
 from fedlora_cli.formats.peft.names import target_of
 from fedlora_cli.formats.peft.parts import Parts
+from fedlora_cli.formats.shared import module_of
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.remote import Location
 
@@ -23,206 +25,182 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: B and A of one pair.
+_Tensors = tuple[TensorInfo, TensorInfo]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The weights file that is read, with its config, its limit of parts, and its faults so far.
+
+    The earlier `faults` may explain why a factor is missing.
+    """
+
+    path: Location
+    config: Config
+    parts: Parts
+    faults: Sequence[InputError] = ()
+
+    def fault(self, found: str, cure: str = "save the adapter again, whole") -> InputError:
+        """An error about this file."""
+        return InputError(self.path, found, cure)
+
+
 @dataclass(frozen=True)
 class Pair:
-    """What there is of the factors under one name, by side: "B" and "A"."""
+    """The factors with one name, by side: "B" and "A". One of them may be missing."""
 
     kind: Kind
     sides: dict[str, TensorInfo]
 
 
 def modules_of(
-    weights: Location,
-    pairs: Mapping[str, Pair],
-    config: Config,
-    parts: Parts,
-    refused: Sequence[InputError],
-    on_fault: FaultHandler,
+    file: WeightsFile, pairs: Mapping[str, Pair], on_fault: FaultHandler
 ) -> dict[str, Module]:
-    """The modules that the pairs hold, in the order of their names. Every fault goes to `on_fault`;
-    one that follows from what was `refused` before is that very error.
-    """
-    whole: dict[str, tuple[TensorInfo, TensorInfo]] = {}
+    """The modules of the pairs, in the order of their names. Every fault goes to `on_fault`."""
+    config = file.config
+    complete: dict[str, _Tensors] = {}
     for name in sorted(pairs):
         with catching_faults(on_fault):
-            whole[name] = _factors(weights, name, pairs[name], config, refused, on_fault)
-    nested: dict[str, list[str]] = {}
-    for name in whole:
-        nested.setdefault(target_of(name), []).append(name)
+            complete[name] = _factors(file, name, pairs[name], on_fault)
+    by_target: dict[str, dict[str, _Tensors]] = {}
+    for name, tensors in complete.items():
+        by_target.setdefault(target_of(name), {})[name] = tensors
     modules: dict[str, Module] = {}
-    for target, names in nested.items():
+    for target, inside in by_target.items():
         with catching_faults(on_fault):
-            own = {name: whole[name] for name in names}
-            rows = [A.shape[0] for _, A in own.values()]
+            rows = [A.shape[0] for _, A in inside.values()]
             parameters = parameters_of(config, target, rows) if config.known else ()
             if parameters:
-                modules |= _experts(weights, target, own, parameters, config, parts)
+                modules |= _experts(file, target, inside, parameters)
                 continue
-            for name in names:
-                B, A = whole[name]
-                if name != target and (target not in whole or name.endswith(".base_layer")):
-                    found = f"{name}: factors around factors, which target_parameters does not name"
-                    raise InputError(weights, found, "save the adapter again, whole")
-                modules[name] = _module(weights, name, pairs[name].kind, B, A, config, on_fault)
+            for name, (B, A) in inside.items():
+                if name != target and (target not in complete or name.endswith(BASE_LAYER)):
+                    found = f"{name} has nested factors, but target_parameters does not name them"
+                    raise file.fault(found)
+                modules[name] = _module(file, name, pairs[name].kind, B, A, on_fault)
     return dict(sorted(modules.items()))
 
 
-def _factors(
-    weights: Location,
-    name: str,
-    pair: Pair,
-    config: Config,
-    refused: Sequence[InputError],
-    on_fault: FaultHandler,
-) -> tuple[TensorInfo, TensorInfo]:
-    """B and A under one name, which the file alone shows to be a pair. Raises InputError."""
+def _factors(file: WeightsFile, name: str, pair: Pair, on_fault: FaultHandler) -> _Tensors:
+    """B and A with one name and matching shapes. Raises InputError."""
     if not name:
-        raise InputError(weights, "factors of a module without a name", "save it again")
+        raise file.fault("factors of a module without a name", "save it again")
     for side, other in (("A", "B"), ("B", "A")):
         if side not in pair.sides:
-            found = f"{name} has lora_{other} but no lora_{side}"
-            cure = "save the adapter again, whole"
-            raise explained(InputError(weights, found, cure), refused)
+            missing = file.fault(f"{name} has lora_{other} but no lora_{side}")
+            raise explained(missing, file.faults)
     B, A = pair.sides["B"], pair.sides["A"]
     broken: list[InputError] = []
-    for entry in (B, A):
+    for info in (B, A):
         with catching_faults(recording(on_fault, broken)):
-            _check_factor(weights, entry)
+            _check_factor(file, info)
     if broken:
         raise broken[0]
     if B.shape[1] != A.shape[0]:
-        if _is_slice(A.shape[0], B.shape[1], name, config):
-            found = f"{name}: lora_A has {A.shape[0]} of the {B.shape[1]} rows that its config and "
-            found += "lora_B have: one process's slice of it"
-            raise InputError(weights, found, GATHER)
+        if _is_slice(A.shape[0], B.shape[1], name, file.config):
+            found = f"{name}: lora_A is one process's slice, {A.shape[0]} of {B.shape[1]} rows"
+            raise file.fault(found, GATHER)
         found = f"{name}: lora_A {list(A.shape)} and lora_B {list(B.shape)} differ in rank"
         cure = "A is (rank, in), B is (out, rank)"
         if len(A.shape) > 2:
             cure += "; train convolutions with groups in full"
-        raise InputError(weights, found, cure)
+        raise file.fault(found, cure)
     if len(B.shape) != len(A.shape) or any(side != 1 for side in B.shape[2:]):
         found = f"{name}: lora_A {list(A.shape)} and lora_B {list(B.shape)}"
-        raise InputError(weights, found, "lora_B of a convolution has a kernel of 1")
+        raise file.fault(found, "lora_B of a convolution has a kernel of 1")
     return B, A
 
 
 def _is_slice(rows: int, whole: int, name: str, config: Config) -> bool:
-    """Whether the config says that lora_A has the rows of which lora_B knows, in one module or for
-    some number of experts, and the file has fewer. FSDP2 and ZeRO-3 shard by rows.
+    """Whether the file has only some of the rows of lora_A that the config gives a module, or its
+    experts. FSDP2 and ZeRO-3 shard by rows.
     """
     try:
         rank = config.rank(target_of(name))
-    except InputError:  # which was told when the config was read
+    except InputError:  # reported when the config was read
         return False
     return rows < whole and (whole == rank or (bool(config.target_parameters) and not whole % rank))
 
 
-def explained(fault: InputError, refused: Sequence[InputError]) -> InputError:
-    """Something missing, or what was refused before and may be it."""
-    return next(iter(refused), fault)
+def explained(fault: InputError, faults: Sequence[InputError]) -> InputError:
+    """The first of the earlier `faults`, which may be the cause of this fault, or this fault."""
+    return next(iter(faults), fault)
 
 
-def _check_factor(weights: Location, entry: TensorInfo) -> None:
-    if not entry.is_float:
-        found = f"{entry.key} has dtype {entry.dtype}"
-        raise InputError(weights, found, "save it as float32, float16 or bfloat16")
-    if len(entry.shape) < 2:
-        raise InputError(weights, f"{entry.key} has shape {list(entry.shape)}", GATHER)
+def _check_factor(file: WeightsFile, info: TensorInfo) -> None:
+    if not info.is_float:
+        cure = "save it as float32, float16 or bfloat16"
+        raise file.fault(f"{info.key} has dtype {info.dtype}", cure)
+    if len(info.shape) < 2:
+        raise file.fault(f"{info.key} has shape {list(info.shape)}", GATHER)
 
 
 def _module(
-    weights: Location,
-    name: str,
-    kind: Kind,
-    B: TensorInfo,
-    A: TensorInfo,
-    config: Config,
-    on_fault: FaultHandler,
+    file: WeightsFile, name: str, kind: Kind, B: TensorInfo, A: TensorInfo, on_fault: FaultHandler
 ) -> Module:
-    """One adapted module. Where the config contradicts its factors, these are the truth."""
-    rank, target = A.shape[0], target_of(name)
+    """One adapted module. If the config contradicts the factors, the factors count."""
+    config, rank, target = file.config, A.shape[0], target_of(name)
     with catching_faults(on_fault):
         if config.rank(target) != rank:
-            found = f"{name} has rank {rank}, but {config.path.name} says {config.rank(target)}"
-            cure = "correct r or rank_pattern; the tensors are the truth"
-            raise InputError(weights, found, cure)
+            found = f"{name} has rank {rank}, but {config.path.name} gives it {config.rank(target)}"
+            raise file.fault(found, "correct r or rank_pattern to match the tensors")
     with catching_faults(on_fault):
         if not config.adapts(target):
             found = f"{name} has LoRA tensors, but target_modules does not match it"
-            cure = "correct target_modules; PEFT would ignore the tensors"
-            raise InputError(weights, found, cure)
+            raise file.fault(found, "correct target_modules; PEFT would ignore the tensors")
     alpha = scale = math.nan
     with catching_faults(on_fault):
         alpha = config.alpha(target)
         scale = config.scale(alpha, rank)
-    layout = FactorLayout(kind, name)
-    if len(A.shape) > 2:
-        layout = FactorLayout("convolution", name, sides=A.shape[1:])
-    return Module(
-        shape=(B.shape[0], math.prod(A.shape[1:])),
-        rank=rank,
-        alpha=alpha,
-        scale=scale,
-        dtype=widest([B.dtype, A.dtype]),
-        layout=layout,
-        entries=(B, A),
-        build=partial(_factors_of, scale),
-    )
-
-
-def _factors_of(scale: float, tensors: Sequence[Tensor]) -> Factors:
-    B, A = tensors
-    return Factors(B.flatten(1), A.flatten(1), scale)
+    return module_of(name, B, A, alpha, scale, kind)
 
 
 def _experts(
-    weights: Location,
-    target: str,
-    pairs: Mapping[str, tuple[TensorInfo, TensorInfo]],
-    parameters: Sequence[str],
-    config: Config,
-    parts: Parts,
+    file: WeightsFile, target: str, pairs: Mapping[str, _Tensors], parameters: tuple[str, ...]
 ) -> dict[str, Module]:
-    """The experts of all pairs around one module, as modules of their own. Raises InputError."""
+    """The experts of all pairs around one module, each as a module. Raises InputError."""
     names = sorted(pairs)
     if len(names) > len(parameters):
         found = f"{len(names)} pairs of factors of {target}, more than target_parameters names"
-        raise InputError(weights, found, "save the adapter again, whole")
+        raise file.fault(found)
     for name in names:
         if len(pairs[name][1].shape) > 2:
-            raise InputError(weights, f"{name} is no matrix", "save the adapter again, whole")
+            raise file.fault(f"{name} is not a matrix")
     rows = [pairs[name][1].shape[0] for name in names]
-    shares = shares_of(weights, config, target, parameters, rows)
-    parts.take(sum(share.experts for share in shares), target, "experts")
+    groups = expert_groups(file.path, file.config, target, parameters, rows)
+    file.parts.take(sum(group.experts for group in groups), target, "experts")
     return {
         f"{name}[{number}]": module
-        for name, share in zip(names, shares, strict=True)
-        for number, module in enumerate(_each(name, *pairs[name], share, tuple(parameters), config))
+        for name, group in zip(names, groups, strict=True)
+        for number, module in enumerate(
+            _experts_of(name, *pairs[name], group, parameters, file.config)
+        )
     }
 
 
-def _each(
+def _experts_of(
     name: str,
     B: TensorInfo,
     A: TensorInfo,
-    share: Share,
+    group: ExpertGroup,
     parameters: tuple[str, ...],
     config: Config,
 ) -> Iterator[Module]:
-    scale = config.scale(share.alpha, share.rank)
-    for number in range(share.experts):
+    scale = config.scale(group.alpha, group.rank)
+    for number in range(group.experts):
         yield Module(
             shape=(B.shape[0], A.shape[1]),
-            rank=share.rank,
-            alpha=share.alpha,
+            rank=group.rank,
+            alpha=group.alpha,
             scale=scale,
             dtype=widest([B.dtype, A.dtype]),
             layout=FactorLayout(
-                "experts", name, (), number, share.experts, share.parameter, parameters
+                "experts", name, (), number, group.experts, group.parameter, parameters
             ),
-            # Its columns of B are interleaved with the others', so that each needs it whole.
-            entries=(B, A.part(number * share.rank, share.rank)),
-            build=partial(_factors_of_expert, number, share.experts, scale),
+            # The columns of B are interleaved between the experts, so each reads the whole B.
+            infos=(B, A.part(number * group.rank, group.rank)),
+            build=partial(_factors_of_expert, number, group.experts, scale),
         )
 
 

@@ -1,9 +1,8 @@
-"""How PEFT matches module names: the same rules, on expressions that nobody trusts.
+"""PEFT's rules for matching module names, safe for expressions from untrusted clients.
 
-The expressions come from clients, and Python's own matcher can be made to run for ever by a short
-one. So they are matched with a time limit, by a library that has one. That library in turn can be
-made to run out of memory, and knows more than Python. So it is given only what Python understands,
-and what stays small when it is compiled (`expressions`).
+A short expression can make Python's `re` run forever. So `regex` matches the expressions, with a
+time limit. Since `regex` can run out of memory and accepts more syntax than Python, it gets only
+expressions that Python accepts and that stay small when compiled (`expressions`).
 """
 
 from __future__ import annotations
@@ -22,37 +21,35 @@ from fedlora_cli.formats.peft.expressions import compiled_size
 from fedlora_cli.formats.peft.names import endings
 from fedlora_cli.remote import Location
 
-#: Seconds for one match, where an honest pattern and name need microseconds; and for all matching
-#: of one config, where 4000 patterns and 4000 names need this long.
+#: Seconds for one match, which normally takes microseconds, and for all matches of one config:
+#: 4000 patterns and 4000 names take this long.
 MATCH_LIMIT = 0.5
 TIME_LIMIT = 30.0
 
-#: Characters of an expression; one that names every module of a 405B model has 60 000.
+#: The most characters of an expression; the names of all modules of a 405B model have 60 000.
 MAX_LENGTH = 100_000
 
-#: What the expressions of one config may come to, as `compiled_size` counts: at about 250 bytes and
-#: 6 µs each.
+#: The largest total of `compiled_size` in one config; each unit takes about 250 bytes and 6 µs.
 MAX_COMPILED = 2 * MAX_LENGTH
 
-#: The flag under which a repetition could be written with blanks in it.
+#: The flag x, which allows blanks inside a repetition.
 _VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")
 
-#: What is plain text to Python, but not to the other library: a brace that begins no count would be
-#: a fuzzy match, and colons in a set of characters a class of POSIX.
+#: Plain text to Python but not to `regex`: a brace that begins no count is a fuzzy match, and
+#: colons in a set of characters are a POSIX class.
 _BRACE = re.compile(r"\{(?![0-9]+(,[0-9]*)?\}|,[0-9]+\})")
 _POSIX = re.compile(r"\[:\^?\w+:\]")
 
-#: How Python's error begins where an expression with `(?i)` stands inside another one.
+#: The beginning of Python's error for an expression with `(?i)` inside another expression.
 _FLAGS_INSIDE = "global flags not at the start"
 
-
-#: What the two libraries raise for an expression; ValueError for a count of thousands of digits.
+#: The errors of both libraries for bad expressions; ValueError for a count of thousands of digits.
 _UNUSABLE = (re.error, regex.error, RecursionError, MemoryError, OverflowError, ValueError)
 
 
 @dataclass
 class Matcher:
-    """Matches the expressions of one file, with one limit on the time of all of them together."""
+    """Matches the expressions of one file, with limits on their total time and size."""
 
     where: Location | str
     seconds_left: float = TIME_LIMIT
@@ -60,19 +57,19 @@ class Matcher:
     compiled: dict[str, regex.Pattern[str] | Exception] = field(default_factory=dict)
     size_left: int = MAX_COMPILED
 
-    def match(self, pattern: str, text: str, own: str | None = None) -> regex.Match[str] | None:
-        """`re.match`. `own` is the expression of the config inside of `pattern`, for the error.
+    def match(self, pattern: str, text: str, shown: str | None = None) -> regex.Match[str] | None:
+        """`re.match`. `shown` is the expression of the config inside `pattern`, for errors.
 
-        Raises InputError for what is no expression, too long, or takes too long.
+        Raises InputError if the pattern is not an expression, too long, or too slow.
         """
-        return self._run(pattern, pattern if own is None else own, text, "match")
+        return self._run(pattern, pattern if shown is None else shown, text, "match")
 
     def full(self, pattern: str, text: str) -> bool:
         """Whether `re.fullmatch` finds a match. Raises InputError as `match` does."""
         return self._run(pattern, pattern, text, "fullmatch") is not None
 
     def _run(
-        self, pattern: str, own: str, text: str, method: Literal["match", "fullmatch"]
+        self, pattern: str, shown: str, text: str, method: Literal["match", "fullmatch"]
     ) -> regex.Match[str] | None:
         if self.stopped is not None:
             raise self.stopped
@@ -91,21 +88,21 @@ class Matcher:
             match = getattr(compiled, method)
             return match(text, timeout=min(self.seconds_left, MATCH_LIMIT))
         except TimeoutError:
-            found = f"its expressions take too long, {own[:80]!r} on {text!r} for one"
+            found = f"its expressions take too long, such as {shown[:80]!r} on {text!r}"
             self.stopped = InputError(self.where, found, "write them without nested repetition")
             raise self.stopped from None
         except _UNUSABLE as error:
             reason = getattr(error, "msg", None) or str(error)
-            found = f"{own[:80]!r} is not a usable regular expression ({reason[:80]})"
+            found = f"{shown[:80]!r} is not a usable regular expression ({reason[:80]})"
             cure = "correct it"
-            if reason.startswith(_FLAGS_INSIDE) and own != pattern:
+            if reason.startswith(_FLAGS_INSIDE) and shown != pattern:
                 cure = "PEFT puts it inside of another expression: write (?i:…) in place of (?i)…"
             raise InputError(self.where, found, cure) from None
         finally:
             self.seconds_left -= time.perf_counter() - began
 
     def _compile(self, pattern: str) -> regex.Pattern[str] | Exception:
-        """The expression, or what is wrong with it. Raises InputError where it is one too many."""
+        """The compiled expression, or its error. Raises InputError if the total is too large."""
         try:
             size = compiled_size(pattern)
             if size > MAX_COMPILED:
@@ -120,8 +117,8 @@ class Matcher:
             return error
 
     def first(self, patterns: Iterable[str], module: str) -> str | None:
-        """The first pattern that matches the name or its ending after a dot, as PEFT resolves
-        `rank_pattern` and `alpha_pattern`; None if none does. Raises InputError.
+        """The first pattern that matches the name or its ending after a dot, by PEFT's rule for
+        `rank_pattern` and `alpha_pattern`; None without a match. Raises InputError.
         """
         for pattern in patterns:
             if self.match(rf"(.*\.)?({pattern})$", module, pattern) is not None:
@@ -130,18 +127,18 @@ class Matcher:
 
 
 def _compiled(pattern: str) -> regex.Pattern[str]:
-    """Raises re.error, regex.error, RecursionError, MemoryError and OverflowError."""
-    if any(strange.search(pattern) for strange in (_VERBOSE, _BRACE, _POSIX)):
+    """The expression, compiled by `regex`. Raises the errors in `_UNUSABLE`."""
+    if any(special.search(pattern) for special in (_VERBOSE, _BRACE, _POSIX)):
         raise re.error("neither the flag x, nor braces as text, nor [:…:] are understood")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about what a later Python will read in another way
+        warnings.simplefilter("ignore")  # about changes in later versions of Python
         re.compile(pattern)
     return regex.compile(pattern, cache_pattern=False)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The fields of a config that decide which modules are adapted.
+    """The fields of a config that select the adapted modules.
 
     `target` and `exclude` are an expression, a set of names, or None.
     """
@@ -154,10 +151,10 @@ class Targets:
     saved: tuple[str, ...]
 
     def match(self, module: str) -> bool:
-        """Whether PEFT would adapt a module of that name. Raises InputError.
+        """Whether PEFT adapts a module with this name. Raises InputError.
 
-        A string must match the whole name; a list entry is the name or follows its last dots.
-        "all-linear" and null depend on the model, and are believed.
+        A string must match the whole name; a list entry is the name or its ending after a dot.
+        "all-linear" and null depend on the model, so every name passes that is not excluded.
         """
         if self.explicit:
             return self.names(module)
@@ -165,16 +162,16 @@ class Targets:
 
     @property
     def explicit(self) -> bool:
-        """Whether the config itself names the modules, and does not leave them to the model."""
+        """Whether the config names the modules, so that PEFT does not choose them by the model."""
         return self.target is not None and self.target != "all-linear"
 
     def names(self, module: str) -> bool:
-        """Whether the config itself names a module of that name. Raises InputError."""
+        """Whether the config names a module with this name. Raises InputError."""
         if self.target is None or not self.explicit or self._is_excluded(module):
             return False
         if not self._named(self.target, module):
             return False
-        # PEFT looks at layer numbers only for names that a list matches by their ending.
+        # PEFT checks layer numbers only for names that match a list entry by their ending.
         exact = isinstance(self.target, str) or module in self.target
         return exact or self.layers is None or self._layer(module) in self.layers
 
@@ -192,11 +189,11 @@ class Targets:
         return self.matcher.match(rf"(^|.*\.){name}($|\..*)", module, name) is not None
 
     def _layer(self, module: str) -> int | None:
-        """The first number in the name that stands for a layer."""
-        # Without a pattern, PEFT wants one more name before the one that precedes the number.
+        """The number of the layer in the name; None without one."""
+        # Without a pattern, PEFT needs two names before the number.
         start = r"(?:^|.*?\.)" if self.layers_pattern else r".*?\."
         for pattern in self.layers_pattern or (r"[^.]*",):
-            found = self.matcher.match(rf"{start}{pattern}\.(?P<idx>\d+)\.", module, pattern)
-            if found is not None:
-                return None if found["idx"] is None else int(found["idx"])
+            layer = self.matcher.match(rf"{start}{pattern}\.(?P<idx>\d+)\.", module, pattern)
+            if layer is not None:
+                return None if layer["idx"] is None else int(layer["idx"])
         return None

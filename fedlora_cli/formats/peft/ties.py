@@ -1,7 +1,8 @@
-"""What PEFT ties to the input embedding under `ensure_weight_tying`, told by what a file holds.
+"""The modules that PEFT ties to the input embedding under `ensure_weight_tying`.
 
-On a model that ties its output layer to its embedding, PEFT gives both one update, stores it under
-both names, and names only the embedding in the config. On other models the field does nothing.
+On a model that ties its output layer to its embedding, PEFT trains one update for both, stores it
+under both names, and names only the embedding in the config. On other models the field has no
+effect, so the contents of the file decide.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from typing import TYPE_CHECKING
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.formats.peft.config import Config
-from fedlora_cli.formats.peft.names import EMBEDDINGS
+from fedlora_cli.formats.peft.names import EMBEDDINGS, is_embedding
 from fedlora_cli.formats.peft.pairs import Pair
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: The first rows may be zero in any two embeddings; so many never are, unless both are unused.
+#: The rows that are compared. A few rows may be zero in two embeddings; so many are not, unless
+#: both are unused.
 _COMPARED_ROWS = 64
 
 
 def implied_targets(pairs: Mapping[str, Pair], config: Config) -> frozenset[str]:
-    """The modules that PEFT adapts because they are tied to an embedding that the config names.
+    """The modules that PEFT adapts because they are tied to a targeted embedding.
 
     Raises InputError.
     """
@@ -37,57 +39,55 @@ def implied_targets(pairs: Mapping[str, Pair], config: Config) -> frozenset[str]
 def tied_modules(
     pairs: Mapping[str, Pair], saved: Mapping[str, TensorInfo], config: Config
 ) -> tuple[tuple[str, str], ...]:
-    """The modules whose update is that of an embedding, with the embedding. Raises InputError."""
+    """The modules that share the update of an embedding, with the embedding. Raises InputError."""
     if not config.ensure_weight_tying:
         return ()
     factors = _tied_factors(pairs) if _ties_factors(config) else ()
-    weights = {name: one for name, one in saved.items() if name.endswith(".weight")}
-    whole = (
+    weights = {name: info for name, info in saved.items() if name.endswith(".weight")}
+    full = (
         (name.removesuffix(".weight"), first.removesuffix(".weight"))
         for first, *copies in same_weights(weights)
         for name in copies
     )
-    return tuple(sorted({*factors, *whole}))
+    return tuple(sorted({*factors, *full}))
 
 
 def same_weights(weights: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
-    """The names of weights that are the same numbers, together; of those, the first rows tell.
+    """Groups of names of weights with equal values; only the first rows are compared.
 
     Raises InputError.
     """
     alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name in sorted(weights):
-        entry = weights[name]
-        if len(entry.shape) > 1 and all(entry.shape):
-            alike.setdefault((entry.dtype, entry.shape), []).append(name)
+        info = weights[name]
+        if len(info.shape) > 1 and all(info.shape):
+            alike.setdefault((info.dtype, info.shape), []).append(name)
     for names in alike.values():
         same: dict[bytes, list[str]] = {}
         for name in names if len(names) > 1 else ():
-            entry = weights[name]
-            first = entry.part(0, min(entry.shape[0], _COMPARED_ROWS))
+            info = weights[name]
+            first = info.part(0, min(info.shape[0], _COMPARED_ROWS))
             same.setdefault(_bytes(first.read(_pass)), []).append(name)
-        yield from (found for found in same.values() if len(found) > 1)
+        yield from (group for group in same.values() if len(group) > 1)
 
 
 def _ties_factors(config: Config) -> bool:
-    """PEFT's rule: a name of an embedding or output layer that it knows is among the targets."""
-    if not config.ensure_weight_tying or any(map(_is_known, config.modules_to_save)):
+    """PEFT's rule: the targets include an embedding or output layer that PEFT knows by name."""
+    if not config.ensure_weight_tying or any(map(is_embedding, config.modules_to_save)):
         return False
     targets = config.target_modules
     if isinstance(targets, str):
         return any(map(config.targets.names, EMBEDDINGS))
-    return any(map(_is_known, targets or ()))
-
-
-def _is_known(name: str) -> bool:
-    return name.split(".")[-1] in EMBEDDINGS
+    return any(map(is_embedding, targets or ()))
 
 
 def _tied_factors(pairs: Mapping[str, Pair]) -> Iterator[tuple[str, str]]:
-    """The linear layers whose factors are the transposes of an embedding's. A factor tells."""
-    embeddings = {name: one for name, one in pairs.items() if one.kind == "embedding"}
-    shapes = {_shapes(one) for one in embeddings.values()} - {None}
-    linear = {n: one for n, one in pairs.items() if one.kind == "linear" and _shapes(one) in shapes}
+    """The linear layers whose factors are the transposes of an embedding's, with the embedding.
+    One factor is compared.
+    """
+    embeddings = {name: pair for name, pair in pairs.items() if pair.kind == "embedding"}
+    shapes = {_shapes(pair) for pair in embeddings.values()} - {None}
+    linear = {n: p for n, p in pairs.items() if p.kind == "linear" and _shapes(p) in shapes}
     if not linear:
         return
     sources = {
@@ -102,7 +102,9 @@ def _tied_factors(pairs: Mapping[str, Pair]) -> Iterator[tuple[str, str]]:
 
 
 def _shapes(pair: Pair) -> tuple[object, ...] | None:
-    """The shapes of B and A of an embedding, or of what a linear layer has that is tied to one."""
+    """The dtype and the shapes of B and A of an embedding; of a linear layer, those that a tied
+    embedding would have.
+    """
     if pair.sides.keys() != {"A", "B"}:
         return None
     B, A = pair.sides["B"], pair.sides["A"]
@@ -114,7 +116,7 @@ def _shapes(pair: Pair) -> tuple[object, ...] | None:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """Its numbers in rows, to be compared."""
+    """The values as bytes, row by row, for a comparison."""
     import torch
 
     flat: bytes = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -122,4 +124,4 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _pass(fault: InputError) -> None:
-    """Values that are not finite are refused when the whole tensor is read."""
+    """Ignore values that are not finite: they are a fault when the whole tensor is read."""

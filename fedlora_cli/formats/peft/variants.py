@@ -1,4 +1,4 @@
-"""Kinds of LoRA whose tensors mean something else than scale · B A on an untouched base model."""
+"""Kinds of LoRA whose update is not scale · B A on an unchanged base model."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from fedlora_cli.remote import Location
 _PLAIN = "train plain LoRA"
 _INITIAL = "convert it with save_pretrained(path_initial_model_for_weight_conversion=...)"
 
-#: Fields that change what the tensors mean in a way that cannot be averaged without the base model
-#: or the training, with the name of what they stand for and the way out.
+#: Fields of adapters that cannot be averaged without the base model or the training, with their
+#: meaning and the remedy.
 NOT_UNDERSTOOD: dict[str, tuple[str, str]] = {
     "use_qalora": ("QALoRA, whose A acts on pooled input", _PLAIN),
     "use_bdlora": ("block-diagonal LoRA", _PLAIN),
     "arrow_config": ("Arrow, which routes between adapters", "aggregate what it routes between"),
     "kasa_config": ("KaSA, which cuts small directions off the base model by rank", _PLAIN),
-    "monteclora_config": ("MonteCLoRA, with tensors of its own", _PLAIN),
-    "velora_config": ("VeLoRA, with tensors of its own", _PLAIN),
+    "monteclora_config": ("MonteCLoRA, which has further tensors", _PLAIN),
+    "velora_config": ("VeLoRA, which has further tensors", _PLAIN),
     "megatron_config": ("Megatron layers, split over machines", "gather and save it as plain LoRA"),
 }
 
-#: Initialisations that leave the base weights as they were. The others move weight from the base
-#: into the adapter (PiSSA, OLoRA, CorDA, LoftQ), or freeze a factor (MiCA).
+#: Initializations that do not change the base weights. The others move weight from the base into
+#: the adapter (PiSSA, OLoRA, CorDA, LoftQ), or freeze a factor (MiCA).
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
-
-#: How Unsloth has laid out lora_B of fused experts: PEFT's way, or each expert's columns together.
+#: Unsloth's order of the columns of lora_B of fused experts: as in PEFT, or expert by expert.
 B_LAYOUT = "lora_B_layout"
 _B_LAYOUT_OF_PEFT = "rank_major"
 
 
 def variants_of(path: Location, raw: Mapping[str, Any]) -> Iterator[InputError]:
-    """An error for every kind of LoRA that is not understood."""
+    """The errors of a config about unsupported kinds of LoRA."""
     for name, (meaning, cure) in NOT_UNDERSTOOD.items():
         if raw.get(name):
             yield InputError(path, f"{name}: {meaning}", cure)
     layout = raw.get(B_LAYOUT) or _B_LAYOUT_OF_PEFT
     if layout != _B_LAYOUT_OF_PEFT and raw.get("target_parameters"):
-        found = f"{B_LAYOUT} is {str(layout)[:80]!r}, in which PEFT loads other factors of experts"
+        found = f"{B_LAYOUT} is {str(layout)[:80]!r}, which PEFT would load as other experts"
         yield InputError(path, found, f"save lora_B of the experts as {_B_LAYOUT_OF_PEFT}")
     init = raw.get("init_lora_weights", True)
     if init not in _PLAIN_INITS:
         found = f"init_lora_weights is {init!r}"
         if isinstance(init, str) and init == "mica":
-            yield InputError(path, f"{found}, which freezes a factor of its own", _PLAIN)
+            yield InputError(path, f"{found}, which freezes one factor", _PLAIN)
         else:
             yield InputError(path, f"{found}, which changes the base model", _INITIAL)

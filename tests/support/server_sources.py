@@ -1,14 +1,14 @@
-"""What the servers' sources say, on which `serving` rests: read once, and held to by a test.
+"""Statements in the servers' sources on which `fedlora_cli.formats.serving` relies.
 
-The test looks for each statement where a server is installed, or in a folder that the environment
-names: `FEDLORA_VLLM`, `FEDLORA_SGLANG`, `FEDLORA_LLAMA_CPP`.
+`tests/documents/test_server_sources.py` looks for each statement in the installed server, or in a
+folder named by `FEDLORA_VLLM`, `FEDLORA_SGLANG` or `FEDLORA_LLAMA_CPP`.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-#: The versions that were read; of llama.cpp, the state of convert_lora_to_gguf.py in its history.
+#: The versions that were read; of llama.cpp, the commit of convert_lora_to_gguf.py.
 VERSIONS = {
     "vllm": "0.33.0",
     "sglang": "0.5.23",
@@ -17,7 +17,7 @@ VERSIONS = {
 
 
 class Statement(NamedTuple):
-    """A few words of a file of a server, and what follows from them."""
+    """A few words in a file of a server, and their consequence."""
 
     file: str
     words: str
