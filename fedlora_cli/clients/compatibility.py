@@ -140,8 +140,7 @@ def _check_experts(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     together: dict[str, list[Adapter]] = {}
     for adapter in adapters:
         layouts = [module.layout for module in adapter.modules.values()]
-        pairs = (layout.pair for layout in layouts if layout.kind == "experts")
-        fused = [pair.partition(".base_layer")[0] for pair in pairs]
+        fused = [layout.target for layout in layouts if layout.kind == "experts"]
         for owner in dict.fromkeys(fused):
             together.setdefault(owner, []).append(adapter)
     apart: dict[str, dict[Adapter, str]] = {}

@@ -84,7 +84,7 @@ def _experts(adapter: Adapter) -> dict[str, Module]:
 
 def _kind(module: Module) -> str:
     """The name of the module within its layer, equal in all layers."""
-    return module.layout.pair.partition(".base_layer")[0].rpartition(".")[2]
+    return module.layout.target.rpartition(".")[2]
 
 
 def _with_kind(kind: str, adapters: Sequence[tuple[Adapter, dict[str, Module]]]) -> list[Adapter]:

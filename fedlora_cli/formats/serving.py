@@ -19,6 +19,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def obstacles(target: str, output: Output) -> tuple[Obstacle, ...]:
     """The parts of the output that this server cannot load. Raises KeyError for unknown servers.
 
+    >>> from fedlora_cli.adapters.adapter import AdapterMetadata
     >>> layouts = (FactorLayout("linear", "layers.0.o_proj"),)
     >>> plain = Output("peft", 600, None, layouts, {}, AdapterMetadata())
     >>> [obstacle.found for obstacle in obstacles("vllm", plain)], obstacles("sglang", plain)

@@ -163,7 +163,7 @@ def test_parameters_that_no_module_has_are_not_kept(count: int) -> None:
     with pytest.raises(
         InputError, match=r"more than 64 parameters of mlp\.experts in target_param"
     ):
-        experts_file.shares_of(Path("x"), config, "mlp.experts", names, [8])
+        experts_file.expert_groups(Path("x"), config, "mlp.experts", names, [8])
 
 
 def test_ranks_of_parameters_are_looked_up_once_for_all_orders(
@@ -177,7 +177,7 @@ def test_ranks_of_parameters_are_looked_up_once_for_all_orders(
     )
     names = experts_file.parameters_of(config, "mlp.experts", [8] * 4)
 
-    assert len(experts_file.shares_of(Path("x"), config, "mlp.experts", names, [8] * 4)) == 4
+    assert len(experts_file.expert_groups(Path("x"), config, "mlp.experts", names, [8] * 4)) == 4
     assert set(calls.values()) == {1}
 
 

@@ -131,7 +131,8 @@ def token_of(name: str) -> tuple[str, int] | None:
 
 def owner_of(name: str, saved: tuple[str, ...]) -> str | None:
     """The outermost module around a tensor whose name ends in one of the names `saved`."""
-    ends = [name.find(f"{module}.") + len(module) for module in saved if f"{module}." in name]
+    starts = ((name.find(f"{module}."), len(module)) for module in saved)
+    ends = [start + length for start, length in starts if start >= 0]
     return name[: min(ends)] if ends else None
 
 
