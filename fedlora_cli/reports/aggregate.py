@@ -83,7 +83,7 @@ class Verification:
     worst: str
 
 
-#: Metadata of a field that a document has only on request.
+#: Metadata of a field that a document has only if its value is not None.
 ON_DEMAND = {"on demand": True}
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from fedlora_cli.reports.aggregate import ON_DEMAND
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Grid:
 class SimulateReport:
     """One simulation. `setting` has the options that all runs share; `ranks` are those of the
     clients, `shared_rank` is the smallest of them; `present` clients take part in a round;
-    `start_accuracy` is that of the base model with an untrained adapter.
+    `start_accuracy` is that of the base model with an untrained adapter. `lead` compares the best
+    two arms; a document has it only if there are two.
     """
 
     output: str
@@ -109,10 +112,10 @@ class SimulateReport:
     test_examples: int
     start_accuracy: Spread
     arms: tuple[ArmRow, ...]
-    lead: Lead | None
     seconds: float
     warnings: tuple[str, ...]
     version: str
+    lead: Lead | None = field(default=None, metadata=ON_DEMAND)
 
     @property
     def best(self) -> tuple[ArmRow, ...]:

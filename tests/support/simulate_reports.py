@@ -78,7 +78,7 @@ def simulation(arms: Sequence[ArmRow], **others: Any) -> SimulateReport:
         seeds=tuple(range(max(row.runs for row in arms))),
         train_examples=1077, test_examples=360,
         start_accuracy=around(0.1, max(row.runs for row in arms), 0.01),
-        arms=tuple(arms), lead=None, seconds=75.0, warnings=("something to know",), version="1",
+        arms=tuple(arms), seconds=75.0, warnings=("something to know",), version="1",
     )  # fmt: skip
     report = replace(report, **others)
     return replace(report, lead=lead(report.best, report.test_examples))
