@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from fedlora_cli.rounds.peft_layers import adapted_modules
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
@@ -53,6 +52,7 @@ from fedlora_cli import (
     read,
 )
 from fedlora_cli.errors import VerificationError
+from fedlora_cli.formats.peft.layers import adapted_modules
 from fedlora_cli.libraries import muted
 from fedlora_cli.rounds import acceptance, distribution
 
