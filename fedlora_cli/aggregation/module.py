@@ -26,7 +26,7 @@ from fedlora_cli.aggregation.sums import (
 from fedlora_cli.kernels.dense import Term
 from fedlora_cli.kernels.leading import Unresolved
 from fedlora_cli.kernels.routes import ROUTES, Decomposed, TermSum
-from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg import lowrank, merging
 from fedlora_cli.linalg.casting import at_rank, cast
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import Sizes
@@ -154,7 +154,7 @@ def _merged(plan: Plan, read: ModuleTerms) -> tuple[Factors, Outcome]:
     target = weighted_sum(plan, read, rule)
     total = lowrank.orthogonalize(target.terms)
     s = lowrank.singular_values(total, torch.cat(target.weights))
-    factors = lowrank.concatenate(target.terms, target.weights, plan.scale)
+    factors = merging.concatenate(target.terms, target.weights, plan.scale)
     rank = plan.rank or factors.rank
     return at_rank(cast(factors, plan.dtype, read.name), rank, read.name), Outcome(
         name=read.name,

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import ModuleTerms
 from fedlora_cli.errors import InputError
-from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg import merging
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import CANCELLED
 from fedlora_cli.methods.weights import FloatArray, Weights
@@ -40,8 +40,8 @@ def weighted_sum(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
     if plan.method.merge == "average":
         _check_averages(plan, read, weights)
     try:
-        merged = lowrank.MERGES[plan.method.merge](read.factors, weights, plan.scale)
-    except lowrank.NotShared as error:
+        merged = merging.MERGES[plan.method.merge](read.factors, weights, plan.scale)
+    except merging.NotShared as error:
         client = plan.cohort.clients[read.holders[error.position]]
         found = f"lora_A of {read.name} is not the A of the other clients"
         cure = f"{plan.method.name} needs one frozen A; choose raflora"

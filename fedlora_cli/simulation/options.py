@@ -278,12 +278,9 @@ class SimulateOptions:
         check=at_least(0, "; 0 is one per core"),
     )
     threads: int = option(
-        1,
-        "Cores for each run; more than 1 change the rounding.",
-        panel=_TRAINING,
-        check=at_least(1),
+        1, "Cores for each run; more change the rounding.", panel=_TRAINING, check=at_least(1)
     )
-    score_every: int = option(1, "Rounds between two scores.", panel=_TRAINING, check=at_least(1))
+    score_every: int = option(1, "Rounds between scores.", panel=_TRAINING, check=at_least(1))
     keep_clients: bool = option(
         False,
         "Keep the clients' adapters of all rounds, not only of the last.",

@@ -11,7 +11,7 @@ from support import oracle
 from support.adapters import relative_error, truncated
 
 from fedlora_cli import METHODS, UsageError
-from fedlora_cli.linalg import lowrank
+from fedlora_cli.linalg import lowrank, merging
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import norm
 from fedlora_cli.methods import find
@@ -69,7 +69,7 @@ def run(method: str, given: list[oracle.Client], previous: Factors | None = None
         for row, term in zip(rule.clients, terms, strict=True)
     ]
     if chosen.merge != "sum":
-        merged = lowrank.MERGES[chosen.merge](terms, weights, 1.0)
+        merged = merging.MERGES[chosen.merge](terms, weights, 1.0)
         return (merged.B @ merged.A).numpy()
     if previous is not None and chosen.uses_previous:
         terms.append(lowrank.canonical(previous))
@@ -162,7 +162,7 @@ def test_basis_free_means_what_it_says(method) -> None:
         rotated.append((B @ Q, Q.T @ A, s, n))
 
     if method.merge == "shared":
-        with pytest.raises(lowrank.NotShared):
+        with pytest.raises(merging.NotShared):
             run(method.name, rotated)
         assert not method.basis_free
     else:

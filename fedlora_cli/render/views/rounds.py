@@ -98,7 +98,7 @@ def _rates(trend: Trend) -> list[str]:
     if trend.gamma is not None and trend.fitted_from is not None:
         quality = "" if trend.r_squared is None else f", r² = {trend.r_squared:.3f}"
         lines.append(
-            f"measured: each round multiplies 1 - ρ by {trend.gamma:.3f} (γ, fitted from "
+            f"measured: each round multiplies 1 - ρ by {trend.gamma:.3f} (γ from "
             f"{trend.names[trend.fitted_from - 1]} on{quality})"
         )
     if trend.predicted_gamma is not None:
