@@ -183,7 +183,9 @@ def test_experts_of_two_versions_of_transformers_are_told_apart(tmp_path: Path) 
     config = {"base_model_name_or_path": None}
     make(tmp_path / "round", Spec("old", rank=2, shapes=shapes, samples=None, config=config))
 
-    with pytest.raises(InputError, match=r"is one expert, where .* transformers, 4 or 5"):
+    with pytest.raises(
+        InputError, match=r"is one expert, but all of .* are together in .* transformers, 4 or 5"
+    ):
         aggregate([tmp_path / "round"], tmp_path / "out")
 
 

@@ -18,6 +18,7 @@ from fedlora_cli import (
     AggregateOptions,
     DistributeOptions,
     InputError,
+    InspectOptions,
     UsageError,
     aggregate,
     compare,
@@ -199,7 +200,7 @@ def test_every_tensor_of_experts_is_read_once(
         alone = adapter.modules[name].read()
         assert torch.equal(alone.B, factors.B)
         assert torch.equal(alone.A, factors.A)
-    for look in (partial(inspect, values=True), diagnose, compare):
+    for look in (partial(inspect, options=InspectOptions(values=True)), diagnose, compare):
         reads.clear()
         look([tmp_path / "one"])
         assert sum("lora_B" in key for _, key in reads) == 4
