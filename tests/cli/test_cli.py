@@ -393,7 +393,7 @@ def test_what_looks_wrong_about_an_aggregation_is_said(clients: Path, tmp_path: 
         "aggregate", str(clients), "-o", str(tmp_path / "c"), "--previous", str(tmp_path / "a")
     )
 
-    assert "is given as a global adapter, but tells a sample count" in previous.stderr
+    assert "is given as a global adapter, but has a sample count like a client" in previous.stderr
     assert damaged.exit_code == 0
     assert "like a client" not in damaged.stderr
     assert "the global update is zero in every module" in zero.stderr

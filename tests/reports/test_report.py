@@ -124,7 +124,9 @@ def test_a_quorum_without_a_previous_adapter_says_what_is_lost(tmp_path: Path) -
         (AggregateOptions(quorum=0.9), AggregateOptions(method="residual"))
     ):
         report = aggregate([tmp_path / "round"], tmp_path / f"out{number}", options)
-        assert any("without --previous, what the holders" in w for w in report.warnings)
+        assert any(
+            "without --previous, the weight that clients leave" in w for w in report.warnings
+        )
     plain = aggregate([tmp_path / "round"], tmp_path / "plain")
     assert not any("without --previous" in warning for warning in plain.warnings)
 

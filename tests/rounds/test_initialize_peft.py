@@ -426,7 +426,7 @@ def test_the_command_adapts_parameters(tmp_path: Path, base: Base, monkeypatch) 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"r": 3}, "rank-2: fedlora would not read it again: .* has rank 2, but .* says 3"),
+        ({"r": 3}, "rank-2: fedlora would not read it again: .* has rank 2, but .* gives it 3"),
         ({"target_modules": ["k_proj"]}, "would not read it again: .*target_modules does not"),
         ({"lora_alpha": 9}, r"would read another scaling of model\.layers\.0"),
         ({"use_rslora": True}, r"would read another scaling of model\.layers\.0"),

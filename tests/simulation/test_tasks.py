@@ -14,7 +14,7 @@ import torch
 from support.tasks import adapted, everything, llama_config, refused, save_model, save_tokenizer
 from transformers import LlamaForCausalLM
 
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.simulation.options import SimulateOptions, Source
 from fedlora_cli.simulation.presets import NOTES, PRESETS
 from fedlora_cli.simulation.task import Examples, Task
@@ -151,7 +151,9 @@ def test_models_that_are_not_there_or_not_fit_are_one_line(
         replace(image, model=str(tmp_path / "empty"))
     )
     assert "its configuration cannot be read" in refused(replace(image, model=text.model))
-    assert "--dtype: unknown dtype int8" in refused(replace(image, dtype="int8"))
+    assert "--dtype: unknown dtype float64" in refused(replace(image, dtype="float64"))
+    with pytest.raises(UsageError, match="--dtype: 'int8' is out of range"):
+        replace(image, dtype="int8")
     bare = save_model(LlamaForCausalLM(llama_config()), tmp_path / "bare")
     save_tokenizer(bare)
     assert "no token for padding" in refused(replace(text, model=str(bare)))
