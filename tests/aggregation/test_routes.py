@@ -13,12 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import Spec, make, relative_error, written_update
+from support.cli import run
 from support.rounds import SHAPES, expected_update, make_round
 from support.routes import take
-from typer.testing import CliRunner
 
 from fedlora_cli import AggregateOptions, aggregate
-from fedlora_cli.cli import app
 from fedlora_cli.kernels.leading import Unresolved
 from fedlora_cli.kernels.routes import ROUTES
 
@@ -121,9 +120,7 @@ def test_an_update_beyond_all_norms_is_refused_on_every_route(
         save_file(tensors, path)
     take(route, monkeypatch)
 
-    result = CliRunner().invoke(
-        app, ["aggregate", str(tmp_path / "round"), "-o", str(tmp_path / "out")]
-    )
+    result = run("aggregate", tmp_path / "round", "-o", tmp_path / "out")
 
     assert result.exit_code == 3
     assert "bob" in result.stderr
@@ -186,7 +183,7 @@ def test_energy_and_the_rank_that_it_gives_write_the_same_weights(tmp_path: Path
 
 def explained(folder: Path, *flags: str) -> dict[str, Any]:
     command = ["aggregate", str(folder), "-o", str(folder.parent / "out"), "--json", *flags]
-    result = CliRunner().invoke(app, [*command, "--force", "-j", "2"])
+    result = run(*command, "--force", "-j", "2")
     assert result.exit_code == 0, result.stderr
     document: dict[str, Any] = json.loads(result.stdout)
     return document

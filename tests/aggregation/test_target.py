@@ -12,13 +12,13 @@ from typing import Any, get_args
 import pytest
 import torch
 from support.adapters import Spec, make
-from typer.testing import CliRunner
+from support.cli import run
+from typer.testing import Result
 
 from fedlora_cli import AggregateOptions, InputError, UsageError, aggregate
 from fedlora_cli.adapters.adapter import AdapterMetadata, FactorLayout, FullTensor, Kind, Role
 from fedlora_cli.aggregation.base_model import ties_embeddings
 from fedlora_cli.aggregation.options import Target
-from fedlora_cli.cli import app
 from fedlora_cli.formats.server_checks import Output
 from fedlora_cli.formats.serving import TARGETS, obstacles
 
@@ -352,18 +352,15 @@ def test_all_that_stands_in_the_way_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_and_otherwise_changes_no_byte(clients: Path, tmp_path: Path) -> None:
-    def run(out: str, *options: str) -> Any:
-        command = ["aggregate", str(clients / "ann"), "-o", str(tmp_path / out), *options]
-        return CliRunner().invoke(app, command, prog_name="fedlora")
+    def ann(out: str, *options: str) -> Result:
+        return run("aggregate", clients / "ann", "-o", tmp_path / out, *options)
 
-    assert run("bad", "--target", "ollama").exit_code == 2
-    wide = CliRunner().invoke(
-        app, ["aggregate", str(clients), "-o", str(tmp_path / "bad"), "--target", "vllm"]
-    )
+    assert ann("bad", "--target", "ollama").exit_code == 2
+    wide = run("aggregate", clients, "-o", tmp_path / "bad", "--target", "vllm")
     assert (wide.exit_code, wide.stdout) == (3, "")
     assert not (tmp_path / "bad").exists()
 
-    plain, targeted = run("plain"), run("targeted", "--target", "vllm")
+    plain, targeted = ann("plain"), ann("targeted", "--target", "vllm")
     assert (plain.exit_code, targeted.exit_code) == (0, 0)
     assert "--target vllm" in targeted.stderr
     for name in ("README.md", "adapter_config.json", "adapter_model.safetensors", "fedlora.json"):

@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 from benchmarks.rows import Row
 from support.adapters import Spec, make
+from support.cli import run
 from support.corpus import CORPUS
-from typer.testing import CliRunner
-
-from fedlora_cli.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def test_a_bad_client_is_refused_in_one_line(tmp_path: Path, whole: Path, fault:
     before = sorted(tmp_path.iterdir())
 
     arguments = ["aggregate", str(clients), "-o", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, arguments, prog_name="fedlora")
+    result = run(*arguments)
 
     assert result.exit_code == 3, result.output
     assert result.stdout == ""

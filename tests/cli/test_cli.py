@@ -16,10 +16,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from support.adapters import Spec, make
 from support.cli import on_a_terminal, run
-from typer.testing import CliRunner
 
 from fedlora_cli import METHODS, __version__, aggregate
-from fedlora_cli.cli import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,7 +142,7 @@ def test_an_empty_list_on_stdin_is_a_usage_error(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_list_on_stdin_is_a_usage_error(tmp_path: Path, arguments, stdin, message) -> None:
-    result = CliRunner().invoke(app, ["aggregate", *arguments, "-o", "out"], input=stdin)
+    result = run("aggregate", *arguments, "-o", "out", stdin=stdin)
 
     assert result.exit_code == 2
     assert message in result.stderr

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from support.adapters import Spec, make
+from support.cli import run
 from support.damage import CONFIG, set_config
-from typer.testing import CliRunner, Result
-
-from fedlora_cli.cli import app
+from typer.testing import Result
 
 #: What a folder can be called: anything but a slash and NUL, in 255 bytes.
 NAMES = (
@@ -59,9 +58,8 @@ def enemies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(*arguments: object, **environment: str) -> Result:
-    command = list(map(str, arguments))
-    result = CliRunner().invoke(app, command, prog_name="fedlora", env=environment)
+def completed(*arguments: object, **environment: str) -> Result:
+    result = run(*arguments, env=environment)
     assert result.exit_code in (0, 1), result.output
     return result
 
@@ -107,8 +105,8 @@ def test_every_view_shows_names_as_text(enemies: Path, tmp_path: Path, command: 
     detail = [] if command == "compare" else ["--verbose"]
     pictures = [] if command == "inspect" else ["--html", page, "--plot", plot]
 
-    table = run(command, enemies, *detail, *pictures)
-    document = run(command, enemies, "--json")
+    table = completed(command, enemies, *detail, *pictures)
+    document = completed(command, enemies, "--json")
 
     assert is_harmless(table.output)
     assert is_harmless(document.stdout)
@@ -122,8 +120,8 @@ def test_every_view_shows_names_as_text(enemies: Path, tmp_path: Path, command: 
 
 def test_an_aggregation_shows_names_as_text(enemies: Path, tmp_path: Path) -> None:
     arguments = ("aggregate", enemies, "-o", tmp_path / "[red]\x1b[2J", "--base", EVIL)
-    document = run(*arguments, "--json", "--dry-run")
-    table = run(*arguments, "--verbose")
+    document = completed(*arguments, "--json", "--dry-run")
+    table = completed(*arguments, "--verbose")
 
     assert is_harmless(table.output)
     assert is_harmless(document.output)
@@ -134,14 +132,14 @@ def test_an_aggregation_shows_names_as_text(enemies: Path, tmp_path: Path) -> No
 def test_on_a_terminal_with_colours_there_are_colours_and_no_more(
     enemies: Path, command: str
 ) -> None:
-    output = run(command, enemies, "-v", FORCE_COLOR="1", NO_COLOR="", TERM="xterm").output
+    output = completed(command, enemies, "-v", FORCE_COLOR="1", NO_COLOR="", TERM="xterm").output
 
     assert "\x1b[1m" in output
     assert is_harmless(re.sub(r"\x1b\[[0-9;]*m", "", output))
 
 
 def test_the_card_and_the_report_hold_names_as_text(enemies: Path, tmp_path: Path) -> None:
-    run("aggregate", enemies, "-o", tmp_path / "out", "-q")
+    completed("aggregate", enemies, "-o", tmp_path / "out", "-q")
     written = [path for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"]
     texts = {path.name: path.read_text() for path in written}
 
@@ -159,8 +157,10 @@ def test_the_card_and_the_report_hold_names_as_text(enemies: Path, tmp_path: Pat
 
 
 def test_adapters_are_handed_out_under_names_as_text(enemies: Path, tmp_path: Path) -> None:
-    run("aggregate", enemies, "-o", tmp_path / "out", "-q")
-    handed = run("distribute", tmp_path / "out", "-o", tmp_path / "next", "--like", enemies, "-v")
+    completed("aggregate", enemies, "-o", tmp_path / "out", "-q")
+    handed = completed(
+        "distribute", tmp_path / "out", "-o", tmp_path / "next", "--like", enemies, "-v"
+    )
 
     assert is_harmless(handed.output)
     assert sorted(path.name for path in (tmp_path / "next").iterdir()) == sorted(NAMES)
@@ -173,7 +173,7 @@ def test_an_error_holds_names_as_text(tmp_path: Path) -> None:
 
     for command in (["inspect"], ["aggregate", "-o", str(tmp_path / "out")]):
         arguments = [*command, str(tmp_path / "round")]
-        result = CliRunner().invoke(app, arguments, prog_name="fedlora")
+        result = run(*arguments)
         assert result.exit_code in (1, 3)
         assert is_harmless(result.output)
         assert not (tmp_path / "out").exists()

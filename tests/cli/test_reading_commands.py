@@ -10,19 +10,14 @@ from pathlib import Path
 
 import pytest
 from support.adapters import Spec, make
-from typer.testing import CliRunner, Result
+from support.cli import run
 
 from fedlora_cli import AggregateOptions, aggregate
-from fedlora_cli.cli import app
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 ROUND = SAMPLES / "round-01"
 COLLAPSED = SAMPLES / "rounds/flexlora"
 HEALTHY = SAMPLES / "rounds/raflora"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="fedlora")
 
 
 EVERY_VIEW = [
@@ -169,7 +164,7 @@ def test_a_picture_that_cannot_be_written_stops_the_command_at_once(tmp_path: Pa
 def test_lists_come_from_standard_input(tmp_path: Path) -> None:
     paths = "\n".join(str(COLLAPSED / f"round-0{t}") for t in (1, 2, 3))
 
-    result = CliRunner().invoke(app, ["diagnose", "-"], prog_name="fedlora", input=paths)
+    result = run("diagnose", "-", stdin=paths)
 
     assert "rounds: 3 of flexlora, rank 16" in result.stdout
 

@@ -13,12 +13,11 @@ from typing import Any
 import fsspec
 import pytest
 from support.adapters import Spec, make
+from support.cli import run
 from support.corpus import CORPUS
 from support.damage import CONFIG, WEIGHTS, set_config
-from typer.testing import CliRunner
 
 from fedlora_cli import AggregateOptions, InputError, aggregate
-from fedlora_cli.cli import app
 from fedlora_cli.errors import UsageError
 from fedlora_cli.remote import Remote
 from fedlora_cli.rounds.preparation import prepare
@@ -163,7 +162,7 @@ def test_the_person_is_told_where_a_link_leads(home: Path) -> None:
     for name in ("twin", "bad", "base", "shape", "copy", "out"):
         one = home / "round" / name
         one.unlink() if one.is_symlink() else shutil.rmtree(one)
-    result = CliRunner().invoke(app, ["aggregate", str(home / "round"), "-o", str(home / "out")])
+    result = run("aggregate", home / "round", "-o", home / "out")
     assert result.exit_code == 3
     assert f"to {home.resolve()}/secret/payroll/x/{WEIGHTS}; put the file itself" in result.stderr
 

@@ -11,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.adapters import PREFIX, Spec, make
+from support.cli import run
 from support.corpus import CORPUS
 from support.damage import CONFIG, WEIGHTS, Damage, set_config, set_tensors, with_value
-from typer.testing import CliRunner, Result
 
 import fedlora_cli as fedlora
 from fedlora_cli import AggregateOptions, InputError, UsageError, aggregate, read_clients
-from fedlora_cli.cli import app
 from fedlora_cli.rounds.aggregate import execute
 from fedlora_cli.rounds.preparation import prepare
 
@@ -32,10 +31,6 @@ def assert_one_result(one: Path, other: Path) -> None:
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     assert (one / CONFIG).read_text() == (other / CONFIG).read_text()
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="fedlora")
 
 
 @pytest.fixture(scope="module")

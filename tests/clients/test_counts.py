@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import support.cli
 from support.adapters import Spec, make
-from typer.testing import CliRunner, Result
 
-from fedlora_cli.cli import app
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["aggregate", *arguments], prog_name="fedlora")
+run = partial(support.cli.run, "aggregate")
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import support.cli
 import torch
 from support.adapters import Spec, make
 from support.damage import CONFIG, set_config
-from typer.testing import CliRunner, Result
 
-from fedlora_cli.cli import app
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["aggregate", *arguments], prog_name="fedlora")
+run = partial(support.cli.run, "aggregate")
 
 
 def test_two_clients_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import support.cli
 from support.adapters import Spec, make
 from support.damage import CONFIG, WEIGHTS
-from typer.testing import CliRunner, Result
 
 from fedlora_cli import InputError, read_clients
-from fedlora_cli.cli import app
 from fedlora_cli.clients import discovery as uploads
 
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["aggregate", *arguments], prog_name="fedlora")
+run = partial(support.cli.run, "aggregate")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file.txt"])

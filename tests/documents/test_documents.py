@@ -15,10 +15,9 @@ import jsonschema
 import pytest
 from safetensors.torch import load_file, save_file
 from support.adapters import Spec, make
+from support.cli import run
 from support.simulate_reports import PLAIN, arm, diverged, simulation
-from typer.testing import CliRunner
 
-from fedlora_cli.cli import app
 from fedlora_cli.reports import document
 from fedlora_cli.reports.aggregate import AggregateReport
 from fedlora_cli.reports.compare import CompareReport
@@ -71,7 +70,7 @@ def empty(tmp_path: Path) -> Path:
 def printed(*arguments: object) -> dict[str, Any]:
     """The document of a command, which must be one, with numbers that JSON has."""
     command = [*map(str, arguments), "--json", "--quiet"]
-    return checked(CliRunner().invoke(app, command, prog_name="fedlora").stdout)
+    return checked(run(*command).stdout)
 
 
 def checked(text: str) -> dict[str, Any]:

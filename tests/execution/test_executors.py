@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from support import pickled as executors
 from support.adapters import Spec, make
+from support.cli import run
 from support.digest import OPTIONS, SPECS, digest
 from support.pickled import bits
 from support.rounds import ROUND, make_round
-from typer.testing import CliRunner
 
 from fedlora_cli import (
     AggregateOptions,
@@ -36,7 +36,6 @@ from fedlora_cli import (
     read_clients,
 )
 from fedlora_cli.aggregation.plan import Plan, PlanParts, make_plan
-from fedlora_cli.cli import app
 from fedlora_cli.errors import FedloraError, NotFinite
 from fedlora_cli.execution import engine
 from fedlora_cli.execution.calls import packed, run_elsewhere, run_here, taken, versions_here
@@ -153,7 +152,7 @@ def test_the_whole_command_gives_the_same_bytes_on_a_cluster(
     arguments = ["round", "-o", "clustered", "--cluster", scheduler, "--clip-norm", "auto"]
     arguments += ["--robust", "geometric-median", "--max-weight", "0.6", "--dtype", "float64"]
 
-    result = CliRunner().invoke(app, ["aggregate", *arguments, "--rank", "24"])
+    result = run("aggregate", *arguments, "--rank", "24")
 
     assert result.exit_code == 0, result.output
     assert digest(tmp_path / "clustered") == digest(tmp_path / "alone")
@@ -400,7 +399,7 @@ def test_a_mismatch_that_dask_sees_is_a_warning_of_ours(
     monkeypatch.setattr(versions, "error_message", lambda *_, **__: told)
     arguments = ["aggregate", str(tmp_path / "round"), "-o", str(tmp_path / "out")]
 
-    result = CliRunner().invoke(app, [*arguments, "--cluster", scheduler])
+    result = run(*arguments, "--cluster", scheduler)
 
     assert result.exit_code == 0, result.output
     [line] = [line for line in result.stderr.splitlines() if "ersion" in line]

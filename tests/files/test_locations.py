@@ -19,8 +19,8 @@ import pytest
 import torch
 from click.testing import Result
 from support.adapters import WEIGHTS, Spec, make
+from support.cli import run
 from support.stores import Store
-from typer.testing import CliRunner
 
 from fedlora_cli import (
     Adapter,
@@ -32,7 +32,6 @@ from fedlora_cli import (
     location,
     read,
 )
-from fedlora_cli.cli.app import app
 from fedlora_cli.clients.duplicates import digests_of
 from fedlora_cli.errors import raise_fault
 from fedlora_cli.execution import engine
@@ -43,13 +42,6 @@ from fedlora_cli.remote import Remote
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OUTPUT = ("README.md", "adapter_config.json", WEIGHTS, "fedlora.json")
 ROUND = "s3://bucket/round"
-
-
-def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(app, [str(one) for one in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def error_of(result: Result, code: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import support.cli
 import torch
 from safetensors.torch import load_file, save_file
 from support.adapters import (
@@ -24,10 +25,8 @@ from support.adapters import (
 )
 from support.distribution import GLOBAL, dense, factors, run
 from support.rounds import SHAPES, make_round
-from typer.testing import CliRunner
 
 from fedlora_cli import AggregateOptions, DistributeOptions, InputError, aggregate, distribute, read
-from fedlora_cli.cli import app
 
 
 def test_every_client_applies_the_best_approximation_at_its_own_ranks_and_alphas(
@@ -324,7 +323,7 @@ def test_ranks_may_be_repeated_and_have_commas(home: Path) -> None:
 
 def test_clients_may_come_on_stdin(home: Path) -> None:
     command = ["distribute", "global", "--like", "-", "-o", "start"]
-    result = CliRunner().invoke(app, command, input="round/bob\n", prog_name="fedlora")
+    result = support.cli.run(*command, stdin="round/bob\n")
 
     assert result.exit_code == 0, result.output
     assert [path.name for path in (home / "start").iterdir()] == ["bob"]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import support.cli
 from support import oracle
 from support.adapters import Made, Spec, make, relative_error, truncated, written_update
 from support.rounds import SHAPES
-from typer.testing import CliRunner, Result
 
 from fedlora_cli import AggregateOptions, DistributeOptions, InputError, aggregate, distribute, read
-from fedlora_cli.cli import app
 
 #: Mixed ranks and scalings; the holders of the highest rank are not in every round.
 LOW = (
@@ -27,8 +27,7 @@ HIGH = Spec("cy", rank=6, samples=9, alpha=3, shapes=SHAPES)
 BETA = 0.6
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["aggregate", *map(str, arguments)], prog_name="fedlora")
+run = partial(support.cli.run, "aggregate")
 
 
 def clients(home: Path, number: int | str, *specs: Spec) -> list[Made]:

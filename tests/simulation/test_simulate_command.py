@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import support.cli
 from support.simulate_reports import PLAIN, arm, diverged, simulation
-from typer.testing import CliRunner, Result
 
-from fedlora_cli.cli import app
 from fedlora_cli.reports.simulate import SimulateReport
 from fedlora_cli.simulation import presets
 from fedlora_cli.simulation import simulate as workflow
@@ -37,9 +37,7 @@ def called(monkeypatch) -> Called:
     return called
 
 
-def run(*arguments: object) -> Result:
-    command = ["simulate", "-o", "run", *map(str, arguments)]
-    return CliRunner().invoke(app, command, prog_name="fedlora")
+run = partial(support.cli.run, "simulate", "-o", "run")
 
 
 def names(called: Called) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from typer.testing import CliRunner, Result
@@ -13,8 +14,18 @@ from typer.testing import CliRunner, Result
 from fedlora_cli.cli import app
 
 
-def run(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="fedlora", input=stdin)
+def run(
+    *arguments: object, stdin: str | bytes | None = None, env: Mapping[str, str] | None = None
+) -> Result:
+    """The result of `fedlora ARGUMENTS`, run in this process without a terminal.
+
+    Raises any exception but SystemExit, because the command must not end by it.
+    """
+    command = list(map(str, arguments))
+    result = CliRunner().invoke(app, command, prog_name="fedlora", input=stdin, env=env)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
 
 
 def on_a_terminal(folder: Path, arguments: list[str], **environment: str) -> str:

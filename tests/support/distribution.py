@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
 
+import support.cli
 from fedlora_cli import read
-from fedlora_cli.cli import app
 from support.adapters import PREFIX, WEIGHTS, Spec
 from support.rounds import SHAPES
 
@@ -36,5 +36,4 @@ def factors(folder: Path, module: str) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["distribute", *map(str, arguments)], prog_name="fedlora")
+run = partial(support.cli.run, "distribute")

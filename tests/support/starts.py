@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
-from typer.testing import CliRunner, Result
 
+import support.cli
 from fedlora_cli import InitOptions
-from fedlora_cli.cli import app
 from fedlora_cli.libraries import muted
 from support.adapters import PREFIX, WEIGHTS
 
@@ -49,8 +49,7 @@ def save_base(folder: Path, build: Callable[[], PreTrainedModel]) -> Path:
     return folder
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["init", *map(str, arguments)], prog_name="fedlora")
+run = partial(support.cli.run, "init")
 
 
 def loaded(model: PreTrainedModel, folder: Path) -> PeftModel:
