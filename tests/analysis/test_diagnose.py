@@ -111,10 +111,10 @@ def test_clients_are_compared_as_dense_updates_would_be(tmp_path: Path) -> None:
                 parts = np.linalg.svd(one.update(name), full_matrices=False)
                 r = one.factors[name][0].shape[1]
                 bases.append(parts[0][:, :r] if matrices == 0 else parts[2][:r].T)
-            for j, one in enumerate(bases):
+            for j, basis in enumerate(bases):
                 for k, other in enumerate(bases):
-                    shared = np.linalg.norm(one.T @ other) ** 2
-                    overlap[j, k] += shared / min(one.shape[1], other.shape[1])
+                    shared = np.linalg.norm(basis.T @ other) ** 2
+                    overlap[j, k] += shared / min(basis.shape[1], other.shape[1])
         expected = overlap / len(made[0].factors)
         np.testing.assert_allclose(getattr(found.similarity, side), expected, atol=1e-9)
 

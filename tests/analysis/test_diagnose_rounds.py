@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_collapse_is_seen_coming(tmp_path: Path) -> None:
 
 def test_clients_that_concentrate_by_themselves_are_no_collapse(tmp_path: Path) -> None:
     """ρ climbs to 0.999999 here, and nothing that these clients put there was lost."""
-    rounds = {"raflora": [], "flexlora": []}
+    rounds: dict[str, list[Any]] = {"raflora": [], "flexlora": []}
     for t in range(1, 9):
         clients = tmp_path / f"clients-{t}"
         for name, rank, samples in (("a", 2, 50), ("b", 6, 10), ("c", 6, 10)):

@@ -82,10 +82,9 @@ def one_round(name: str, B: np.ndarray, A: np.ndarray) -> tuple[np.ndarray, np.n
         for rank in RANKS
     ]
     if name in ("fedavg", "rbla"):
-        return (
-            sum(b * w for (b, _), w in zip(padded, weights, strict=True)),
-            sum(a * w[:, None] for (_, a), w in zip(padded, weights, strict=True)),
-        )
+        mean_B: Any = sum(b * w for (b, _), w in zip(padded, weights, strict=True))
+        mean_A: Any = sum(a * w[:, None] for (_, a), w in zip(padded, weights, strict=True))
+        return mean_B, mean_A
     total = sum(b @ np.diag(w) @ a for (b, a), w in zip(padded, weights, strict=True))
     U, s, Vh = np.linalg.svd(total)
     return U[:, :8] * np.sqrt(s[:8]), np.sqrt(s[:8])[:, None] * Vh[:8]

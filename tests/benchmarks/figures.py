@@ -48,7 +48,7 @@ def made(work: Work, scratch: Path) -> Iterator[Path]:
 
 def aggregated(cohort: Path, repeat: int = 1, jobs: int = 0, cluster: str = "") -> Usage:
     """The medians of `fedlora aggregate`, whole."""
-    options = ("--jobs", str(jobs)) if jobs else ()
+    options: tuple[str, ...] = ("--jobs", str(jobs)) if jobs else ()
     options += ("--cluster", cluster) if cluster else ()
     output = cohort.with_name("out")
     runs = []

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.readme import RESULTS
@@ -273,7 +274,7 @@ def test_the_table_of_exit_codes_has_all_exit_codes() -> None:
     assert shown == raised | {0, FINDING, INTERRUPTED, TERMINATED}
 
 
-def descendants(kind: type) -> list[type]:
+def descendants(kind: type[Any]) -> list[type[Any]]:
     return [one for child in kind.__subclasses__() for one in (child, *descendants(child))]
 
 

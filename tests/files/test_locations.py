@@ -503,11 +503,11 @@ def test_a_store_that_does_not_answer_is_one_line(
         assert re.match(r"s3://bucket/\S+: cannot be read \(", said)
         assert reason in said
         assert cure in said
-    for command in (
+    for writing in (
         ("aggregate", clients, "-o", "s3://bucket/out"),
         ("distribute", clients / "ann", "-o", "s3://bucket/out", "--rank", "1"),
     ):
-        said = error_of(run(*command), 4)
+        said = error_of(run(*writing), 4)
         assert said.startswith(f"s3://bucket/out: cannot be written ({reason})")
         assert cure in said
     assert not (tmp_path / "out").exists()

@@ -257,7 +257,7 @@ def renamed(folder: Path) -> None:
 )
 def test_old_names_of_modules_load_wherever_the_clients_adapters_do(tmp_path: Path, fields) -> None:
     base = llava()
-    own = {}
+    own: dict[str, Any] = {}
     for k, name in enumerate("ab"):
         folder = tmp_path / "round" / name
         own[name] = applied(train(base, folder, k, r=2 * (k + 1), lora_alpha=3, **fields))
@@ -280,7 +280,7 @@ def test_old_names_of_modules_load_wherever_the_clients_adapters_do(tmp_path: Pa
 def test_layers_of_several_clients_are_all_loaded(tmp_path: Path) -> None:
     """The clients adapt other layers each, of a model whose modules have old names in the file."""
     base = llava()
-    own = {}
+    own: dict[str, Any] = {}
     for k, name in enumerate("ab"):
         folder = tmp_path / "round" / name
         fields = {"target_modules": ["up_proj"], "layers_to_transform": [k]}
@@ -363,7 +363,7 @@ def test_what_peft_makes_of_the_targets_of_a_mixture(tmp_path: Path, build: str,
         base = Qwen3MoeForCausalLM(Qwen3MoeConfig(**MOE, head_dim=8))
     else:
         base = Qwen2MoeForCausalLM(Qwen2MoeConfig(**MOE, shared_expert_intermediate_size=24))
-    own = {}
+    own: dict[str, Any] = {}
     for k, name in enumerate("ab"):
         ranks = fields.get("rank_pattern", {})
         alike = {"rank_pattern": {one: rank + k for one, rank in ranks.items()}} if ranks else {}

@@ -43,8 +43,8 @@ def test_the_report_says_what_was_found(tmp_path: Path) -> None:
     for row, one in zip(report.clients, made, strict=True):
         own = [np.linalg.svd(one.update(m), compute_uv=False)[: row.rank] for m in one.factors]
         np.testing.assert_allclose(row.energy, sum(s**2 for s in own), rtol=1e-9)
-    for row, s in zip(report.modules, spectra, strict=True):
-        np.testing.assert_allclose(row.singular_values, s, rtol=1e-6)
+    for described, s in zip(report.modules, spectra, strict=True):
+        np.testing.assert_allclose(described.singular_values, s, rtol=1e-6)
 
 
 def test_where_nobody_tells_a_sample_count_all_count_the_same_and_it_is_said(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_a_shared_scaling_is_kept_and_a_mixed_one_becomes_one(tmp_path: Path) ->
         make_round(tmp_path / name, specs)
         aggregate([tmp_path / name / "round"], tmp_path / name / "out")
 
-    def config(name: str) -> dict:
+    def config(name: str) -> dict[str, Any]:
         return json.loads((tmp_path / name / "out/adapter_config.json").read_text())
 
     assert (config("shared")["r"], config("shared")["lora_alpha"]) == (4, 8)

@@ -115,7 +115,7 @@ def test_output_at_the_place_of_a_linked_client_is_refused(tmp_path: Path) -> No
 def test_nothing_is_left_behind_when_the_third_adapter_fails(tmp_path: Path, monkeypatch) -> None:
     from fedlora_cli.formats import FORMATS, peft
 
-    written = []
+    written: list[Any] = []
 
     def full(adapter: Any, folder: Path, provenance: Any) -> Any:
         if len(written) == 2:

@@ -60,7 +60,7 @@ def accuracy(data: Path, adapter: Path | None) -> float:
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     images = torch.tensor([row["pixel_values"] for row in rows])
     labels = torch.tensor([row["labels"] for row in rows])
-    model = ViTForImageClassification.from_pretrained(SAMPLES / "base")
+    model: Any = ViTForImageClassification.from_pretrained(SAMPLES / "base")
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
     with torch.no_grad():

@@ -21,14 +21,14 @@ from fedlora_cli.render.figures.simulate import simulate_figure
 from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import Paragraph, Table
 from fedlora_cli.render.views.simulate import simulate_view
-from fedlora_cli.reports.simulate import SimulateReport, Spread
+from fedlora_cli.reports.simulate import ArmRow, SimulateReport, Spread
 from fedlora_cli.simulation.options import Arm
 
 HOSTILE = "$x_{1}$ \\$ \x1b[2J\u202e 诊所 <script>" + "n" * 90
 RATES = (5e-4, 1e-3, 2e-3)
 
 
-def tried(method: str, accuracies: tuple[float, ...], **choices: float) -> list:
+def tried(method: str, accuracies: tuple[float, ...], **choices: float) -> list[ArmRow]:
     """An arm at all of the rates, marked where it is best."""
     best = max(range(len(RATES)), key=lambda i: accuracies[i])
     return [
@@ -474,7 +474,7 @@ def test_what_is_below_the_scale_is_marked_on_the_axis() -> None:
 
     (marks,) = [line for line in axes.lines if line.get_marker() == "v"]
     assert set(marks.get_ydata()) == {axes.get_ylim()[0]}
-    assert max(marks.get_xdata()) == 20
+    assert np.max(marks.get_xdata()) == 20
     assert "triangles: below the scale" in note(axes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 Client = tuple[np.ndarray, np.ndarray, float, float]  # B, A, scale, samples
@@ -16,7 +18,8 @@ def aggregate(method: str, clients: list[Client], previous: np.ndarray | None = 
     rank = max(A.shape[0] for _, A, _, _ in clients)
     shape = clients[0][0].shape[0], clients[0][1].shape[1]
     if method in ("flexlora", "flora", "ffa"):
-        return sum(n / total * s * B @ A for B, A, s, n in clients)
+        update: Any = sum(n / total * s * B @ A for B, A, s, n in clients)
+        return update
     if method in ("raflora", "residual"):
         U, sigma, Vh = np.linalg.svd(np.zeros(shape) if previous is None else previous)
         result = np.zeros(shape)
