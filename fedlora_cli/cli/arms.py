@@ -55,7 +55,7 @@ def arms_of(
         ("--momentum", momenta, open_momentum),
     ):
         if values is not None and not takers:
-            raise UsageError(flag, "no method is left that takes it", "add raflora")
+            raise UsageError(flag, "no given method can take it", "add raflora")
     return tuple(
         Arm(item.method, q, b)
         for item in items
@@ -77,8 +77,8 @@ def _parsed(text: str) -> _Item:
     for choice in choices:
         key, _, value = choice.partition("=")
         if key not in ("quorum", "momentum") or key in chosen:
-            raise UsageError("--method", f"{text[:60]!r} is no arm", _EXAMPLE)
+            raise UsageError("--method", f"{text[:60]!r} is not an arm", _EXAMPLE)
         chosen[key] = numbers("--method", value)[0]
     if not name:
-        raise UsageError("--method", f"{text[:60]!r} is no arm", _EXAMPLE)
+        raise UsageError("--method", f"{text[:60]!r} is not an arm", _EXAMPLE)
     return _Item(name, chosen.get("quorum"), chosen.get("momentum"))

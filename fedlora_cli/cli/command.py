@@ -28,7 +28,7 @@ TERMINATED = 143
 
 
 class Only:
-    """Some fields of a dataclass (all if none is named), in no panel; a text is another help.
+    """Some fields of a dataclass (all if none is named), in no panel; `helps` replaces help texts.
 
     `options: Annotated[AggregateOptions, Only("rank", quorum="Add a row for this quorum.")]`
     """

@@ -80,7 +80,7 @@ def say(label: str, text: str, style: str = "bold") -> None:
 
 
 def say_trained_next(output: object, command: str) -> None:
-    """Print where adapters to train from are, and the command for the trained ones."""
+    """Print the folder of the adapters to train from, and the command to run after training."""
     say("wrote", quoted(output), "bold green")
     say("next", f"train from these; then {command}")
 

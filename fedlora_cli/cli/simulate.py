@@ -133,7 +133,7 @@ def simulate(
         with progress_on(errors(), shown=not printing.quiet) as stage:
             report = run(output, options, stage)
     except KeyboardInterrupt:
-        found = f"interrupted; the same command goes on from the last whole rounds in {output}"
+        found = f"interrupted; the same command continues from the last whole rounds in {output}"
         say("error", found, "bold red")
         raise typer.Exit(INTERRUPTED) from None
     print_with_pictures(

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 
 class Lasting(io.FileIO):
-    """A stream that gives up what can no longer be written; `failure` is why."""
+    """A stream that drops all output after a failed write; `failure` is the error."""
 
     failure: OSError | None = None
 
@@ -26,7 +26,7 @@ class Lasting(io.FileIO):
 
 
 def secure_streams() -> None:
-    """Put streams that last in the place of the standard ones."""
+    """Replace the standard streams by streams that survive a failed write."""
     for descriptor in range(3):
         if not _is_open(descriptor):
             # The lowest number that is free is this one: an adapter must not be opened under it, as
@@ -39,7 +39,7 @@ def secure_streams() -> None:
 
 
 def failure_of(stream: TextIO) -> OSError | None:
-    """Why a stream could not be written, but for a reader that went away: it had enough."""
+    """The error of a failed write; None without any, or if the reader closed the stream."""
     stream.flush()
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     failure = raw.failure if isinstance(raw, Lasting) else None
@@ -55,7 +55,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _lasting(descriptor: int, now: TextIO | None, at_start: TextIO | None) -> TextIO:
-    """A stream that lasts. One that has been put in the place of Python's own stays."""
+    """A stream that survives a failed write; a replacement of Python's own stream stays."""
     if now is not None and now is not at_start:
         return now
     raw = Lasting(descriptor, "w", closefd=False)

@@ -216,7 +216,7 @@ def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
         named = shortened(sorted(name.rpartition(".")[2] for name in classes))
         notes.append(
             f"the clients name different model classes ({named}); the global adapter names none, "
-            "so that AutoPeftModel cannot load it"
+            "so AutoPeftModel cannot load it"
         )
     if len(dropouts) > 1:
         notes.append("the clients differ in lora_dropout; the global adapter has none")

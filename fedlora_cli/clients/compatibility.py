@@ -37,7 +37,7 @@ _ROLES: dict[Role, str] = {
 _ROWS = ".token_adapter."
 
 _ONE_MODEL = "give all clients the same model and the same modules_to_save"
-_ONE_WAY = "train it one way everywhere"
+_ONE_WAY = "train it in the same way in all clients"
 
 
 def check_compatibility(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
@@ -272,7 +272,7 @@ def _check_same_tokens(adapters: Sequence[Adapter], on_fault: FaultHandler) -> N
             exclude(
                 (list(holders[first]), f"the trained tokens of {first} are those of {other} in"),
                 (list(holders[other]), f"the trained tokens of {other} are those of {first} in"),
-                "train tokens of one embedding; PEFT may take the two for tied, and drop one",
+                "train tokens of one embedding; PEFT may treat the two as tied and drop one",
                 on_fault,
             )
 

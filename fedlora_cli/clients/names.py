@@ -70,7 +70,7 @@ def _check_names(named: Sequence[tuple[str, Location]], on_fault: FaultHandler) 
         alike, other = first.setdefault(_folded(name), (name, folder))
         if alike != name:
             found = f"a client named almost like {other}"
-            cure = "give every client another name, also without regard to case"
+            cure = "give clients names that differ in more than case"
             on_fault(InputError(str(folder), found, cure, {other: None}))
 
 

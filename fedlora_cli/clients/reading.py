@@ -189,7 +189,7 @@ def sample_counts(
 
 
 def _check_files(adapters: Iterable[Adapter], on_fault: FaultHandler) -> None:
-    """Report every second name of a file to `on_fault`: a link would count a client twice."""
+    """Report every further name of a file to `on_fault`: a link would count a client twice."""
     first: dict[tuple[int, int], Path] = {}
     files = [one.weights_file for one in adapters if isinstance(one.weights_file, Path)]
     for file in sorted(files, key=Path.is_symlink):

@@ -133,7 +133,7 @@ def _compatible(
 ) -> tuple[Cohort, tuple[LeftOut, ...]]:
     """The cohort of the compatible clients, and all clients that are left out.
 
-    Every client that leaves can change the majority, so that the check is repeated.
+    A client that is left out can change the majority, so the check is repeated.
     """
     all_left_out = list(left_out)
     while True:
@@ -188,7 +188,7 @@ def _client_folder(fault: InputError, order: Mapping[Location, int]) -> Location
 
 
 def _spelled(place: Location) -> Location:
-    """One spelling of a path: only a link at its end is kept."""
+    """The absolute path with all links resolved, except one at its end."""
     absolute = normal(place)
     return absolute.parent.resolve() / absolute.name
 

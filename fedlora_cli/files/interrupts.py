@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 #: Exit code after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
+
+#: Seconds until a lost interrupt is sent again, when the destructor has ended.
+_AGAIN = 0.01
 
 #: The signals that end a command, as far as the system has them.
 ENDING = [
@@ -39,8 +44,21 @@ def leaving_at_once() -> Iterator[None]:
 @contextmanager
 def raising() -> Iterator[None]:
     """In this block, Ctrl-C raises KeyboardInterrupt again, so that unfinished work is removed."""
+    hook = sys.unraisablehook
     with _in_place_of(leave, signal.default_int_handler):
-        yield
+        sys.unraisablehook = partial(_sent_again, hook)
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
+
+
+def _sent_again(hook: Callable[[Any], object], unraisable: Any) -> None:
+    """Send an interrupt again that Python lost because it came in the middle of a destructor."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        hook(unraisable)
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def _of_names(
 _LEAVE_OUT = "leave them out of target_modules"
 IN_LAYERS = _of_names(
     outside_layers,
-    "modules outside the numbered layers, but embed_tokens and lm_head ({0})",
+    "modules outside the numbered layers, except embed_tokens and lm_head ({0})",
     _LEAVE_OUT,
 )
 DISTINCT = _of_names(
@@ -210,7 +210,7 @@ def of_tokens(output: Output) -> Obstacle | None:
     others = [name for name in _embeddings(output) if re.search("posit|wpe|token_type", name)]
     if not others:
         return None
-    return Obstacle(f"embeddings of something else than tokens ({others[0]})", _LEAVE_OUT)
+    return Obstacle(f"embeddings of something other than tokens ({others[0]})", _LEAVE_OUT)
 
 
 def experts_in_pairs(output: Output) -> Obstacle | None:

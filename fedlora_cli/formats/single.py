@@ -119,7 +119,7 @@ def parts_of(
 
 
 def kinds_of(keys: Iterable[str], others: Others) -> dict[tuple[str, str], list[str]]:
-    """The keys by meaning and remedy: those of the first row with a part of the key."""
+    """The keys by the meaning and remedy of the first row that has a part of the key."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for key in keys:
         kind = next((m, cure) for parts, m, cure in others if any(p in key for p in parts))

@@ -50,7 +50,7 @@ def outstanding(clients: Sequence[ClientRow], options: AggregateOptions) -> tupl
     ]
     warnings += [f"{row.name} has 0 samples and no weight" for row in clients if row.samples == 0]
     warnings += [
-        f"the update of {row.name} is zero in every module: it was not trained, and still counts"
+        f"the update of {row.name} is zero in every module: it is untrained, and still counts"
         for row in clients
         if row.norm == 0
     ]

@@ -93,7 +93,7 @@ CASES = {
     ),
     "a tied base without its embeddings": Case({}, tied=True),
     "embedding of positions": Case(
-        served("embeddings of something else than tokens (model.layers.0.wpe)", "llama.cpp"),
+        served("embeddings of something other than tokens (model.layers.0.wpe)", "llama.cpp"),
         layouts=layout("embedding", "model.layers.0.wpe"),
         tied=False,
     ),
@@ -134,7 +134,7 @@ CASES = {
     "fused q, k and v": Case({}, layouts=linear("self_attn.qkv_proj", "mlp.gate_up_proj")),
     "GPT-2's names": Case(
         served(
-            "modules outside the numbered layers, but embed_tokens and lm_head (h.0.c_attn)",
+            "modules outside the numbered layers, except embed_tokens and lm_head (h.0.c_attn)",
             "sglang",
         ),
         layouts=linear("/h.0.c_attn"),

@@ -44,17 +44,17 @@ def judged(energies: list[list[float]], origins: list[Provenance], rank: int) ->
         ([0.05, 0.08], 0.3, "at risk", "recovering"),
         ([0.05, 0.052], 0.3, "collapsed", ""),
         ([0.05, 0.052], None, "collapsed", ""),
-        ([0.05, 0.052], 1.0, "at risk", "steadily"),  # not the weights
+        ([0.05, 0.052], 1.0, "at risk", "and steady"),  # not the weights
         ([0.3, 0.05], 1.0, "collapsed", ""),
         ([0.1, 0.1], 0.3, "collapsed", ""),  # one tenth is not more than a tenth
         ([0.9, 0.7, 0.5], 1.0, "collapsing", ""),
-        ([0.165, 0.19, 0.19, 0.176, 0.163, 0.154], 1.0, "at risk", "steadily"),
+        ([0.165, 0.19, 0.19, 0.176, 0.163, 0.154], 1.0, "at risk", "and steady"),
         ([0.165, 0.19, 0.19, 0.176, 0.163, 0.154], 0.3, "collapsing", ""),
         ([0.5, 0.2, 0.19], 1.0, "collapsing", ""),
         ([0.9, 0.88, 0.86], 1.0, "healthy", ""),
         ([0.9, 0.88, 0.86], 0.9, "healthy", ""),
         ([0.9, 0.88, 0.86], 0.89, "at risk", "multiply it by 0.89"),
-        ([0.6, 0.55, 0.5], 1.0, "at risk", "steadily"),
+        ([0.6, 0.55, 0.5], 1.0, "at risk", "and steady"),
         # Up and down is no recovery: what counts is where it goes.
         ([0.02, 0.0, 0.02, 0.0, 0.02], 0.3, "collapsed", ""),
         ([1, 0.4, 0.6, 0.2, 0.3, 0.1, 0.16, 0.06, 0.08], 0.3, "collapsed", ""),

@@ -240,7 +240,7 @@ def test_tokens_of_two_embeddings_must_be_told_apart(tmp_path: Path) -> None:
     apart = run(str(tmp_path / "round"), "-o", str(tmp_path / "apart"))
 
     assert [one.exit_code for one in (together, skipped, apart)] == [3, 0, 0]
-    assert "PEFT may take the two for tied, and drop one" in together.stderr
+    assert "PEFT may treat the two as tied and drop one" in together.stderr
     assert f"a left out: adapter_model.safetensors: the trained tokens of {EMBEDDING}" in (
         skipped.stderr
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from fedlora_cli.files import alone, folder, output, sending
 from fedlora_cli.files.disk import temporary_folder
-from fedlora_cli.files.interrupts import signals_deferred
+from fedlora_cli.files.interrupts import leaving_at_once, raising, signals_deferred
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
 
@@ -65,6 +66,22 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         signal.raise_signal(signal.SIGTERM)
 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def block() -> None:
+        with leaving_at_once(), raising():
+            Interrupted()
+            time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+
+    assert capfd.readouterr().err == ""
 
 
 def lock(target: Path) -> None:

@@ -410,7 +410,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "LoKr": (changed(lokr_w1=ONES), None, "lokr_w1: LoKr; train plain LoRA"),
     "LoHa": (changed(hada_w1_a=ONES), None, "hada_w1_a: LoHa; train plain LoRA"),
     "embedding": (changed(lora_embedding_A=ONES), None, "factors of an embedding; train linear"),
-    "adapter name": (changed(lora_A__default__weight=ONES), None, "the name of an adapter in that"),
+    "adapter name": (changed(lora_A__default__weight=ONES), None, "an adapter's name inside"),
     "control": (
         changed(norm_q__weight=torch.ones(4)),
         None,

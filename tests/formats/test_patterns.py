@@ -79,7 +79,7 @@ def test_flags_within_another_expression_are_what_they_are_to_peft(own: str) -> 
     try:
         expected = get_pattern_key([own], "h.q_proj") == own
     except re.error:
-        cure = "PEFT puts it inside of another expression: write .*"
+        cure = "PEFT puts it inside another expression: write .*"
         message = rf"^adapter_config.json: '{re.escape(own)}' is not a usable .*; {cure}"
         with pytest.raises(InputError, match=message):
             Matcher(HERE).first([own], "h.q_proj")

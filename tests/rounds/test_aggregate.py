@@ -339,7 +339,7 @@ def test_a_client_whose_update_is_zero_is_told(tmp_path: Path, side: str, method
         [tmp_path / "round"], tmp_path / "no", AggregateOptions(method=method, dry_run=True)
     )
 
-    told = "the update of idle is zero in every module: it was not trained, and still counts"
+    told = "the update of idle is zero in every module: it is untrained, and still counts"
     assert [warning for warning in report.warnings if "is zero" in warning] == [told]
     assert told in json.loads((tmp_path / "out/fedlora.json").read_text())["warnings"]
     assert not [warning for warning in dry.warnings if "is zero" in warning]  # not known yet

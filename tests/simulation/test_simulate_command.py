@@ -158,13 +158,13 @@ def test_all_linear_is_no_name_of_a_module_and_seeds_may_be_counted(called: Call
     [
         (("--preset", "digit"), "no preset is called digit; use one of digits"),
         (("-m", "fedprox"), "unknown method fedprox"),
-        (("-m", "raflora:beta=1"), "'raflora:beta=1' is no arm; write raflora or"),
+        (("-m", "raflora:beta=1"), "'raflora:beta=1' is not an arm; write raflora or"),
         (("-m", "raflora:quorum=a"), "'a' is no number"),
-        (("-m", "raflora,,flexlora"), "'' is no arm"),
+        (("-m", "raflora,,flexlora"), "'' is not an arm"),
         (("-m", "raflora,raflora"), "--method: a value twice; give each value once"),
         (("-m", "flexlora:quorum=0.5"), "the rule of flexlora has no quorum"),
-        (("-m", "flexlora", "--quorum", "0.5"), "no method is left that takes it; add raflora"),
-        (("-m", "fedavg,raflora:momentum=0", "--momentum", "0.5"), "--momentum: no method is left"),
+        (("-m", "flexlora", "--quorum", "0.5"), "no given method can take it; add raflora"),
+        (("-m", "fedavg,raflora:momentum=0", "--momentum", "0.5"), "--momentum: no given method can take it"),
         (("--quorum", "0,2"), "--quorum: 2.0 is out of range"),
         (("--momentum", "nan"), "--momentum: nan is out of range"),
         (("--lr", "1e-3;2e-3"), "--lr: '1e-3;2e-3' is no number"),
@@ -224,7 +224,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch) -> None:
 
     assert result.exit_code == 130
     assert result.stderr.splitlines() == [
-        "error: interrupted; the same command goes on from the last whole rounds in run"
+        "error: interrupted; the same command continues from the last whole rounds in run"
     ]
 
 

@@ -99,7 +99,7 @@ def judge(
         if rising:
             course = ", and it is recovering"
         elif steady:
-            course = ", steadily: dissimilar clients cancel out, the weights lose no energy"
+            course = ", and steady: dissimilar updates cancel out; the weights lose no energy"
         return "at risk", f"{share}{course}; {100 * AT_RISK:.0f} % or less is at risk"
     if predicted_gamma is not None and fading:
         return "at risk", (

@@ -72,7 +72,7 @@ OTHERS = (
     (("lokr_",), "LoKr", PLAIN),
     (
         (".lora_A.", ".lora_B."),
-        "the name of an adapter in that of a factor",
+        "an adapter's name inside a factor's name",
         "save what PEFT's get_peft_model_state_dict returns, which leaves it out",
     ),
     ((".norm", "norm_"), "a norm, as control LoRA trains it", PLAIN),

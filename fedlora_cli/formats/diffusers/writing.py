@@ -40,7 +40,7 @@ def new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
         for name, factors in adapter.factors.items():
             if adapter.alphas[name] != factors.rank:
                 found = f"alpha {adapter.alphas[name]:g} at rank {factors.rank}"
-                cure = "leave out --alpha: the clients' files have none, so that it is the rank"
+                cure = "leave out --alpha: the clients' files have none, so alpha is the rank"
                 raise InputError(name, found, cure)
 
     def stored(name: str, factors: Factors) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ def _modules_to_save(fields: Fields) -> tuple[str, ...]:
     for name in names:
         if not PLAIN.fullmatch(name):
             found = f"modules_to_save names {name[:80]!r}"
-            cure = "name it by letters, digits, _, - and dots; PEFT takes all else for patterns"
+            cure = "name it by letters, digits, _, - and dots; PEFT reads all else as patterns"
             raise InputError(fields.path, found, cure)
     return names
 

@@ -155,7 +155,7 @@ def _base_weights(shapes: Mapping[str, tuple[int, ...]], wrapped: Collection[str
 
 
 def _begins_like(name: str, embeddings: tuple[str, ...]) -> bool:
-    """Whether a tensor's module is named like one of these embeddings, and longer.
+    """Whether the name begins with an embedding's name and goes on without a dot.
 
     >>> _begins_like("word_embeddings_layernorm.bias", ("word_embeddings",))
     True

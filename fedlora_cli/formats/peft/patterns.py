@@ -96,7 +96,7 @@ class Matcher:
             found = f"{shown[:80]!r} is not a usable regular expression ({reason[:80]})"
             cure = "correct it"
             if reason.startswith(_FLAGS_INSIDE) and shown != pattern:
-                cure = "PEFT puts it inside of another expression: write (?i:…) in place of (?i)…"
+                cure = "PEFT puts it inside another expression: write (?i:…) in place of (?i)…"
             raise InputError(self.where, found, cure) from None
         finally:
             self.seconds_left -= time.perf_counter() - began

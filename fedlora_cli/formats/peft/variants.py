@@ -16,7 +16,7 @@ _INITIAL = "convert it with save_pretrained(path_initial_model_for_weight_conver
 NOT_UNDERSTOOD: dict[str, tuple[str, str]] = {
     "use_qalora": ("QALoRA, whose A acts on pooled input", _PLAIN),
     "use_bdlora": ("block-diagonal LoRA", _PLAIN),
-    "arrow_config": ("Arrow, which routes between adapters", "aggregate what it routes between"),
+    "arrow_config": ("Arrow, which routes between adapters", "aggregate its adapters"),
     "kasa_config": ("KaSA, which cuts small directions off the base model by rank", _PLAIN),
     "monteclora_config": ("MonteCLoRA, which has further tensors", _PLAIN),
     "velora_config": ("VeLoRA, which has further tensors", _PLAIN),
