@@ -164,7 +164,10 @@ def test_all_linear_is_no_name_of_a_module_and_seeds_may_be_counted(called: Call
         (("-m", "raflora,raflora"), "--method: a value twice; give each value once"),
         (("-m", "flexlora:quorum=0.5"), "the rule of flexlora has no quorum"),
         (("-m", "flexlora", "--quorum", "0.5"), "no given method can take it; add raflora"),
-        (("-m", "fedavg,raflora:momentum=0", "--momentum", "0.5"), "--momentum: no given method can take it"),
+        (
+            ("-m", "fedavg,raflora:momentum=0", "--momentum", "0.5"),
+            "--momentum: no given method can take it",
+        ),
         (("--quorum", "0,2"), "--quorum: 2.0 is out of range"),
         (("--momentum", "nan"), "--momentum: nan is out of range"),
         (("--lr", "1e-3;2e-3"), "--lr: '1e-3;2e-3' is no number"),
