@@ -93,7 +93,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     """A tiny model and a few examples of every family of tasks."""
-    from support.tasks import make_sources  # whoever needs none does not wait for its libraries
+    from support.tasks import make_sources  # other tests do not wait for its libraries
 
     return make_sources(tmp_path_factory.mktemp("tasks"))
 

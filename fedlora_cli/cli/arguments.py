@@ -17,6 +17,10 @@ FOLDERS = "Adapter folders, a folder of adapter folders, or - for a list on stan
 
 Clients = Annotated[list[str], typer.Argument(metavar="CLIENTS", help=FOLDERS)]
 Paths = Annotated[list[str], typer.Argument(metavar="PATHS", help=FOLDERS)]
+Folders = Annotated[
+    str,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder for the folders of all adapters."),
+]
 Like = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,11 +16,13 @@ from fedlora_cli.text import printable
 
 if TYPE_CHECKING:
     from fedlora_cli.render.view import View
+    from fedlora_cli.reports.distribution import DistributeReport, InitReport
 
 #: Columns of a terminal that every table fits into.
 TABLE_WIDTH = 80
 
 Report = TypeVar("Report")
+Start = TypeVar("Start", bound="DistributeReport | InitReport")
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,20 @@ def say(label: str, text: str, style: str = "bold") -> None:
     errors().print(Text.assemble((f"{label}: ", style), printable(text)))
 
 
-def say_trained_next(output: object, command: str) -> None:
-    """Print the folder of the adapters to train from, and the command to run after training."""
-    say("wrote", quoted(output), "bold green")
-    say("next", f"train from these; then {command}")
+def print_start(
+    printing: Printing,
+    report: Start,
+    document: Callable[[Start], dict[str, Any]],
+    view: Callable[[Start], View],
+    following: str,
+) -> None:
+    """Print the report on adapters to train from, and the command to run after training."""
+    if not printing.quiet:
+        warn(report.warnings)
+    print_result(printing, report, document, view)
+    if not printing.quiet:
+        say("wrote", quoted(report.output), "bold green")
+        say("next", f"train from these; then {following}")
 
 
 def quoted(*arguments: object) -> str:

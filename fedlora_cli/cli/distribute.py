@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from fedlora_cli.aggregation.options import AggregateOptions
-from fedlora_cli.cli.arguments import Like, Null, listed
+from fedlora_cli.cli.arguments import Folders, Like, Null, listed
 from fedlora_cli.cli.command import Only, command, heavy_imports
-from fedlora_cli.cli.console import Printing, errors, print_result, quoted, say_trained_next, warn
+from fedlora_cli.cli.console import Printing, errors, print_start, quoted
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.locations import location
 from fedlora_cli.methods import METHODS
@@ -27,12 +27,7 @@ from fedlora_cli.rounds.options import DistributeOptions
 def distribute(
     *,
     source: Annotated[str, typer.Argument(metavar="GLOBAL", help="Folder of the global adapter.")],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder for the folders of all adapters."
-        ),
-    ],
+    output: Folders,
     like: Like = None,
     options: DistributeOptions,
     null: Null = False,
@@ -51,12 +46,9 @@ def distribute(
 
     with progress_on(errors(), shown=not printing.quiet) as stage:
         report = run(adapter, output, clients, options, stage)
-    if not printing.quiet:
-        warn(report.warnings)
     view = partial(distribute_view, details=printing.verbose)
-    print_result(printing, report, distribute_document, view)
-    if not printing.quiet:
-        say_trained_next(report.output, f"fedlora aggregate CLIENTS -o DIR{_next_options(adapter)}")
+    following = f"fedlora aggregate CLIENTS -o DIR{_next_options(adapter)}"
+    print_start(printing, report, distribute_document, view, following)
 
 
 def _next_options(source: Location) -> str:

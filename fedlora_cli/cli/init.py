@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fedlora_cli.cli.arguments import Like, Null, listed
+from fedlora_cli.cli.arguments import Folders, Like, Null, listed
 from fedlora_cli.cli.command import Only, command, heavy_imports
-from fedlora_cli.cli.console import Printing, errors, print_result, say_trained_next, warn
+from fedlora_cli.cli.console import Printing, errors, print_start
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.distribution import init_view
 from fedlora_cli.reports.document import init_document
@@ -22,12 +22,7 @@ def init(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Base model: a folder, or a name on the hub.")
     ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder for the folders of all adapters."
-        ),
-    ],
+    output: Folders,
     like: Like = None,
     options: InitOptions,
     null: Null = False,
@@ -49,8 +44,5 @@ def init(
 
     with progress_on(errors(), shown=not printing.quiet) as stage:
         report = run(base, output, clients, options, stage)
-    if not printing.quiet:
-        warn(report.warnings)
-    print_result(printing, report, init_document, partial(init_view, details=printing.verbose))
-    if not printing.quiet:
-        say_trained_next(report.output, "fedlora aggregate CLIENTS -o global")
+    view = partial(init_view, details=printing.verbose)
+    print_start(printing, report, init_document, view, "fedlora aggregate CLIENTS -o global")

@@ -6,7 +6,6 @@ import csv
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence
-from statistics import median_low
 from typing import Any
 
 from fedlora_cli import formats
@@ -20,6 +19,7 @@ from fedlora_cli.files.documents import (
     read_object,
 )
 from fedlora_cli.remote import Location, prefetched
+from fedlora_cli.robust.median import lower_median
 
 #: The files with a sample count in a client's folder and the field of each; the first file wins:
 #: fedlora's, then those of the Hugging Face Trainer.
@@ -137,8 +137,7 @@ def counts_from_folders(
 
 def check_ratio(counts: Mapping[Location, float], most: float, on_fault: FaultHandler) -> None:
     """Report each count above `most` times the lower median of the positive counts."""
-    positive = [count for count in counts.values() if count > 0]
-    middle = median_low(positive) if positive else 0.0
+    middle = lower_median(list(counts.values()))
     for folder, count in counts.items():
         if count > most * middle:
             found = f"{count:.12g} self-reported samples, more than {most:g} times the median of "

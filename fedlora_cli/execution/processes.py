@@ -31,7 +31,7 @@ def on_processes(number: int) -> Iterator[Workers]:
     except BrokenProcessPool:
         found = "a process was killed (too little memory?), or could not start (a script without "
         found += "`if __name__ == '__main__'`?)"
-        raise ClusterError(f"processes:{number}", found, "use fewer processes, or none") from None
+        raise ClusterError(f"processes:{number}", found, "give fewer processes, or none") from None
     except BaseException:
         # Do not wait for calls that are no longer needed. Python 3.14 has a public method for this.
         for process in list((pool._processes or {}).values()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from statistics import median_low
 
 import torch
 
@@ -20,6 +19,7 @@ from fedlora_cli.execution import engine
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.reports.aggregate import Verification
+from fedlora_cli.robust.median import lower_median
 from fedlora_cli.rounds.tensors import average_tensor, tensor_names
 
 #: Rounding a factor changes the product by about a third of eps of its dtype. Rounding never
@@ -101,7 +101,7 @@ def _error_by_term(target: WeightedSum, written: Factors) -> float:
         start += term.rank
     if written.B[:, start:].any():  # padding must be zero
         return math.inf
-    middle = median_low([size for size in sizes if size > 0] or [0.0])
+    middle = lower_median(sizes)
     pairs = zip(apart, sizes, strict=True)
     return max(_relative(error, max(size, middle), size) for error, size in pairs)
 

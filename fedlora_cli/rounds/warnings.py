@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import median_low
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.methods.weights import FloatArray
 from fedlora_cli.reports.aggregate import ClientRow
+from fedlora_cli.robust.median import lower_median
 from fedlora_cli.text import rank_range, shortened
 
 #: An update this many times as large as the median has another cause than more data or steps.
@@ -40,8 +40,7 @@ def outstanding(clients: Sequence[ClientRow], options: AggregateOptions) -> tupl
     """A warning for each large update that is not clipped, each client without samples, and each
     update that is zero.
     """
-    norms = [row.norm for row in clients if row.norm]
-    middle = median_low(norms) if norms else 0.0
+    middle = lower_median([row.norm or 0.0 for row in clients])
     warnings = [
         f"the update of {row.name} is {row.norm / middle:.3g} times as large as the median; "
         "--clip-norm auto bounds that"

@@ -419,7 +419,7 @@ def test_a_worker_of_dask_that_is_killed_changes_nothing(tmp_path: Path, plan: P
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["processes:2", "local:2"])
 def test_workers_that_end_again_and_again_are_one_line(name: str) -> None:
-    lines = pytest.raises(ClusterError, match=rf"^{name}: .*; (give|use) ")
+    lines = pytest.raises(ClusterError, match=rf"^{name}: .*; give")
     with lines, engine.executor(name, 0) as workers:
         list(engine.run(executors.killed, range(4), workers))
 

@@ -212,7 +212,7 @@ def test_multi_krum_excludes_whoever_is_plainly_another(measured: dict[str, Any]
 def test_what_the_readme_says_of_single_defences(measured: dict[str, Any]) -> None:
     huge, lone = worst(measured, "update × 1000"), worst(measured, "rank 48, one client")
     hidden, zero = worst(measured, "min-max collusion"), worst(measured, "zero update")
-    own = worst(measured, "a module that nobody else has")
+    own = worst(measured, "a module that no other client has")
     counts, sybils = (
         worst(measured, name) for name in ("sign flip, 90 × the samples", "sign flip by 6 sybils")
     )

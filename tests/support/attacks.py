@@ -402,7 +402,7 @@ ATTACKS: dict[str, Attack] = {
     "min-max collusion": min_max,
     "lora_alpha = 10⁶, tensors × 0.1": alpha_inflation,
     "sign flip in one module of two": one_module,
-    "a module that nobody else has": own_module,
+    "a module that no other client has": own_module,
     "rsLoRA flag set afterwards": rslora_flag,
     "last round's adapter": stale_round,
     "sign flip, 90 × the samples": sample_inflation,

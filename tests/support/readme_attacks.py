@@ -37,7 +37,7 @@ def attacks_table() -> str:
     found = json.loads(PLACE.read_text())
     heads = ["", *found["cost"]]
     lines = ["| " + " | ".join(heads) + " |\n", "|" + "---|" * len(heads) + "\n"]
-    lines.append(row("*nobody attacks*", found["cost"], of_honest=True))
+    lines.append(row("*no attack*", found["cost"], of_honest=True))
     for attack, cells in found["movement"].items():
         honest = attack == MORE
         lines.append(row(f"*{attack}*" if honest else attack, cells, of_honest=honest))
