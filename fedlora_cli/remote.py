@@ -7,15 +7,17 @@ libraries find credentials in the environment or in their own files.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from pickle import PicklingError
+from typing import IO, Any, Protocol, TypeVar
 
 from fedlora_cli.text import first_line
 
@@ -47,8 +49,17 @@ class StorageError(OSError):
         return type(self), (self.where, str(self), self.cure)
 
 
+class MemoryStore(Protocol):
+    """A store in the memory of this process, also with fsspec's `ls`, `info` and `cat_file`."""
+
+    def create(self, key: str) -> AbstractContextManager[IO[bytes]]: ...
+    def label(self, key: str) -> str: ...
+
+
 class Remote:
     """A file or folder of a store: `key` is its address after the `protocol`, bucket first.
+
+    `memory` is the store of files in memory; None for a store that fsspec reaches.
 
     A folder is listed once, on first use, and so is each folder reached from it by `/`: a command
     sees a single state of the store. All methods that send requests raise OSError.
@@ -58,30 +69,49 @@ class Remote:
     ('s3://bucket/round-01/ann', 'ann', 'round-01')
     """
 
-    def __init__(self, protocol: str, key: str, above: Remote | None = None) -> None:
+    def __init__(
+        self,
+        protocol: str,
+        key: str,
+        above: Remote | None = None,
+        memory: MemoryStore | None = None,
+    ) -> None:
         self.protocol, self._path, self._above = protocol, PurePosixPath(key), above
+        self.memory = memory
         self._below: dict[str, Remote] = {}
 
     def __str__(self) -> str:
-        return f"{self.protocol}://{self.key}"
+        address = f"{self.protocol}://{self.key}"
+        return address if self.memory is None else self.memory.label(self.key)
 
     def __repr__(self) -> str:
         return f"Remote({str(self)!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remote) and str(self) == str(other)
+        return isinstance(other, Remote) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(str(self))
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, str, int]:
+        return self.protocol, self.key, id(self.memory)
 
     def __reduce__(self) -> tuple[type[Remote], tuple[str, str]]:
         """Pickle the address only: another process lists the store again."""
+        if self.memory is not None:
+            raise PicklingError(f"{self} is in the memory of this process")
         return type(self), (self.protocol, self.key)
 
     def __truediv__(self, name: str) -> Remote:
         if name not in self._below:
-            self._below[name] = Remote(self.protocol, str(self._path / name), self)
+            self._below[name] = Remote(self.protocol, str(self._path / name), self, self.memory)
         return self._below[name]
+
+    @property
+    def unlisted(self) -> Remote:
+        """The same place, whose listing is requested anew."""
+        return Remote(self.protocol, self.key, memory=self.memory)
 
     @property
     def key(self) -> str:
@@ -105,12 +135,12 @@ class Remote:
 
     @property
     def parent(self) -> Remote:
-        return self._above or Remote(self.protocol, str(self._path.parent))
+        return self._above or Remote(self.protocol, str(self._path.parent), memory=self.memory)
 
     @property
     def parents(self) -> tuple[Remote, ...]:
         above = self._path.parents[:-1]  # without the store itself
-        return tuple(Remote(self.protocol, str(parent)) for parent in above)
+        return tuple(Remote(self.protocol, str(parent), memory=self.memory) for parent in above)
 
     def resolve(self) -> Remote:
         """The path itself: a store has no links."""
@@ -192,6 +222,17 @@ class Remote:
         content: bytes = self._ask("cat_file", self.key, start=start, end=start + length, **plain)
         return content
 
+    def create(self) -> AbstractContextManager[IO[bytes]]:
+        """A new file in memory, which exists when its block has ended."""
+        if self.memory is None:
+            raise io.UnsupportedOperation(f"{self} is written by an upload")
+        place: Remote | None = self
+        while place is not None:  # the new file is missing in earlier listings
+            place.__dict__.pop("listing", None)
+            place.__dict__.pop("_kind", None)
+            place = place._above
+        return self.memory.create(self.key)
+
     def upload(self, file: Path) -> None:
         """Copy a local file to this address."""
         self._ask("put_file", str(file), self.key)
@@ -203,7 +244,9 @@ class Remote:
 
     @cached_property
     def _store(self) -> Any:
-        """fsspec's file system, shared by all paths reached from the same folder."""
+        """The store in memory, or fsspec's file system for all paths reached from one folder."""
+        if self.memory is not None:
+            return self.memory
         if self._above is not None:
             return self._above._store
         import fsspec

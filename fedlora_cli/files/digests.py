@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from fedlora_cli.files.untrusted import State, opened
-from fedlora_cli.remote import Location
+from fedlora_cli.remote import Location, in_order
 
 
 def sha256_of(path: Location, state: State | None = None) -> str:
@@ -18,6 +17,6 @@ def sha256_of(path: Location, state: State | None = None) -> str:
     return total.hexdigest()
 
 
-def sha256_of_all(folder: Path) -> dict[str, str]:
+def sha256_of_all(folder: Location) -> dict[str, str]:
     """The digest of every file in a folder, by file name. Raises InputError and OSError."""
-    return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    return {path.name: sha256_of(path) for path in in_order(folder)}

@@ -188,6 +188,8 @@ def _check_replaceable(target: Path, filled: Path) -> None:
 
 def check_space(target: Location, needed: int) -> None:
     """Raise OutputError if there are fewer than `needed` bytes free where `target` is written."""
+    if isinstance(target, Remote) and target.memory is not None:
+        return
     place = Path(tempfile.gettempdir()) if isinstance(target, Remote) else target.parent
     try:
         there = shutil.disk_usage(place)
@@ -202,13 +204,18 @@ def check_space(target: Location, needed: int) -> None:
 
 
 @contextmanager
-def new_folder(target: Location, *, force: bool, foreign: Foreign) -> Iterator[Path]:
+def new_folder(target: Location, *, force: bool, foreign: Foreign) -> Iterator[Location]:
     """A temporary folder that replaces `target`, or is uploaded to it, if the block succeeds.
+
+    A folder in memory is written in place, because its store ends with the call that failed.
 
     The files are flushed before the folder is renamed, so a reader sees the old folder or the new
     one. `check_target` runs again before that. On failure the temporary folder is removed. Raises
     OutputError.
     """
+    if isinstance(target, Remote) and target.memory is not None:
+        yield target
+        return
     if isinstance(target, Remote):
         with uploaded(target, force=force, foreign=foreign) as folder:
             yield folder

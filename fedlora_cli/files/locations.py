@@ -30,7 +30,7 @@ def location(named: str | Location) -> Location:
     ('round-01', 's3://bucket/round-01')
     """
     if isinstance(named, Remote):
-        return Remote(named.protocol, named.key)
+        return named.unlisted
     if isinstance(named, Path) and _MANGLED.match(str(named)) and not named.exists():
         raise UsageError(named, "a URL, but not as a Path can hold it", "give the URL as text")
     url = None if isinstance(named, Path) else _URL.fullmatch(named)

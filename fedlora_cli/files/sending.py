@@ -33,7 +33,7 @@ def check_upload(target: Remote, *, force: bool, foreign: Foreign) -> None:
     if target.protocol == "hf":
         found = "a commit, which cannot be changed"
         raise OutputError(target, found, "write to a folder, and upload that")
-    now = Remote(target.protocol, target.key)
+    now = target.unlisted
     try:
         if target.protocol in _WITH_BUCKETS:
             _check_bucket(target)
@@ -116,7 +116,7 @@ def _taken_back(target: Remote, names: list[str]) -> list[str]:
 def _files(target: Remote) -> dict[str, int]:
     """The size of each file in the store, by its path below `target`. Raises OSError."""
     sizes: dict[str, int] = {}
-    now = Remote(target.protocol, target.key)
+    now = target.unlisted
     for name, entry in now.listing.items():
         if entry["type"] == "directory":
             sizes |= {f"{name}/{inner}": size for inner, size in _files(now / name).items()}

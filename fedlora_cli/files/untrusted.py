@@ -162,6 +162,12 @@ def opened(path: Location, state: State | None = None) -> Iterator[Untrusted | U
         raise unreadable(path, error) from None
 
 
+def size_of(path: Location) -> int:
+    """The size of a file in bytes. Raises InputError."""
+    with opened(path) as file:
+        return file.state.size
+
+
 def unreadable(path: Location, error: OSError) -> InputError:
     """The InputError for an OSError or a StorageError at `path`."""
     if isinstance(error, StorageError):

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fedlora_cli.errors import OutputError
 from fedlora_cli.files.entries import DTYPES
 from fedlora_cli.files.safetensors import unreadable_header
+from fedlora_cli.remote import Location, Remote
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,18 +49,29 @@ class Declared:
         return math.prod(self.shape) * DTYPES[self.code][1]
 
 
+def new_file(path: Location) -> AbstractContextManager[IO[bytes]]:
+    """A new file, for a block to write. Raises OSError."""
+    return path.create() if isinstance(path, Remote) else path.open("xb")
+
+
+def write_text(path: Location, text: str) -> None:
+    """Write a new file of UTF-8. Raises OSError."""
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
 @contextmanager
 def writing(
-    path: Path, declared: Mapping[str, Declared], metadata: Mapping[str, str]
+    path: Location, declared: Mapping[str, Declared], metadata: Mapping[str, str]
 ) -> Iterator[Put]:
     """Create a file; the block writes all declared tensors to it, in any order.
 
     The bytes depend only on the tensors and the arguments. Raises OSError, and OutputError as
     `check_header` does.
     """
-    header, places = _header(declared, metadata)
+    header, places = layout_of(declared, metadata)
     missing = set(declared)
-    with path.open("xb") as file:
+    with new_file(path) as file:
         file.write(header)
 
         def put(name: str, tensor: Tensor) -> None:
@@ -70,7 +81,7 @@ def writing(
                 raise AssertionError(f"{name} is {found}, not {expected}")
             missing.remove(name)
             file.seek(places[name])
-            file.write(_bytes(tensor))
+            file.write(stored(tensor))
 
         yield put
         if missing:
@@ -79,10 +90,10 @@ def writing(
 
 def check_header(declared: Mapping[str, Declared], metadata: Mapping[str, str]) -> None:
     """Raise OutputError if `read_header` would refuse a file with these tensors."""
-    _header(declared, metadata)
+    layout_of(declared, metadata)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write(path: Location, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a new file with these tensors. Raises OSError."""
     with writing(path, {name: declare(t) for name, t in tensors.items()}, metadata) as put:
         for name, tensor in tensors.items():
@@ -94,7 +105,7 @@ def declare(tensor: Tensor) -> Declared:
     return Declared(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
-def _header(
+def layout_of(
     declared: Mapping[str, Declared], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
     """The header's bytes, and the position of each tensor in the file. Raises OutputError."""
@@ -117,7 +128,7 @@ def _header(
     return len(text).to_bytes(8, "little") + text, {name: data + at for name, at in starts.items()}
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def stored(tensor: Tensor) -> memoryview:
     """The bytes of a tensor as files hold them, without a copy if it is contiguous."""
     import torch
 

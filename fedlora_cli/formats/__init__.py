@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, NewAdapter, TensorWriter
@@ -39,11 +38,13 @@ class Format:
 
     name: str
     summary: str
-    writing: Callable[[NewAdapter, Path, Mapping[str, Any]], AbstractContextManager[TensorWriter]]
+    writing: Callable[
+        [NewAdapter, Location, Mapping[str, Any]], AbstractContextManager[TensorWriter]
+    ]
     check_new: Callable[[NewAdapter, Mapping[str, Any]], None]
     weights: str
     library: str | None = None
-    check: Callable[[Path], None] = lambda folder: None
+    check: Callable[[Location], None] = lambda folder: None
     one_file: OneFile | None = None
 
 

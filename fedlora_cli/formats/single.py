@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedlora_cli.adapters.adapter import AdapterMetadata, NewAdapter, TensorWriter
@@ -231,7 +230,7 @@ class NewFile:
         check_header(self.declared, self.metadata)
 
     @contextmanager
-    def writing(self, file: Path) -> Iterator[TensorWriter]:
+    def writing(self, file: Location) -> Iterator[TensorWriter]:
         """Create the file; the block writes every module of the adapter.
 
         Raises OSError, and OutputError as `check` does.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedlora_cli.clients.sample_counts import MOST_SAMPLES
 from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.digests import sha256_of
 from fedlora_cli.files.documents import MAX_VALUES, exists, read_object
+from fedlora_cli.files.writing import write_text
 from fedlora_cli.formats import FILES
 from fedlora_cli.remote import Location
 
@@ -92,13 +92,12 @@ def read_provenance(folder: Location) -> Provenance | None:
     )
 
 
-def write_report(folder: Path, text: str) -> None:
+def write_report(folder: Location, text: str) -> None:
     """Write the report of an adapter into its folder. Raises OSError, and OutputError as
     `check_report` does.
     """
-    content = text.encode()
-    check_report(len(content), text.count(","))
-    (folder / REPORT).write_bytes(content)
+    check_report(len(text.encode()), text.count(","))
+    write_text(folder / REPORT, text)
 
 
 def check_report(size: int, values: int) -> None:

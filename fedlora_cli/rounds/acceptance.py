@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
-from fedlora_cli.formats.terms import WEIGHTS
+from fedlora_cli.formats.terms import CONFIG, WEIGHTS
 from fedlora_cli.libraries import muted
+from fedlora_cli.remote import Location
 from fedlora_cli.rounds.recipients import Recipient
 from fedlora_cli.text import first_line, shortened
 
 _CURE = "nothing was written; adapt other modules"
 
 
-def check_in_peft(model: Any, base: str, recipients: Sequence[Recipient], place: Path) -> None:
+def check_in_peft(model: Any, base: str, recipients: Sequence[Recipient], place: Location) -> None:
     """Raise InputError unless PEFT makes exactly the tensors of the adapters in `place`.
 
     The model is on the meta device. Adapters of the same modules differ only in ranks, so that one
@@ -28,12 +29,14 @@ def check_in_peft(model: Any, base: str, recipients: Sequence[Recipient], place:
         _check(model, base, place / recipient.name)
 
 
-def _check(model: Any, base: str, folder: Path) -> None:
+def _check(model: Any, base: str, folder: Location) -> None:
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    load: Callable[..., LoraConfig] = LoraConfig.from_peft_type
 
     with muted(), torch.device("meta"):
         try:
-            config = LoraConfig.from_pretrained(str(folder))
+            config = load(**read_object(folder / CONFIG))
             wrapped = get_peft_model(model, config)
         except (ValueError, TypeError) as error:
             found = f"PEFT rejects this initial adapter ({first_line(error)})"

@@ -22,6 +22,7 @@ from fedlora_cli.execution.workers import Workers
 from fedlora_cli.files.digests import sha256_of_all
 from fedlora_cli.files.folder import check_space, claimed, new_folder, other_than
 from fedlora_cli.files.locations import location
+from fedlora_cli.files.writing import write_text
 from fedlora_cli.remote import Location, Remote
 from fedlora_cli.reports.aggregate import AggregateReport
 from fedlora_cli.reports.document import aggregate_document, to_json
@@ -83,7 +84,7 @@ def execute(task: Preparation, stage: engine.Stage = engine.quiet) -> AggregateR
             report = summarize(
                 plan, outcomes, plan.rank, digests, task.clients, task.remarks, str(output)
             )
-            (folder / "README.md").write_text(model_card(report), encoding="utf-8")
+            write_text(folder / "README.md", model_card(report))
             if options.verify:
                 checked = verify(plan, folder, jobs, stage("verifying"))
                 report = replace(report, verification=checked)

@@ -22,6 +22,7 @@ from fedlora_cli.files.folder import (
     other_than,
     other_than_folders,
 )
+from fedlora_cli.files.untrusted import size_of
 from fedlora_cli.formats.terms import LARGEST_ALPHA, LORA_BIAS
 from fedlora_cli.linalg.casting import at_rank, cast, described, stored_bytes
 from fedlora_cli.linalg.factors import Factors
@@ -30,7 +31,7 @@ from fedlora_cli.reports.distribution import DistributedRow
 from fedlora_cli.rounds.recipients import Recipient
 
 #: A check of the adapters in an unpublished folder. Raises FedloraError.
-Check = Callable[[Path], None]
+Check = Callable[[Location], None]
 
 #: The leading directions of a module in float64, by name, largest rank and scale.
 Take = Callable[[str, int, float], Factors]
@@ -83,8 +84,9 @@ def hand_out(
     folder is published. Raises InputError, OutputError and VerificationError.
     """
 
-    def write(folder: Path, one: Recipient) -> int:
-        folder.mkdir()
+    def write(folder: Location, one: Recipient) -> int:
+        if isinstance(folder, Path):
+            folder.mkdir()
         format_ = formats.FORMATS[one.format]
         with format_.writing(_described(one), folder, provenance) as put:
             for name, module in one.modules.items():
@@ -94,7 +96,7 @@ def hand_out(
             for name in one.tensors:
                 put(name, _at_scale(one, name))
         _check_readable(folder, one)
-        return (folder / format_.weights).stat().st_size
+        return size_of(folder / format_.weights)
 
     with new_folder(output, force=force, foreign=_foreign) as place:
         sizes = tuple(
@@ -104,7 +106,7 @@ def hand_out(
         return sizes
 
 
-def _check_readable(folder: Path, one: Recipient) -> None:
+def _check_readable(folder: Location, one: Recipient) -> None:
     """Raise VerificationError unless the headers match the recipient."""
 
     def unreadable(found: str) -> VerificationError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fedlora_cli import formats
@@ -17,6 +16,7 @@ from fedlora_cli.execution import engine
 from fedlora_cli.execution.workers import Workers
 from fedlora_cli.linalg.casting import described, stored_bytes
 from fedlora_cli.methods.weights import FloatArray
+from fedlora_cli.remote import Location
 from fedlora_cli.reports.provenance import check_report
 from fedlora_cli.rounds.summary import whole
 from fedlora_cli.rounds.tensors import average_tensor, modules_to_save, tensor_like, tensor_names
@@ -32,7 +32,7 @@ _NUMBER, _FIELDS, _VALUES, _OTHERS = 26, 400, 12, 10
 
 
 def write_adapter(
-    folder: Path,
+    folder: Location,
     plan: Plan,
     digests: Mapping[str, str],
     workers: Workers,

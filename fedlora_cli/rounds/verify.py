@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -18,6 +17,7 @@ from fedlora_cli.errors import InputError, VerificationError
 from fedlora_cli.execution import engine
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.remote import Location
 from fedlora_cli.reports.aggregate import Verification
 from fedlora_cli.robust.median import lower_median
 from fedlora_cli.rounds.tensors import average_tensor, tensor_names
@@ -30,7 +30,7 @@ _ROUNDINGS = 4.0
 _FLOOR = 1e-12
 
 
-def verify(plan: Plan, folder: Path, jobs: int, progress: engine.Progress) -> Verification:
+def verify(plan: Plan, folder: Location, jobs: int, progress: engine.Progress) -> Verification:
     """Compare the update of every written module with the weighted sum T, without forming either.
 
     The error of a module is the Frobenius distance to T, or to the best truncation of T to the

@@ -18,7 +18,7 @@ from fedlora_cli.adapters.adapter import (
 from fedlora_cli.errors import OutputError
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
-from fedlora_cli.files.writing import Declared, check_header, declare
+from fedlora_cli.files.writing import Declared, check_header, declare, write_text
 from fedlora_cli.files.writing import writing as write_tensors
 from fedlora_cli.formats.peft.config import MAX_BYTES, config_of
 from fedlora_cli.formats.peft.experts import joined
@@ -35,6 +35,7 @@ from fedlora_cli.formats.peft.names import (
 from fedlora_cli.formats.peft.new_config import config_for
 from fedlora_cli.formats.shared import as_stored, metadata_of
 from fedlora_cli.linalg.factors import Factors
+from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ T = TypeVar("T")
 
 @contextmanager
 def writing(
-    adapter: NewAdapter, folder: Path, provenance: Mapping[str, Any]
+    adapter: NewAdapter, folder: Location, provenance: Mapping[str, Any]
 ) -> Iterator[TensorWriter]:
     """Write config and weights into an existing folder; the block writes every module and tensor.
 
@@ -68,7 +69,7 @@ def writing(
                     write(key, tensor)
 
         yield put
-    (folder / CONFIG).write_text(new.config, encoding="utf-8")
+    write_text(folder / CONFIG, new.config)
 
 
 def check_new(adapter: NewAdapter, provenance: Mapping[str, Any]) -> None:
@@ -187,7 +188,7 @@ def _pair(layout: FactorLayout, B: Tensor, A: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, as_stored(layout, B, A), strict=True))
 
 
-def check(folder: Path) -> None:
+def check(folder: Location) -> None:
     """Raise InputError unless PEFT loads every tensor of the folder."""
     shapes = {name: info.shape for name, info in read_header(folder / WEIGHTS).items()}
     check_loading(CONFIG, read_object(folder / CONFIG), shapes)

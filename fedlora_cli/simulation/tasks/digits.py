@@ -130,7 +130,7 @@ def _make_base(images: Tensor, labels: Tensor, folder: Path) -> None:
                 model(pixel_values=images[batch], labels=labels[batch]).loss.backward()
                 optimizer.step()
     with new_folder(folder, force=False, foreign=other_than(())) as place:
-        model.save_pretrained(place)
+        model.save_pretrained(str(place))
 
 
 def _load(folder: Path) -> Any:
