@@ -51,9 +51,14 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table
     from fedlora_cli.reports.simulate import SimulateReport as SimulateReport
     from fedlora_cli.rounds.aggregate import aggregate as aggregate
     from fedlora_cli.rounds.distribute import distribute as distribute
+    from fedlora_cli.rounds.in_memory import aggregate_state_dicts as aggregate_state_dicts
+    from fedlora_cli.rounds.in_memory import cut as cut
+    from fedlora_cli.rounds.in_memory import distribute_state_dict as distribute_state_dict
+    from fedlora_cli.rounds.in_memory import init_state_dicts as init_state_dicts
     from fedlora_cli.rounds.initialize import initialize as initialize
     from fedlora_cli.rounds.options import DistributeOptions as DistributeOptions
     from fedlora_cli.rounds.options import InitOptions as InitOptions
+    from fedlora_cli.rounds.state_dict import StateDict as StateDict
     from fedlora_cli.simulation.options import Arm as Arm
     from fedlora_cli.simulation.options import Setting as Setting
     from fedlora_cli.simulation.options import SimulateOptions as SimulateOptions
@@ -94,6 +99,8 @@ _NAMES = {
     "rounds.aggregate": "aggregate",
     "rounds.distribute": "distribute",
     "rounds.initialize": "initialize",
+    "rounds.in_memory": "aggregate_state_dicts cut distribute_state_dict init_state_dicts",
+    "rounds.state_dict": "StateDict",
     "rounds.options": "DistributeOptions InitOptions",
     "simulation.options": "Arm Setting SimulateOptions Source Split Training",
     "simulation.simulate": "simulate",

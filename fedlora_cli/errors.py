@@ -27,6 +27,8 @@ def innermost(error: BaseException) -> BaseException:
 #: Longest description of a fault, in characters: a name in an untrusted file may be megabytes long.
 _LONGEST = 1000
 
+_FLAG = re.compile(r"(?<!\S)--([a-z]+(?:-[a-z]+)*)")
+
 
 class FedloraError(Exception):
     """An error as one printable line: where it happened, what was found, what to do.
@@ -72,9 +74,23 @@ class FedloraError(Exception):
         """An InputError with the same description and another remedy."""
         return InputError(self.path or self.where, self._whole, cure, self._places)
 
+    def in_python(self) -> FedloraError:
+        """The same error, with the names of arguments instead of the command's options."""
+        where = self.path or in_python(self.where)
+        return type(self)(where, in_python(self._whole), in_python(self.cure), self._places)
+
     def __reduce__(self) -> tuple[type[FedloraError], tuple[object, ...]]:
         """The arguments from which pickle makes the same error in another process."""
         return type(self), (self.path or self.where, self._whole, self.cure, self._places)
+
+
+def in_python(text: str) -> str:
+    """A message with the names of Python's arguments instead of the command's options.
+
+    >>> in_python("give --dora approximate, or leave --max-rank out")
+    'give dora approximate, or leave max_rank out'
+    """
+    return _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
 
 
 def _shown(found: str) -> str:

@@ -66,7 +66,7 @@ def distribute(
     read = [] if cohort is None else [client.adapter.path for client in cohort.clients]
     check_apart(output, [adapter.path, *places, *read])
     recipients, remarks = (
-        (_of_ranks(adapter, options), ())
+        ([recipient_of_rank(adapter, rank, options) for rank in sorted({*options.ranks})], ())
         if cohort is None
         else _like_clients(adapter, cohort, options)
     )
@@ -136,29 +136,25 @@ def _handed(
     )
 
 
-def _of_ranks(adapter: Adapter, options: DistributeOptions) -> list[Recipient]:
-    """A recipient of every module and tensor for each rank."""
+def recipient_of_rank(adapter: Adapter, rank: int, options: DistributeOptions) -> Recipient:
+    """A recipient of every module and tensor at one rank. Raises UsageError for one too large."""
     largest = max(min(module.shape) for module in adapter.modules.values())
-    recipients = []
-    for rank in sorted(set(options.ranks)):
-        if rank > max(largest, adapter.rank):
-            found = f"{rank}, where no module has more than {largest} directions"
-            raise UsageError("--rank", found, "give a smaller one")
-        modules = {
-            name: RecipientModule(rank, options.alpha or one.scale * rank, one.shape, one.layout)
-            for name, one in adapter.modules.items()
-        }
-        recipients.append(
-            Recipient(
-                name=f"rank-{rank}",
-                modules=modules,
-                dtype=options.dtype or adapter.dtype,
-                tensors=adapter.tensors,
-                facts=replace(_facts(adapter, options), rslora=False),
-                format=adapter.format,
+    if rank > max(largest, adapter.rank):
+        found = f"{rank}, where no module has more than {largest} directions"
+        raise UsageError("--rank", found, "give a smaller one")
+    return Recipient(
+        name=f"rank-{rank}",
+        modules={
+            name: RecipientModule(
+                rank, options.alpha or module.scale * rank, module.shape, module.layout
             )
-        )
-    return recipients
+            for name, module in adapter.modules.items()
+        },
+        dtype=options.dtype or adapter.dtype,
+        tensors=adapter.tensors,
+        facts=replace(_facts(adapter, options), rslora=False),
+        format=adapter.format,
+    )
 
 
 def _cohort(

@@ -1,0 +1,191 @@
+"""An adapter in memory, as PEFT's state dict and config, and its folder in memory or on a disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_cli import formats
+from fedlora_cli.clients.sample_counts import sample_count_in
+from fedlora_cli.errors import InputError
+from fedlora_cli.files.documents import exists, read_object
+from fedlora_cli.files.entries import DTYPES, read_entries
+from fedlora_cli.files.folder import claimed, new_folder, other_than
+from fedlora_cli.files.locations import location
+from fedlora_cli.files.memory import Folders, file_of, weights_of
+from fedlora_cli.files.safetensors import read_contents
+from fedlora_cli.files.writing import write, write_text
+from fedlora_cli.formats.terms import CONFIG, WEIGHTS
+from fedlora_cli.remote import Location
+from fedlora_cli.reports.provenance import REPORT
+
+#: The names of torch's dtypes that a safetensors file can hold.
+_DTYPES = frozenset(f"torch.{name}" for name, _ in DTYPES.values())
+
+#: Characters that the name of a folder cannot have.
+_NOT_IN_NAMES = frozenset("/\\\0")
+
+
+@dataclass(frozen=True, eq=False)
+class StateDict:
+    """An adapter in memory.
+
+    - `tensors`: as `peft.get_peft_model_state_dict` returns them.
+    - `config`: a LoraConfig, its `to_dict()`, or the content of an adapter_config.json; kept as
+      plain JSON values.
+    - `samples`: the client's sample count.
+    - `metadata`: the text in the header of the weights file.
+    """
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    samples: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", _plain_config(self.config))
+
+    def __repr__(self) -> str:
+        samples = "" if self.samples is None else f", {self.samples:g} samples"
+        return f"<StateDict of rank {self.rank}: {len(self.tensors)} tensors{samples}>"
+
+    @property
+    def rank(self) -> int:
+        """The largest rank in the config."""
+        ranks = self.config.get("rank_pattern") or {}
+        return int(max(self.config["r"], *ranks.values(), 1))
+
+    @property
+    def scaling(self) -> float:
+        """PEFT's multiplier of B A in modules of the config's own rank and alpha."""
+        rank, alpha = self.config["r"], float(self.config["lora_alpha"])
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    @classmethod
+    def of(
+        cls, model: Any, samples: float | None = None, adapter_name: str = "default"
+    ) -> StateDict:
+        """A copy of an adapter of a PEFT model, on the CPU; later training does not change it."""
+        from peft import get_peft_model_state_dict
+
+        state = get_peft_model_state_dict(model, adapter_name=adapter_name)
+        config, base = model.peft_config[adapter_name].to_dict(), model.get_base_model()
+        # save_pretrained of PEFT fills in these two fields, too.
+        if config.get("base_model_name_or_path") is None:
+            config["base_model_name_or_path"] = getattr(base, "name_or_path", None)
+        if config.get("task_type") is None:
+            names = {
+                "base_model_class": type(base).__name__,
+                "parent_library": type(base).__module__,
+            }
+            config["auto_mapping"] = names
+        return cls(
+            {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()},
+            config,
+            samples,
+        )
+
+    @classmethod
+    def load(cls, folder: Location | str) -> StateDict:
+        """The PEFT adapter in a folder. Raises InputError."""
+        place = location(folder)
+        infos, metadata = read_contents(place / WEIGHTS)
+        values = read_entries(list(infos.values()))
+        is_global = exists(place / REPORT) and "schema" in read_object(place / REPORT, finite=False)
+        return cls(
+            dict(zip(infos, values, strict=True)),
+            read_object(place / CONFIG),
+            None if is_global else sample_count_in(place),
+            metadata,
+        )
+
+    def save(self, folder: Location | str, *, force: bool = False) -> None:
+        """Write a PEFT adapter into a new folder, with the sample count if there is one.
+
+        `force` replaces an adapter that is there. Raises InputError for tensors that no file can
+        hold, and OutputError.
+        """
+        target, foreign = location(folder), other_than(formats.FILES)
+        _check_tensors(str(target), self)
+        with (
+            claimed(target, force=force, foreign=foreign),
+            new_folder(target, force=force, foreign=foreign) as place,
+        ):
+            write(place / WEIGHTS, self.tensors, self.metadata)
+            for name, text in _documents(self).items():
+                write_text(place / name, text)
+
+
+def put(store: Folders, folder: str, state: StateDict) -> None:
+    """Put an adapter into a folder in memory. Raises InputError."""
+    place = str(store.place(folder))
+    state = replace(state, tensors={k: _tensor(t) for k, t in state.tensors.items()})
+    _check_tensors(place, state)
+    store.add(f"{folder}/{WEIGHTS}", weights_of(state.tensors, state.metadata))
+    for name, text in _documents(state).items():
+        store.add(f"{folder}/{name}", file_of(text.encode()))
+
+
+def _documents(state: StateDict) -> dict[str, str]:
+    """The texts beside the weights, by file name."""
+    try:
+        config = json.dumps(state.config, indent=2, sort_keys=True) + "\n"
+    except (TypeError, ValueError) as error:
+        cure = "give a LoraConfig, or the content of an adapter_config.json"
+        raise InputError(CONFIG, f"no JSON object ({error})", cure) from None
+    texts = {CONFIG: config}
+    if state.samples is not None:
+        texts[REPORT] = json.dumps({"samples": state.samples}) + "\n"
+    return texts
+
+
+def _tensor(value: Any) -> Any:
+    """An array of numpy as a tensor that shares its memory."""
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _check_tensors(place: str, state: StateDict) -> None:
+    for name, tensor in state.tensors.items():
+        if not isinstance(tensor, Tensor):
+            found = f"{name} is a {type(tensor).__name__}"
+            raise InputError(place, found, "give tensors, as get_peft_model_state_dict does")
+        if str(tensor.dtype) not in _DTYPES or tensor.layout != torch.strided:
+            found = f"{name} has {tensor.dtype} and {tensor.layout}"
+            raise InputError(place, found, "save it as float32 or bfloat16, not sparse")
+
+
+def checked_name(name: str) -> str:
+    if not isinstance(name, str) or name[:1] in ("", ".") or _NOT_IN_NAMES & set(name):
+        found = f"{name!r}, which is no name of a folder"
+        raise InputError("a client's name", found, "give names without / that begin with no dot")
+    return name
+
+
+def _plain_config(config: Any) -> Any:
+    """The config as JSON values: sets become sorted lists, enums and dtypes their names."""
+    fields = config.to_dict() if hasattr(config, "to_dict") else config
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (set, frozenset)):
+            return sorted(value)
+        if isinstance(value, Enum):
+            return value.value
+        if isinstance(value, torch.dtype):
+            return str(value).removeprefix("torch.")
+        if is_dataclass(value) and not isinstance(value, type):
+            return asdict(value)
+        raise TypeError(f"a {type(value).__name__}")
+
+    try:
+        return json.loads(json.dumps(fields, default=plain))
+    except (TypeError, ValueError) as error:
+        cure = "give a LoraConfig, or the content of an adapter_config.json"
+        raise InputError("config", f"no JSON object ({error})", cure) from None
