@@ -22,7 +22,8 @@ from typing import overload
 from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import Adapter
 from fedlora_cli.aggregation.options import AggregateOptions
-from fedlora_cli.errors import FedloraError, UsageError, in_python
+from fedlora_cli.clients.reading import LeftOut
+from fedlora_cli.errors import FedloraError, InputError, UsageError, in_python
 from fedlora_cli.files.locations import location
 from fedlora_cli.files.memory import Folders
 from fedlora_cli.linalg.factors import Factors
@@ -34,6 +35,7 @@ from fedlora_cli.rounds.distribution import check_room, claimed_folder, hand_out
 from fedlora_cli.rounds.initialize import initialize
 from fedlora_cli.rounds.options import DistributeOptions, InitOptions
 from fedlora_cli.rounds.state_dict import StateDict, checked_name, put
+from fedlora_cli.text import printable
 from fedlora_cli.version import __version__
 
 
@@ -58,8 +60,7 @@ def aggregate_state_dicts(
             raise UsageError("clients", "an empty mapping", "give at least one client")
         if options.dry_run:
             raise UsageError("--dry-run", "given for adapters in memory", "leave it out")
-        for name, state in clients.items():
-            put(store, f"clients/{checked_name(name)}", state)
+        refused = _put_clients(store, clients, skip=options.on_bad_client == "skip")
         if previous is not None:
             put(store, "previous", replace(previous, samples=None))
             options = replace(options, previous=store.place("previous"))
@@ -72,9 +73,27 @@ def aggregate_state_dicts(
             report,
             warnings=tuple(in_python(remark) for remark in report.warnings),
             left_out=tuple(
-                replace(client, reason=in_python(client.reason)) for client in report.left_out
+                replace(client, reason=in_python(client.reason))
+                for client in sorted((*report.left_out, *refused), key=lambda left: left.name)
             ),
         )
+
+
+def _put_clients(store: Folders, clients: Mapping[str, StateDict], *, skip: bool) -> list[LeftOut]:
+    """Put all clients into memory. Returns those that no folder can hold, or raises InputError."""
+    faults = {name: _put_client(store, name, state) for name, state in clients.items()}
+    left_out = {name: fault for name, fault in faults.items() if fault is not None}
+    if left_out and (not skip or len(left_out) == len(clients)):
+        raise next(iter(left_out.values()))
+    return [LeftOut(printable(name), at.where, at.found) for name, at in left_out.items()]
+
+
+def _put_client(store: Folders, name: str, state: StateDict) -> InputError | None:
+    try:
+        put(store, f"clients/{checked_name(name)}", state)
+    except InputError as error:
+        return error
+    return None
 
 
 @overload

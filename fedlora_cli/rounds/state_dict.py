@@ -69,6 +69,15 @@ class StateDict:
         rank, alpha = self.config["r"], float(self.config["lora_alpha"])
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the update is zero, as that of a new adapter of PEFT. Raises InputError."""
+        store = Folders()
+        put(store, "adapter", self)
+        modules = formats.read(store.place("adapter")).modules.values()
+        factors = (module.read() for module in modules)
+        return all(not one.A.any() or not one.B.any() for one in factors)
+
     @classmethod
     def of(
         cls, model: Any, samples: float | None = None, adapter_name: str = "default"

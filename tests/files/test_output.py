@@ -34,7 +34,7 @@ from fedlora_cli import (
     initialize,
 )
 from fedlora_cli.execution import engine
-from fedlora_cli.files import alone, folder
+from fedlora_cli.files import alone, folder, writing
 from fedlora_cli.rounds import aggregate as workflow
 from fedlora_cli.rounds import distribution
 
@@ -515,7 +515,7 @@ def failing(number: int, really: Any = None) -> Callable[..., Any]:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize(
     "place",
-    [(os, "fsync"), (tempfile, "mkdtemp"), (Path, "chmod"), (Path, "write_text"), (os, "open")],
+    [(os, "fsync"), (tempfile, "mkdtemp"), (Path, "chmod"), (writing, "new_file"), (os, "open")],
     ids=lambda place: place[1],
 )
 def test_what_the_system_refuses_leaves_the_old_adapter(
