@@ -205,7 +205,7 @@ class Adapter:
     weights_file: Location
     modules: Mapping[str, Module]
     tensors: Mapping[str, FullTensor]
-    facts: AdapterMetadata
+    metadata: AdapterMetadata
     notes: tuple[str, ...] = ()
     format: str = "peft"
 
@@ -234,7 +234,7 @@ class Adapter:
         """The same with these modules and tensors alone, without remarks. It may have none left."""
         return replace(
             self,
-            facts=self.facts.without_names,
+            metadata=self.metadata.without_names,
             modules={name: self.modules[name] for name in names if name in self.modules},
             tensors={name: self.tensors[name] for name in names if name in self.tensors},
             notes=(),
@@ -243,9 +243,9 @@ class Adapter:
 
 def common_ties(adapters: Sequence[Adapter]) -> tuple[tuple[str, str], ...]:
     """All ties of modules to embeddings; none if an adapter has a module of a tie untied."""
-    ties = sorted({tie for adapter in adapters for tie in adapter.facts.tied})
+    ties = sorted({tie for adapter in adapters for tie in adapter.metadata.tied})
     common = all(
-        tie in adapter.facts.tied or not adapter.trains(*tie)
+        tie in adapter.metadata.tied or not adapter.trains(*tie)
         for adapter in adapters
         for tie in ties
     )
@@ -270,7 +270,7 @@ def read_modules(
 @dataclass(frozen=True, eq=False)
 class NewAdapter:
     """An adapter to be written. `alphas` are lora_alpha by module: the scale of the factors is
-    alpha / r, or alpha / sqrt(r) if `facts.rslora` is set.
+    alpha / r, or alpha / sqrt(r) if `metadata.rslora` is set.
 
     The factors and tensors may be on torch's meta device, which has shapes and dtypes only: their
     values are written later, module by module.
@@ -281,4 +281,4 @@ class NewAdapter:
     layouts: Mapping[str, FactorLayout]
     tensors: Mapping[str, Tensor]
     modules_to_save: tuple[str, ...]
-    facts: AdapterMetadata
+    metadata: AdapterMetadata

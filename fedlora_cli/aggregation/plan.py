@@ -178,7 +178,7 @@ def make_plan(
         dtype=options.dtype or cohort.dtype,
         warnings=(
             *([f"{method.name} does not use the previous adapter"] if unused else []),
-            *([_DORA] if cohort.facts.dora else []),
+            *([_DORA] if cohort.metadata.dora else []),
             *([] if options.dtype else _other_dtypes(cohort)),
         ),
     )

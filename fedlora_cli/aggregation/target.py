@@ -47,9 +47,9 @@ def _output(plan: Plan, rank: int | None) -> Output:
         adapters.append(plan.previous)
     tensors = {name: tensor for adapter in adapters for name, tensor in adapter.tensors.items()}
     layouts = tuple(plan.layout(name) for name in plan.modules)
-    facts = plan.cohort.facts.named_like([adapter.facts for adapter in plan.adapters])
+    metadata = plan.cohort.metadata.named_like([adapter.metadata for adapter in plan.adapters])
     owners = {tensor.owner for tensor in tensors.values() if tensor.owner is not None}
-    selected, saved = config_names(layouts, tensors, owners, facts)
+    selected, saved = config_names(layouts, tensors, owners, metadata)
     decided = "--rank" if options.rank is not None else "--energy"
     asks = asks_for_ties(options.target or "", layouts)
     return Output(
@@ -58,8 +58,8 @@ def _output(plan: Plan, rank: int | None) -> Output:
         decided=decided if options.rank is not None or options.energy is not None else None,
         layouts=layouts,
         tensors=tensors,
-        facts=facts,
+        metadata=metadata,
         targets=selected.modules,
         saved=saved,
-        tied=ties_embeddings(facts.base_model) if asks else None,
+        tied=ties_embeddings(metadata.base_model) if asks else None,
     )

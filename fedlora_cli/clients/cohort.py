@@ -33,13 +33,13 @@ class Client:
 class Cohort:
     """Clients in the order of their names, so that the order of the paths does not matter.
 
-    `modules` and `tensors` are unions over the clients; `facts` is the metadata they agree on.
+    `modules` and `tensors` are unions over the clients; `metadata` is what they agree on.
     """
 
     clients: tuple[Client, ...]
     modules: tuple[str, ...]
     tensors: tuple[str, ...]
-    facts: AdapterMetadata
+    metadata: AdapterMetadata
     notes: tuple[str, ...]
 
     @property
@@ -92,8 +92,8 @@ class Cohort:
         )
         modules = {name for client in clients for name in client.adapter.modules}
         tensors = {name for client in clients for name in client.adapter.tensors}
-        facts = self.facts.without_names
-        return Cohort(clients, tuple(sorted(modules)), tuple(sorted(tensors)), facts, ())
+        metadata = self.metadata.without_names
+        return Cohort(clients, tuple(sorted(modules)), tuple(sorted(tensors)), metadata, ())
 
     def ranks(self, module: str) -> IntArray:
         """r_k in a module, shape (K,); 0 for a client that does not adapt it."""
@@ -130,7 +130,7 @@ def align(
         clients=tuple(ordered),
         modules=tuple(modules),
         tensors=tuple(tensors),
-        facts=_common_facts(adapters, base_model, on_fault),
+        metadata=_common_metadata(adapters, base_model, on_fault),
         notes=(
             *(note for adapter in adapters for note in adapter.notes),
             *_gaps(ordered),
@@ -158,21 +158,21 @@ def with_earlier(
     clients = [
         replace(one, adapter=new) for one, new in zip(cohort.clients, adapters, strict=False)
     ]
-    facts = replace(cohort.facts, old_experts=all_older(adapters))
-    return replace(cohort, clients=tuple(clients), facts=facts), adapters[len(uploads) :]
+    metadata = replace(cohort.metadata, old_experts=all_older(adapters))
+    return replace(cohort, clients=tuple(clients), metadata=metadata), adapters[len(uploads) :]
 
 
-def _common_facts(
+def _common_metadata(
     adapters: Sequence[Adapter], base_model: str | None, on_fault: FaultHandler
 ) -> AdapterMetadata:
     """The metadata that the adapters agree on; a contradiction is a fault."""
-    facts = [adapter.facts for adapter in adapters]
-    dropouts = {fact.dropout for fact in facts}
+    every = [adapter.metadata for adapter in adapters]
+    dropouts = {metadata.dropout for metadata in every}
     classes = _model_classes(adapters)
     revision = agreed(adapters, "revision", "leave out the adapters of another revision", on_fault)
     task_type = agreed(adapters, "task_type", "leave out the adapters of another task", on_fault)
     return replace(
-        majority([(adapter.facts, adapter) for adapter in adapters]).value,
+        majority([(adapter.metadata, adapter) for adapter in adapters]).value,
         base_model=base_model
         or agreed(adapters, "base_model", "give --base to declare it", on_fault),
         revision=revision,
@@ -181,12 +181,12 @@ def _common_facts(
         # Dropout affects training alone; if clients differ, the global adapter has none.
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         # PEFT corrects this by the type of the layer; false is its default.
-        fan_in_fan_out=all(fact.fan_in_fan_out for fact in facts),
+        fan_in_fan_out=all(metadata.fan_in_fan_out for metadata in every),
         # The global adapter scales by alpha / r.
         rslora=False,
         old_experts=all_older(adapters),
         tied=common_ties(adapters),
-    ).named_like(facts)
+    ).named_like(every)
 
 
 def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:
@@ -208,8 +208,8 @@ def _gaps(clients: Sequence[Client]) -> tuple[str, ...]:
 
 def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     """A remark about each training option in which the clients differ."""
-    dropouts = {adapter.facts.dropout for adapter in adapters}
-    orientations = {adapter.facts.fan_in_fan_out for adapter in adapters}
+    dropouts = {adapter.metadata.dropout for adapter in adapters}
+    orientations = {adapter.metadata.fan_in_fan_out for adapter in adapters}
     classes = _model_classes(adapters)
     notes = []
     if len(classes) > 1:
@@ -229,10 +229,10 @@ def _model_classes(adapters: Sequence[Adapter]) -> set[str]:
     """The model classes in the adapters' configs; none if a config has a task, which implies the
     class.
     """
-    facts = [adapter.facts for adapter in adapters]
-    if any(fact.task_type is not None for fact in facts):
+    every = [adapter.metadata for adapter in adapters]
+    if any(metadata.task_type is not None for metadata in every):
         return set()
-    return {fact.model_class for fact in facts if fact.model_class is not None}
+    return {metadata.model_class for metadata in every if metadata.model_class is not None}
 
 
 def _stated_by_few(clients: Sequence[Client], base_model: str | None) -> tuple[str, ...]:
@@ -244,7 +244,7 @@ def _stated_by_few(clients: Sequence[Client], base_model: str | None) -> tuple[s
     if len(_model_classes([client.adapter for client in clients])) == 1:
         fields.append("model_class")
     for field in fields:
-        values = {client.name: getattr(client.adapter.facts, field) for client in clients}
+        values = {client.name: getattr(client.adapter.metadata, field) for client in clients}
         names = [name for name, value in values.items() if value is not None]
         if names and 2 * len(names) <= len(clients):
             verb = "states" if len(names) == 1 else "state"

@@ -82,7 +82,8 @@ def exclude(
 
 def agreed(adapters: Sequence[Adapter], name: str, cure: str, on_fault: FaultHandler) -> Any:
     """The value of a metadata field that all adapters with a value agree on; None without any."""
-    values = [(getattr(a.facts, name), a) for a in adapters if getattr(a.facts, name) is not None]
+    pairs = [(getattr(adapter.metadata, name), adapter) for adapter in adapters]
+    values = [(value, adapter) for value, adapter in pairs if value is not None]
     if not values:
         return None
     most = majority(values)

@@ -33,8 +33,8 @@ def with_one_orientation(adapters: Sequence[Adapter], on_fault: FaultHandler) ->
     expert of a name shows its orientation, a fault goes to `on_fault`.
     """
     experts = [(adapter, modules) for adapter in adapters if (modules := _experts(adapter))]
-    older = [(adapter, modules) for adapter, modules in experts if adapter.facts.old_experts]
-    newer = [(adapter, modules) for adapter, modules in experts if not adapter.facts.old_experts]
+    older = [(adapter, modules) for adapter, modules in experts if adapter.metadata.old_experts]
+    newer = [(adapter, modules) for adapter, modules in experts if not adapter.metadata.old_experts]
     if not older or not newer:
         return list(adapters)
     votes: dict[str, Counter[tuple[int, int]]] = {}
@@ -58,13 +58,13 @@ def with_one_orientation(adapters: Sequence[Adapter], on_fault: FaultHandler) ->
             _CURE,
             on_fault,
         )
-    return [_turned(one, turned - equal) if one.facts.old_experts else one for one in adapters]
+    return [_turned(one, turned - equal) if one.metadata.old_experts else one for one in adapters]
 
 
 def all_older(adapters: Sequence[Adapter]) -> bool:
     """Whether PEFT before 0.19 stored all experts; false without experts."""
     with_experts = [adapter for adapter in adapters if _experts(adapter)]
-    return bool(with_experts) and all(adapter.facts.old_experts for adapter in with_experts)
+    return bool(with_experts) and all(adapter.metadata.old_experts for adapter in with_experts)
 
 
 def older_experts(adapters: Sequence[Adapter]) -> tuple[str, ...]:

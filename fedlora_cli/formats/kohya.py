@@ -74,13 +74,13 @@ def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
                     rank = A.shape[0]
                     alpha = alphas.get(name, float(rank))
                     modules[name] = module_of(name, B, A, alpha, alpha / rank)
-    facts = single.facts_of(file, record)
-    return Adapter(file.path, file.weights, modules, {}, facts, format="kohya")
+    metadata = single.adapter_metadata(file, record)
+    return Adapter(file.path, file.weights, modules, {}, metadata, format="kohya")
 
 
 def new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
     """The file that holds this adapter."""
-    metadata = metadata_of(provenance) | {
+    header = metadata_of(provenance) | {
         "ss_network_module": "networks.lora",
         "ss_network_dim": _common(str(factors.rank) for factors in adapter.factors.values()),
         "ss_network_alpha": _common(str(float(alpha)) for alpha in adapter.alphas.values()),
@@ -91,7 +91,7 @@ def new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
         alpha = single.alpha_as_stored(adapter.alphas[name])
         return {name + _UP: B, name + _DOWN: A, name + _ALPHA: alpha}
 
-    return NewFile(adapter, metadata | single.facts_as_metadata(adapter.facts), stored)
+    return NewFile(adapter, header | single.as_header(adapter.metadata), stored)
 
 
 def _common(values: Iterable[str]) -> str:

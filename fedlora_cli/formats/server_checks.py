@@ -32,7 +32,7 @@ class Output:
     decided: str | None
     layouts: tuple[FactorLayout, ...]
     tensors: Mapping[str, FullTensor]
-    facts: AdapterMetadata
+    metadata: AdapterMetadata
     targets: Sequence[str] | str = ()
     saved: Sequence[str] = ()
     tied: bool | None = None
@@ -106,7 +106,7 @@ def without_role(role: Role, but: Callable[[str], bool] = lambda name: False) ->
 
 
 def without_fact(name: str, meaning: str, cure: str) -> Check:
-    return lambda output: Obstacle(meaning, cure) if getattr(output.facts, name) else None
+    return lambda output: Obstacle(meaning, cure) if getattr(output.metadata, name) else None
 
 
 DORA = without_fact("dora", "DoRA", "train without use_dora")
@@ -124,8 +124,8 @@ TRANSPOSED = without_fact(
 def biases(output: Output) -> Obstacle | None:
     """vLLM checks only the config, which may allow biases although no module has one."""
     obstacle = without_role("bias")(output)
-    if obstacle is None and output.facts.bias != "none":
-        return Obstacle(f"bias {output.facts.bias} in the config", ROLES["bias"][1])
+    if obstacle is None and output.metadata.bias != "none":
+        return Obstacle(f"bias {output.metadata.bias} in the config", ROLES["bias"][1])
     return obstacle
 
 

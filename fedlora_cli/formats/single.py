@@ -188,8 +188,8 @@ def read_alphas(
 _BASE_MODEL, _REVISION = "ss_sd_model_name", "ss_base_model_version"
 
 
-def facts_of(file: LoraFile, on_fault: FaultHandler) -> AdapterMetadata:
-    """The base model, and its architecture as the revision, from the metadata of the file."""
+def adapter_metadata(file: LoraFile, on_fault: FaultHandler) -> AdapterMetadata:
+    """The base model, and its architecture as the revision, from the header of the file."""
 
     def text(key: str) -> str | None:
         value = file.metadata.get(key)
@@ -202,9 +202,9 @@ def facts_of(file: LoraFile, on_fault: FaultHandler) -> AdapterMetadata:
     return AdapterMetadata(text(_BASE_MODEL), text(_REVISION))
 
 
-def facts_as_metadata(facts: AdapterMetadata) -> dict[str, str]:
-    """The fields of the metadata that `facts_of` reads."""
-    fields = {_BASE_MODEL: facts.base_model, _REVISION: facts.revision}
+def as_header(metadata: AdapterMetadata) -> dict[str, str]:
+    """The fields of a file's header that `adapter_metadata` reads."""
+    fields = {_BASE_MODEL: metadata.base_model, _REVISION: metadata.revision}
     return {key: value for key, value in fields.items() if value is not None}
 
 

@@ -99,7 +99,7 @@ def distribute(
     return DistributeReport(
         source=str(source),
         output=str(output),
-        base_model=options.base or adapter.facts.base_model,
+        base_model=options.base or adapter.metadata.base_model,
         rank=adapter.rank,
         clients=tuple(
             distribution_row(one, output, size, spectra)
@@ -152,7 +152,7 @@ def recipient_of_rank(adapter: Adapter, rank: int, options: DistributeOptions) -
         },
         dtype=options.dtype or adapter.dtype,
         tensors=adapter.tensors,
-        facts=replace(_facts(adapter, options), rslora=False),
+        metadata=replace(_metadata(adapter, options), rslora=False),
         format=adapter.format,
     )
 
@@ -176,7 +176,9 @@ def _like_clients(
         copy = like(client.name, client.adapter, options.alpha, options.dtype)
         # A head that the global adapter lacks stays the client's.
         tensors = {n: adapter.tensors.get(n, kept) for n, kept in copy.tensors.items()}
-        recipients.append(replace(copy, tensors=tensors, facts=_facts(client.adapter, options)))
+        recipients.append(
+            replace(copy, tensors=tensors, metadata=_metadata(client.adapter, options))
+        )
         for before, names, after in (
             ("without ", set(adapter.modules) - set(copy.modules), ", not adapted there"),
             ("", set(copy.modules) - set(adapter.modules), " starts at zero"),
@@ -194,8 +196,8 @@ def _like_clients(
     return recipients, tuple(f"{shortened(names)}: {remark}" for remark, names in differing.items())
 
 
-def _facts(adapter: Adapter, options: DistributeOptions) -> AdapterMetadata:
+def _metadata(adapter: Adapter, options: DistributeOptions) -> AdapterMetadata:
     """The adapter's metadata, with the declared base model if there is one."""
     if options.base is None:
-        return adapter.facts
-    return replace(adapter.facts, base_model=options.base)
+        return adapter.metadata
+    return replace(adapter.metadata, base_model=options.base)

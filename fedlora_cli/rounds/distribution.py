@@ -147,7 +147,7 @@ def _described(one: Recipient) -> NewAdapter:
             for name, tensor in tensors.items()
         },
         modules_to_save=tuple(sorted(owner for owner in owners if owner is not None)),
-        facts=one.facts,
+        metadata=one.metadata,
     )
 
 

@@ -49,7 +49,7 @@ def recipient_of_rank(
         },
         dtype=options.dtype or "float32",
         tensors=tensors,
-        facts=AdapterMetadata(
+        metadata=AdapterMetadata(
             base_model=base,
             revision=options.revision,
             task_type=options.task_type,
@@ -71,14 +71,14 @@ def recipient_like(
     options: InitOptions,
 ) -> Recipient:
     copy = like(client.name, client.adapter, options.alpha, options.dtype)
-    dropout = copy.facts.dropout if options.dropout is None else options.dropout
+    dropout = copy.metadata.dropout if options.dropout is None else options.dropout
     # Only the model shows which parameter a pair of factors belongs to, a file does not.
     modules = {
         name: replace(module, layout=skeleton.modules[name].layout)
         for name, module in copy.modules.items()
     }
     if options.scaling is not None:
-        root = 0.5 if copy.facts.rslora else 1.0
+        root = 0.5 if copy.metadata.rslora else 1.0
         modules = {
             name: replace(module, alpha=options.scaling * module.rank**root)
             for name, module in modules.items()
@@ -87,11 +87,11 @@ def recipient_like(
         copy,
         modules=modules,
         tensors={name: tensors[name] for name in copy.tensors if name in tensors},
-        facts=replace(
-            copy.facts,
+        metadata=replace(
+            copy.metadata,
             base_model=base,
             revision=options.revision,
-            task_type=options.task_type or copy.facts.task_type,
+            task_type=options.task_type or copy.metadata.task_type,
             model_class=skeleton.model_class,
             dropout=dropout,
         ),

@@ -97,7 +97,7 @@ def initialize(
     return InitReport(
         base_model=str(base),
         model_class=skeleton.model_class.rpartition(".")[2],
-        task_type=recipients[0].facts.task_type,
+        task_type=recipients[0].metadata.task_type,
         seed=options.seed,
         output=str(output),
         targets=_targets(skeleton),
@@ -154,7 +154,7 @@ def _check_plain(adapter: Adapter) -> None:
         cure = "save the initial adapter of one client, and run distribute --like with it"
         raise InputError(adapter.path, found, cure)
     kinds = {module.layout.kind for module in adapter.modules.values()}
-    if adapter.facts.old_experts and "experts" in kinds:
+    if adapter.metadata.old_experts and "experts" in kinds:
         found = "PEFT before 0.19 stored its experts, transposed as compared to today's PEFT"
         raise InputError(adapter.path, found, "start its next round with a later version of PEFT")
 
@@ -164,7 +164,7 @@ def _skeleton(base: str, cohort: Cohort | None, options: InitOptions) -> Skeleto
     targets: Sequence[str] | str | None = options.target_modules
     task, saved, parameters = options.task, options.modules_to_save, options.target_parameters
     if cohort is not None:
-        task, parameters = task or cohort.facts.task_type, cohort.facts.target_parameters
+        task, parameters = task or cohort.metadata.task_type, cohort.metadata.target_parameters
         adapters = [client.adapter for client in cohort.clients]
         layouts = [one.layout for adapter in adapters for one in adapter.modules.values()]
         targets = sorted({target_of(one.pair) for one in layouts if one.kind != "experts"})

@@ -69,8 +69,8 @@ def _described(plan: Plan) -> NewAdapter:
         layouts={name: plan.layout(name) for name in plan.modules},
         tensors={name: tensor_like(plan, name) for name in tensor_names(plan)},
         modules_to_save=modules_to_save(plan),
-        facts=replace(
-            plan.cohort.facts.named_like([adapter.facts for adapter in plan.adapters]),
+        metadata=replace(
+            plan.cohort.metadata.named_like([adapter.metadata for adapter in plan.adapters]),
             tied=common_ties(plan.adapters),
         ),
     )

@@ -124,7 +124,7 @@ def _check_dora(cohort: Cohort, options: AggregateOptions) -> None:
     DoRA's magnitudes multiply the base weights as well (arXiv:2402.09353), so that an exact result
     needs the base model.
     """
-    if cohort.facts.dora and options.dora == "refuse":
+    if cohort.metadata.dora and options.dora == "refuse":
         found = "it uses DoRA, and the average of such adapters depends on the base model"
         cure = "train without use_dora, or give --dora approximate"
         raise InputError(cohort.clients[0].adapter.path, found, cure)

@@ -27,7 +27,7 @@ class Recipient:
     modules: Mapping[str, RecipientModule]
     dtype: str
     tensors: Mapping[str, FullTensor]
-    facts: AdapterMetadata
+    metadata: AdapterMetadata
     format: str = "peft"
 
     @property
@@ -38,7 +38,7 @@ class Recipient:
     def scale(self, module: str) -> float:
         """The scaling alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732)."""
         rank = self.modules[module].rank
-        return self.modules[module].alpha / (math.sqrt(rank) if self.facts.rslora else rank)
+        return self.modules[module].alpha / (math.sqrt(rank) if self.metadata.rslora else rank)
 
 
 def like(name: str, adapter: Adapter, alpha: float | None, dtype: str | None) -> Recipient:
@@ -51,6 +51,6 @@ def like(name: str, adapter: Adapter, alpha: float | None, dtype: str | None) ->
         },
         dtype=dtype or adapter.dtype,
         tensors=adapter.tensors,
-        facts=adapter.facts,
+        metadata=adapter.metadata,
         format=adapter.format,
     )

@@ -40,7 +40,7 @@ def summarize(
         method=plan.method.name,
         source=plan.method.source,
         output=output,
-        base_model=cohort.facts.base_model,
+        base_model=cohort.metadata.base_model,
         shared_rank=shared_rank,
         rank=rank,
         scale=plan.scale,

@@ -182,7 +182,7 @@ def test_a_class_alone_is_no_model_to_be_like(tmp_path: Path, base: Base) -> Non
     initialize(home, tmp_path / "like", [tmp_path / "start"])
 
     assert config(tmp_path / "like/rank-2")["auto_mapping"] == LLAMA
-    assert read(tmp_path / "like/rank-2").facts.model_class == ".".join(
+    assert read(tmp_path / "like/rank-2").metadata.model_class == ".".join(
         (LLAMA["parent_library"], LLAMA["base_model_class"])
     )
     set_config(home, architectures=["BertForSequenceClassification"])

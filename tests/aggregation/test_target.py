@@ -37,7 +37,7 @@ class Case:
     rank: int | None = 16
     layouts: tuple[FactorLayout, ...] = (FactorLayout("linear", Q), FactorLayout("linear", V))
     tensors: dict[str, Role] = field(default_factory=dict)
-    facts: AdapterMetadata = field(default_factory=AdapterMetadata)
+    metadata: AdapterMetadata = field(default_factory=AdapterMetadata)
     format: str = "peft"
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
     saved: tuple[str, ...] = ()
@@ -221,22 +221,22 @@ CASES = {
         saved=("input_layernorm", "norm"),
     ),
     "biases by the config alone": Case(
-        served("bias lora_only in the config", "vllm"), facts=AdapterMetadata(bias="lora_only")
+        served("bias lora_only in the config", "vllm"), metadata=AdapterMetadata(bias="lora_only")
     ),
     "DoRA": Case(
         served("DoRA", *SERVERS),
         tensors={f"{Q}.lora_magnitude_vector": "magnitude"},
-        facts=AdapterMetadata(dora=True),
+        metadata=AdapterMetadata(dora=True),
     ),
     "biases": Case(
         served("trained biases", *SERVERS),
         tensors={f"{Q}.base_layer.bias": "bias"},
-        facts=AdapterMetadata(bias="lora_only"),
+        metadata=AdapterMetadata(bias="lora_only"),
     ),
     "biases on lora_B": Case(
         served("biases on lora_B", *SERVERS),
         tensors={f"{Q}.lora_B.bias": "lora_bias"},
-        facts=AdapterMetadata(lora_bias=True),
+        metadata=AdapterMetadata(lora_bias=True),
     ),
     "tokens": Case(
         served("trained tokens", *SERVERS),
@@ -258,14 +258,15 @@ CASES = {
         layouts=layout("experts", EXPERTS),
     ),
     "activated LoRA": Case(
-        served("activated LoRA", "vllm", "sglang"), facts=AdapterMetadata(invocation_tokens=(1, 2))
+        served("activated LoRA", "vllm", "sglang"),
+        metadata=AdapterMetadata(invocation_tokens=(1, 2)),
     ),
     "replicated layers": Case(
         served("replicated layers", *SERVERS),
-        facts=AdapterMetadata(layer_replication=((0, 2), (1, 3))),
+        metadata=AdapterMetadata(layer_replication=((0, 2), (1, 3))),
     ),
     "Conv1D": Case(
-        {"llama.cpp": "factors of GPT-2's Conv1D"}, facts=AdapterMetadata(fan_in_fan_out=True)
+        {"llama.cpp": "factors of GPT-2's Conv1D"}, metadata=AdapterMetadata(fan_in_fan_out=True)
     ),
     "kohya": Case(served("adapters in the format kohya", *TARGETS), format="kohya"),
 }
@@ -285,7 +286,7 @@ def test_every_server_loads_what_its_sources_say(case: Case, target: str) -> Non
         for name, role in case.tensors.items()
     }
     output = Output(
-        *(case.format, case.rank, None, case.layouts, tensors, case.facts),
+        *(case.format, case.rank, None, case.layouts, tensors, case.metadata),
         targets=case.targets,
         saved=case.saved,
         tied=case.tied,

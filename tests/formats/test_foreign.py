@@ -80,7 +80,7 @@ def test_the_way_to_convert_it_keeps_the_update(tmp_path: Path) -> None:
         wanted = wanted if module.endswith("embed_tokens") else wanted.T
         torch.testing.assert_close(applied, wanted, rtol=1e-5, atol=1e-5)
     assert len(aggregate(tmp_path / "round", tmp_path / "out").modules) == len(MLX)
-    assert read(out).facts.base_model == "tiny"
+    assert read(out).metadata.base_model == "tiny"
 
 
 @pytest.mark.parametrize(

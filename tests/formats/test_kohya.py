@@ -143,7 +143,7 @@ def test_a_file_holds_the_update_that_its_tensors_say(tmp_path: Path) -> None:
     for number, client in enumerate(ROUND):
         adapter = read(folder / f"{client.name}.safetensors")
         assert (adapter.format, list(adapter.modules)) == ("kohya", sorted(SHAPES))
-        assert adapter.facts.base_model == "v1-5.safetensors"
+        assert adapter.metadata.base_model == "v1-5.safetensors"
         for name, module in adapter.modules.items():
             B, A, scale, _ = given(name)[number]
             factors = module.read()
@@ -457,7 +457,7 @@ def test_metadata_of_megabytes_is_text_and_no_tensors(tmp_path: Path) -> None:
     assert list(found.modules) == list(expected.modules)
     for name, module in found.modules.items():
         assert torch.equal(module.read().B, expected.modules[name].read().B)
-    assert found.facts.base_model == METADATA["ss_sd_model_name"]
+    assert found.metadata.base_model == METADATA["ss_sd_model_name"]
 
 
 def test_metadata_is_bounded_text(tmp_path: Path) -> None:
@@ -466,7 +466,7 @@ def test_metadata_is_bounded_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ss_sd_model_name has 5000 characters"):
         read(file)
     save_file(tensors_of(ROUND[0]), file, metadata={"ss_sd_model_name": "None"})
-    assert read(file).facts.base_model is None
+    assert read(file).metadata.base_model is None
 
 
 def test_other_files_are_no_clients(tmp_path: Path) -> None:

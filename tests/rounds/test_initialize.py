@@ -166,8 +166,8 @@ def test_like_clients_everyone_starts_at_its_own_ranks_and_alphas(
             assert given.modules[name].scale == module.scale
             assert scaled.modules[name].scale == pytest.approx(3)
             assert scaled.modules[name].dtype == "float32"
-        assert (given.facts.base_model, given.facts.dropout) == (str(home), 0.2)
-        assert scaled.facts.dropout == 0
+        assert (given.metadata.base_model, given.metadata.dropout) == (str(home), 0.2)
+        assert scaled.metadata.dropout == 0
         for key, tensor in factors(folder).items():
             mine = factors(tmp_path / "scaled" / folder.name)[key]
             assert mine.shape == tensor.shape

@@ -23,7 +23,7 @@ def test_the_round_holds_clients_of_different_ranks_and_sample_counts() -> None:
     assert len(cohort.clients) >= 6
     assert (cohort.shared_rank, cohort.rank) == (2, 16)
     assert len(set(cohort.samples)) >= 6
-    assert cohort.facts.base_model == "samples/base"
+    assert cohort.metadata.base_model == "samples/base"
     assert cohort.notes == ()
 
 

@@ -20,15 +20,15 @@ def contents(
         TensorRow(key, tensor.shape, tensor.dtype, tensor.role, tensor.owner)
         for key, tensor in adapter.tensors.items()
     )
-    dora = ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.facts.dora
+    dora = ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.metadata.dora
     in_tensors = sum(math.prod(tensor.shape) for tensor in tensors)
     return InspectedAdapter(
         name=name,
         path=text(adapter.path),
-        base_model=adapter.facts.base_model,
-        revision=adapter.facts.revision,
-        task_type=adapter.facts.task_type,
-        rslora=adapter.facts.rslora,
+        base_model=adapter.metadata.base_model,
+        revision=adapter.metadata.revision,
+        task_type=adapter.metadata.task_type,
+        rslora=adapter.metadata.rslora,
         rank=max((group.rank for group in groups), default=0),
         parameters=sum(group.parameters for group in groups) + in_tensors,
         bytes=_size(adapter.weights_file),

@@ -11,16 +11,16 @@ from fedlora_cli.text import shortened
 
 #: The compared properties as text; a dash stands for an unknown value.
 _PROPERTIES: dict[str, Callable[[Adapter], str]] = {
-    "base model": lambda adapter: adapter.facts.base_model or "-",
-    "revision": lambda adapter: adapter.facts.revision or "-",
-    "task type": lambda adapter: adapter.facts.task_type or "-",
+    "base model": lambda adapter: adapter.metadata.base_model or "-",
+    "revision": lambda adapter: adapter.metadata.revision or "-",
+    "task type": lambda adapter: adapter.metadata.task_type or "-",
     "rank": lambda adapter: _set(f"{m.rank}" for m in _by_rank(adapter)),
     "scaling": lambda adapter: _set(_scale(m) for m in _by_rank(adapter)),
-    "rsLoRA": lambda adapter: "yes" if adapter.facts.rslora else "no",
+    "rsLoRA": lambda adapter: "yes" if adapter.metadata.rslora else "no",
     "dtype": lambda adapter: _set(sorted(m.dtype for m in adapter.modules.values())),
     "target modules": lambda adapter: _set(sorted(n.split(".")[-1] for n in adapter.modules)),
-    "dropout": lambda adapter: f"{adapter.facts.dropout:g}",
-    "fan_in_fan_out": lambda adapter: "true" if adapter.facts.fan_in_fan_out else "false",
+    "dropout": lambda adapter: f"{adapter.metadata.dropout:g}",
+    "fan_in_fan_out": lambda adapter: "true" if adapter.metadata.fan_in_fan_out else "false",
 }
 
 

@@ -51,8 +51,8 @@ def configs_in(
         prefix = f"{component}." if component else ""
         raw = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
         faults: list[InputError] = []
-        config, facts = config_of(file.weights, raw, faults.append)
-        more = [name for name, plain in _MORE.items() if getattr(facts, name) != plain]
+        config, metadata = config_of(file.weights, raw, faults.append)
+        more = [name for name, plain in _MORE.items() if getattr(metadata, name) != plain]
         if not raw:
             cure = f"save it with {component}_lora_adapter_metadata, as its other components"
             faults = [InputError(file.weights, f"no field of {component}", cure)]
@@ -66,9 +66,9 @@ def configs_in(
             found = f"{METADATA} of {component or 'the model'}: {fault.found}"
             on_fault(InputError(file.weights, found, fault.cure))
         if not faults:
-            configs[component] = config, facts
-        if facts.unknown_fields:
-            unknown = ", ".join(f"{prefix}{text}" for text in facts.unknown_fields)[:200]
+            configs[component] = config, metadata
+        if metadata.unknown_fields:
+            unknown = ", ".join(f"{prefix}{text}" for text in metadata.unknown_fields)[:200]
             found = f"unknown fields of {METADATA} may change the meaning of the tensors"
             notes.append(f"{file.weights.name}: {found}: {unknown}")
     return configs, tuple(notes)
@@ -105,19 +105,19 @@ def fields_for(adapter: NewAdapter) -> dict[str, Any]:
         )
         config = {
             "alpha_pattern": alphas,
-            "base_model_name_or_path": adapter.facts.base_model,
+            "base_model_name_or_path": adapter.metadata.base_model,
             "bias": "none",
             "inference_mode": False,
             "init_lora_weights": True,
             "lora_alpha": alpha,
             "lora_bias": False,
-            "lora_dropout": adapter.facts.dropout,
+            "lora_dropout": adapter.metadata.dropout,
             "peft_type": "LORA",
             "r": rank,
             "rank_pattern": ranks,
             "target_modules": _targets(modules.values()),
             "use_dora": False,
-            "use_rslora": adapter.facts.rslora,
+            "use_rslora": adapter.metadata.rslora,
         }
         fields |= {f"{prefix}{key}": value for key, value in config.items()}
     return fields

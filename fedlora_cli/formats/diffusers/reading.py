@@ -70,10 +70,10 @@ def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
             if component in configs:
                 alpha, scale = configured(file, name, component, rank, configs[component][0])
             modules[name] = module_of(name, B, A, alpha, scale)
-    facts = single.facts_of(file, record)
+    metadata = single.adapter_metadata(file, record)
     with catching_faults(record):
-        facts = _facts(file, facts, modules, components, configs, with_alphas=bool(alphas))
-    return Adapter(file.path, file.weights, modules, {}, facts, notes, format="diffusers")
+        metadata = _metadata(file, metadata, modules, components, configs, with_alphas=bool(alphas))
+    return Adapter(file.path, file.weights, modules, {}, metadata, notes, format="diffusers")
 
 
 def _without_component(components: Mapping[str, str | None]) -> dict[tuple[str, str], list[str]]:
@@ -109,9 +109,9 @@ def _check_alphas(
         raise InputError(file.weights, found, "save it with the alphas of all modules, or of none")
 
 
-def _facts(
+def _metadata(
     file: LoraFile,
-    facts: AdapterMetadata,
+    metadata: AdapterMetadata,
     modules: Mapping[str, Module],
     components: Mapping[str, str | None],
     configs: Mapping[str, tuple[Config, AdapterMetadata]],
@@ -131,9 +131,9 @@ def _facts(
     names = {part.base_model for part in parts} - {None}
     dropouts = {part.dropout for part in parts}
     return replace(
-        facts,
+        metadata,
         unknown_fields=tuple(text for part in parts for text in part.unknown_fields),
-        base_model=facts.base_model or (names.pop() if len(names) == 1 else None),
+        base_model=metadata.base_model or (names.pop() if len(names) == 1 else None),
         rslora=any(part.rslora for part in parts),
         dropout=dropouts.pop() if len(dropouts) == 1 else 0.0,
         key_prefix=prefixes[0] if prefixes else None,

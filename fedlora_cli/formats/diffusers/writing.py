@@ -19,7 +19,7 @@ from fedlora_cli.formats.diffusers.names import (
     NOWHERE,
 )
 from fedlora_cli.formats.shared import as_stored, metadata_of
-from fedlora_cli.formats.single import NewFile, alpha_as_stored, facts_as_metadata
+from fedlora_cli.formats.single import NewFile, alpha_as_stored, as_header
 from fedlora_cli.linalg.factors import Factors
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ def new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
 
     Raises InputError if the clients' files have no alphas and an alpha is not the rank.
     """
-    source = adapter.facts.alpha_source
-    metadata = metadata_of(provenance) | facts_as_metadata(adapter.facts)
+    source = adapter.metadata.alpha_source
+    header = metadata_of(provenance) | as_header(adapter.metadata)
     if source == IN_METADATA:
         fields = fields_for(adapter)
-        metadata[METADATA] = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
+        header[METADATA] = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False)
     if source == NOWHERE:
         for name, factors in adapter.factors.items():
             if adapter.alphas[name] != factors.rank:
@@ -50,4 +50,4 @@ def new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
             tensors[name + ALPHA] = alpha_as_stored(adapter.alphas[name])
         return tensors
 
-    return NewFile(adapter, metadata, stored)
+    return NewFile(adapter, header, stored)

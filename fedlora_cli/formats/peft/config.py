@@ -225,10 +225,10 @@ def config_of(
     for name in _MEANINGS:
         with catching_faults(on_fault):
             getattr(config, name)
-    facts = _facts(fields, config, on_fault)
+    metadata = _metadata(fields, config, on_fault)
     known = {*fields.seen, *_HARMLESS, *NOT_UNDERSTOOD, B_LAYOUT}
     unknown = {name: value for name, value in raw.items() if name not in known}
-    return config, replace(facts, unknown_fields=tuple(_meaningful(unknown)))
+    return config, replace(metadata, unknown_fields=tuple(_meaningful(unknown)))
 
 
 def _meaningful(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -238,7 +238,7 @@ def _meaningful(fields: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} = {json.dumps(value, sort_keys=True)}"
 
 
-def _facts(fields: Fields, config: Config, on_fault: FaultHandler) -> AdapterMetadata:
+def _metadata(fields: Fields, config: Config, on_fault: FaultHandler) -> AdapterMetadata:
     """The metadata in the config; a bad value is a fault and counts as absent."""
 
     def value_of(read: Callable[[str], T], name: str, otherwise: T) -> T:

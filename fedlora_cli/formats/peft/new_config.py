@@ -29,7 +29,7 @@ def config_names(
     layouts: Collection[FactorLayout],
     tensors: Collection[str],
     owners: Collection[str],
-    facts: AdapterMetadata,
+    metadata: AdapterMetadata,
 ) -> tuple[Selection, list[str]]:
     """The selection of modules, and `modules_to_save`, for these factors and full tensors; `owners`
     are the modules that are saved in full.
@@ -37,8 +37,8 @@ def config_names(
     targets = {layout.target for layout in layouts if layout.kind != "experts"}
     known = _known(layouts, tensors)
     return (
-        selection(targets, known, facts.selections),
-        modules_to_save(owners, known, facts.saved_names),
+        selection(targets, known, metadata.selections),
+        modules_to_save(owners, known, metadata.saved_names),
     )
 
 
@@ -58,30 +58,30 @@ def config_for(adapter: NewAdapter) -> dict[str, Any]:
     rank, ranks = patterns(_by_target(adapter, {n: f.rank for n, f in adapter.factors.items()}))
     numbers = {name: as_json_number(alpha) for name, alpha in adapter.alphas.items()}
     alpha, alphas = patterns(_by_target(adapter, numbers))
-    facts = adapter.facts
+    metadata = adapter.metadata
     layouts = adapter.layouts.values()
-    selected, saved = config_names(layouts, adapter.tensors, adapter.modules_to_save, facts)
+    selected, saved = config_names(layouts, adapter.tensors, adapter.modules_to_save, metadata)
     config: dict[str, Any] = {
         "alpha_pattern": alphas,
-        "base_model_name_or_path": facts.base_model,
-        "bias": facts.bias,
+        "base_model_name_or_path": metadata.base_model,
+        "bias": metadata.bias,
         "exclude_modules": _field(selected.exclude),
-        "fan_in_fan_out": facts.fan_in_fan_out,
+        "fan_in_fan_out": metadata.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
         "layers_pattern": _field(selected.layers_pattern),
         "layers_to_transform": _field(selected.layers),
         "lora_alpha": alpha,
-        "lora_dropout": facts.dropout,
+        "lora_dropout": metadata.dropout,
         "modules_to_save": saved or None,
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": ranks,
-        "revision": facts.revision,
+        "revision": metadata.revision,
         "target_modules": _field(selected.modules) or [],
-        "task_type": facts.task_type,
-        "use_dora": facts.dora,
-        "use_rslora": facts.rslora,
+        "task_type": metadata.task_type,
+        "use_dora": metadata.dora,
+        "use_rslora": metadata.rslora,
     }
     tokens: dict[str, list[int]] = {}
     for name in adapter.tensors:
@@ -92,25 +92,25 @@ def config_for(adapter: NewAdapter) -> dict[str, Any]:
     written = {*adapter.factors, *adapter.modules_to_save}
     # Older versions of PEFT do not know these fields, so only those with a value are written.
     rare = {
-        "auto_mapping": _auto_mapping(facts),
-        "lora_bias": facts.lora_bias,
-        "ensure_weight_tying": any(written.issuperset(tie) for tie in facts.tied),
-        "target_parameters": list(facts.target_parameters),
+        "auto_mapping": _auto_mapping(metadata),
+        "lora_bias": metadata.lora_bias,
+        "ensure_weight_tying": any(written.issuperset(tie) for tie in metadata.tied),
+        "target_parameters": list(metadata.target_parameters),
         "trainable_token_indices": token_indices(
-            tokens, _known(layouts, adapter.tensors), facts.token_names
+            tokens, _known(layouts, adapter.tensors), metadata.token_names
         ),
-        "layer_replication": [*map(list, facts.layer_replication)],
-        "alora_invocation_tokens": list(facts.invocation_tokens),
-        "peft_version": _experts_version(layouts, facts),
+        "layer_replication": [*map(list, metadata.layer_replication)],
+        "alora_invocation_tokens": list(metadata.invocation_tokens),
+        "peft_version": _experts_version(layouts, metadata),
     }
     return config | {name: value for name, value in rare.items() if value}
 
 
-def _auto_mapping(facts: AdapterMetadata) -> dict[str, str] | None:
+def _auto_mapping(metadata: AdapterMetadata) -> dict[str, str] | None:
     """The class for AutoPeftModel to load; None if a task defines it."""
-    if facts.task_type is not None or facts.model_class is None:
+    if metadata.task_type is not None or metadata.model_class is None:
         return None
-    library, _, model_class = facts.model_class.rpartition(".")
+    library, _, model_class = metadata.model_class.rpartition(".")
     return {"base_model_class": model_class, "parent_library": library}
 
 
@@ -133,7 +133,7 @@ def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[tuple[str, 
     return result
 
 
-def _experts_version(layouts: Iterable[FactorLayout], facts: AdapterMetadata) -> str | None:
+def _experts_version(layouts: Iterable[FactorLayout], metadata: AdapterMetadata) -> str | None:
     """`peft_version` for fused experts: the first version that stores them in this way."""
     has_experts = any(layout.kind == "experts" for layout in layouts)
-    return NEW_EXPERTS if has_experts and not facts.old_experts else None
+    return NEW_EXPERTS if has_experts and not metadata.old_experts else None

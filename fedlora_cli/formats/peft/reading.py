@@ -50,9 +50,9 @@ def read(folder: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
     if pickled:
         cure = "load it where it was trained and save_pretrained(safe_serialization=True)"
         record(InputError(pickle, "a pickle, which is never opened", cure))
-    config, facts = read_config(folder / CONFIG, on_fault)
+    config, metadata = read_config(folder / CONFIG, on_fault)
     if isinstance(config.source, mlx.AnotherFormat):
-        return Adapter(folder, weights, {}, {}, facts)
+        return Adapter(folder, weights, {}, {}, metadata)
     infos: dict[str, TensorInfo] = {}
     if not pickled:
         with catching_faults(record):
@@ -78,30 +78,30 @@ def read(folder: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
                         raise _twice(weights, stored, name)
                     tensors[name] = tensor
     with catching_faults(on_fault):
-        if facts.dora:
+        if metadata.dora:
             _check_magnitudes(weights, modules, tensors)
     with catching_faults(on_fault):
         saved = {name: others[name] for name, role in roles.items() if role == "saved"}
-        facts = replace(facts, tied=tied_modules(pairs, saved, config))
-    notes = _notes(folder, config, facts, foreign)
+        metadata = replace(metadata, tied=tied_modules(pairs, saved, config))
+    notes = _notes(folder, config, metadata, foreign)
     with catching_faults(on_fault):
         absent = set(config.modules_to_save) - ADDED_TO_MODULES_TO_SAVE
         if absent and all(tensor.role != "saved" for tensor in tensors.values()):
             heads = ", ".join(sorted(absent))[:200]
             found = f"modules_to_save names {heads}, but the file has no tensor of them"
             notes.append(f"{normal(folder).name}: {found}")
-    return Adapter(folder, weights, modules, dict(sorted(tensors.items())), facts, tuple(notes))
+    return Adapter(folder, weights, modules, dict(sorted(tensors.items())), metadata, tuple(notes))
 
 
 def _notes(
-    folder: Location, config: Config, facts: AdapterMetadata, foreign: Sequence[str]
+    folder: Location, config: Config, metadata: AdapterMetadata, foreign: Sequence[str]
 ) -> list[str]:
     """Remarks for the user about fields and names that PEFT does not write."""
     notes, label = [], normal(folder).name
-    if facts.unknown_fields:
+    if metadata.unknown_fields:
         found = "unknown fields may change the meaning of the tensors"
-        notes.append(f"{label}/{CONFIG}: {found}: {', '.join(facts.unknown_fields)[:200]}")
-    without_class = config.known and facts.task_type is None and facts.model_class is None
+        notes.append(f"{label}/{CONFIG}: {found}: {', '.join(metadata.unknown_fields)[:200]}")
+    without_class = config.known and metadata.task_type is None and metadata.model_class is None
     if without_class and (named := config.fields.raw.get("auto_mapping")):
         found = f"auto_mapping is {named!r:.120}, not a model class of transformers"
         cure = "it is left out; AutoPeftModel needs it or a task_type"

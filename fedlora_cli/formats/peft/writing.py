@@ -124,7 +124,7 @@ def _stored_in(adapter: NewAdapter, name: str) -> str:
 def _ties(adapter: NewAdapter) -> dict[str, str]:
     """The modules that have the factors of an embedding, with the embedding."""
     known = adapter.factors.keys()
-    return {name: source for name, source in adapter.facts.tied if {name, source} <= known}
+    return {name: source for name, source in adapter.metadata.tied if {name, source} <= known}
 
 
 def _with_equal_ranks(adapter: NewAdapter, ties: Mapping[str, str]) -> NewAdapter:
