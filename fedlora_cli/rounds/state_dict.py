@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from fedlora_cli.files.writing import write, write_text
 from fedlora_cli.formats.terms import CONFIG, WEIGHTS
 from fedlora_cli.remote import Location
 from fedlora_cli.reports.provenance import REPORT
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 #: The names of torch's dtypes that a safetensors file can hold.
 _DTYPES = frozenset(f"torch.{name}" for name, _ in DTYPES.values())
@@ -101,6 +104,12 @@ class StateDict:
             config,
             samples,
         )
+
+    def lora_config(self) -> LoraConfig:
+        """The config as PEFT's class, for training: saved configs are for inference."""
+        from peft import LoraConfig
+
+        return LoraConfig(**{**self.config, "inference_mode": False})
 
     @classmethod
     def load(cls, folder: Location | str) -> StateDict:

@@ -130,8 +130,8 @@ def test_the_result_loads_into_a_peft_model_that_applies_the_mean() -> None:
         updates.append(layer.get_delta_weight("default").detach().clone())
         states[f"client-{seed}"] = StateDict.of(model, 1)
     merged, _ = aggregate_state_dicts(states, AggregateOptions(method="flora"))
-    config = LoraConfig(**merged.config)
-    model = get_peft_model(llama(), config)
+    model = get_peft_model(llama(), merged.lora_config())
+    assert any(parameter.requires_grad for parameter in model.parameters())
     set_peft_model_state_dict(model, dict(merged.tensors))
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     mean = (updates[0] + updates[1]) / 2
