@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, NewAdapter, TensorWriter
 from fedlora_cli.errors import FaultHandler, InputError, raise_fault
@@ -16,12 +16,14 @@ from fedlora_cli.remote import Location
 from fedlora_cli.text import natural
 
 
-@dataclass(frozen=True)
-class OneFile:
-    """The reader of a format that is one weights file. `owns` recognizes it by a tensor's name."""
+class OneFile(Protocol):
+    """The module of a format that is one weights file. `owns` recognizes it by a tensor's name."""
 
-    owns: Callable[[str], bool]
-    read: Callable[[LoraFile, FaultHandler], Adapter]
+    WEIGHTS: str
+
+    def owns(self, key: str) -> bool: ...
+    def read(self, file: LoraFile, on_fault: FaultHandler) -> Adapter: ...
+    def new_file(self, adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile: ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,6 @@ class Format:
     - `weights`: the name of the weights file.
     - `library`: the library that loads the format, by its name on model hubs.
     - `check`: raises InputError if that library would not load every tensor of a folder.
-    - `one_file`: the reader of one weights file; None for PEFT, recognized by its file names.
     """
 
     name: str
@@ -45,26 +46,18 @@ class Format:
     weights: str
     library: str | None = None
     check: Callable[[Location], None] = lambda folder: None
-    one_file: OneFile | None = None
 
 
-def _single_file_format(
-    name: str,
-    weights: str,
-    one_file: OneFile,
-    new_file: Callable[[NewAdapter, Mapping[str, Any]], NewFile],
-    library: str | None = None,
-) -> Format:
+def _one_file(name: str, module: OneFile, library: str | None) -> Format:
     return Format(
         name=name,
-        summary=f"{name} LoRA ({weights}, or name its file)",
-        writing=lambda adapter, folder, provenance: new_file(adapter, provenance).writing(
-            folder / weights
+        summary=f"{name} LoRA ({module.WEIGHTS}, or name its file)",
+        writing=lambda adapter, folder, provenance: module.new_file(adapter, provenance).writing(
+            folder / module.WEIGHTS
         ),
-        check_new=lambda adapter, provenance: new_file(adapter, provenance).check(),
-        weights=weights,
+        check_new=lambda adapter, provenance: module.new_file(adapter, provenance).check(),
+        weights=module.WEIGHTS,
         library=library,
-        one_file=one_file,
     )
 
 
@@ -77,26 +70,21 @@ _PEFT = Format(
     library="peft",
     check=peft.check,
 )
-_KOHYA = _single_file_format(
-    "kohya", kohya.WEIGHTS, OneFile(kohya.owns, kohya.read), kohya.new_file
-)
-_DIFFUSERS = _single_file_format(
-    "diffusers",
-    diffusers.WEIGHTS,
-    OneFile(diffusers.owns, diffusers.read),
-    diffusers.new_file,
-    library="diffusers",
+#: The formats that are one weights file: the name, the module, and the library or None.
+_MODULES: tuple[tuple[str, OneFile, str | None], ...] = (
+    ("kohya", kohya, None),
+    ("diffusers", diffusers, "diffusers"),
 )
 
-FORMATS = {known.name: known for known in (_PEFT, _KOHYA, _DIFFUSERS)}
+FORMATS = {known.name: known for known in (_PEFT, *(_one_file(*row) for row in _MODULES))}
 
 #: Every file that fedlora can have written into an adapter folder, in all formats.
 FILES = frozenset({peft.CONFIG, "README.md", "fedlora.json"}) | {
     known.weights for known in FORMATS.values()
 }
 
-#: The readers of the single-file formats, by the name of the file in a folder.
-_ONE_FILE = {known.weights: known.one_file for known in FORMATS.values() if known.one_file}
+#: The modules of the single-file formats, by the name of the file in a folder.
+_ONE_FILE = {module.WEIGHTS: module for _, module, _ in _MODULES}
 
 
 def inside(folder: Location, adapter: str | None) -> Location:
@@ -127,9 +115,12 @@ def read(path: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
     """
     if peft.is_peft(path):
         return _with_remark(peft.read(path, on_fault))
-    weights = single.only_weights(path, _ONE_FILE)
-    if weights is not None:
-        return _with_remark(_read_file(single.read_header(path, weights, on_fault), on_fault))
+    files = single.weights_in(path, _ONE_FILE)
+    if len(files) > 1:
+        found = f"both {files[0].name} and {files[1].name} in it"
+        raise InputError(path, found, "keep one adapter in one folder")
+    if files:
+        return _with_remark(_read_file(single.read_header(path, files[0], on_fault), on_fault))
     if not path.is_dir():
         raise InputError(path, "no such folder", "check the path")
     names = ", or ".join(known.summary for known in FORMATS.values())

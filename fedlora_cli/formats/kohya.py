@@ -52,10 +52,7 @@ def owns(key: str) -> bool:
 
 
 def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
-    """The adapter in a file: the alphas are read now, the factors on demand.
-
-    Every fault goes to `on_fault`; if that returns, the adapter lacks the part at fault.
-    """
+    """The adapter in a file; only the header and the alphas are read. Faults go to `on_fault`."""
     record = recording(on_fault, file.faults)
     parts, foreign = single.parts_of(file, _NAMES, record)
     kinds = single.kinds_of(foreign, _OTHERS)
@@ -79,7 +76,6 @@ def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
 
 
 def new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
-    """The file that holds this adapter."""
     header = metadata_of(provenance) | {
         "ss_network_module": "networks.lora",
         "ss_network_dim": _common(str(factors.rank) for factors in adapter.factors.values()),

@@ -82,9 +82,8 @@ ROLES: dict[Role, tuple[str, str]] = {
 
 def without_kind(kind: Kind) -> Check:
     def check(output: Output) -> Obstacle | None:
-        if all(layout.kind != kind for layout in output.layouts):
-            return None
-        return Obstacle(*_KINDS[kind])
+        found = any(layout.kind == kind for layout in output.layouts)
+        return Obstacle(*_KINDS[kind]) if found else None
 
     return check
 
@@ -105,20 +104,18 @@ def without_role(role: Role, but: Callable[[str], bool] = lambda name: False) ->
     return check
 
 
-def without_fact(name: str, meaning: str, cure: str) -> Check:
-    return lambda output: Obstacle(meaning, cure) if getattr(output.metadata, name) else None
+#: Fields of the metadata that a server refuses, with their meaning and the remedy.
+_FIELDS = {
+    "dora": ("DoRA", "train without use_dora"),
+    "lora_bias": ROLES["lora_bias"],
+    "layer_replication": ("replicated layers", "train without layer_replication"),
+    "invocation_tokens": ("activated LoRA", "train without alora_invocation_tokens"),
+    "fan_in_fan_out": ("factors of GPT-2's Conv1D", "merge it into the base model with PEFT"),
+}
 
 
-DORA = without_fact("dora", "DoRA", "train without use_dora")
-REPLICATION = without_fact(
-    "layer_replication", "replicated layers", "train without layer_replication"
-)
-ACTIVATED = without_fact(
-    "invocation_tokens", "activated LoRA", "train without alora_invocation_tokens"
-)
-TRANSPOSED = without_fact(
-    "fan_in_fan_out", "factors of GPT-2's Conv1D", "merge it into the base model with PEFT"
-)
+def without_field(name: str) -> Check:
+    return lambda output: Obstacle(*_FIELDS[name]) if getattr(output.metadata, name) else None
 
 
 def biases(output: Output) -> Obstacle | None:
@@ -176,9 +173,7 @@ DISTINCT = _of_names(
 )
 PACKED = _of_names(unpacked, "{0} without {1}", "add {1} to target_modules")
 WHOLE_EXPERTS = _of_names(
-    incomplete_experts,
-    "experts that are not adapted alike ({0})",
-    "adapt all experts alike",
+    incomplete_experts, "experts that are not adapted alike ({0})", "adapt all experts alike"
 )
 
 
@@ -206,11 +201,10 @@ def untied(output: Output) -> Obstacle | None:
 
 
 def of_tokens(output: Output) -> Obstacle | None:
-    """Every adapted embedding is one of tokens."""
-    others = [name for name in _embeddings(output) if re.search("posit|wpe|token_type", name)]
-    if not others:
-        return None
-    return Obstacle(f"embeddings of something other than tokens ({others[0]})", _LEAVE_OUT)
+    for name in _embeddings(output):
+        if re.search("posit|wpe|token_type", name):
+            return Obstacle(f"embeddings of something other than tokens ({name})", _LEAVE_OUT)
+    return None
 
 
 def experts_in_pairs(output: Output) -> Obstacle | None:

@@ -33,9 +33,9 @@ def obstacles(target: str, output: Output) -> tuple[Obstacle, ...]:
 
 def asks_for_ties(target: str, layouts: Sequence[FactorLayout]) -> bool:
     """Whether this server needs to know if the base model ties its embeddings to its head."""
-    if target != "llama.cpp":
-        return False
-    return any(layout.kind == "embedding" or checks.is_head(layout.pair) for layout in layouts)
+    return target == "llama.cpp" and any(
+        layout.kind == "embedding" or checks.is_head(layout.pair) for layout in layouts
+    )
 
 
 def doubts(target: str, output: Output) -> tuple[str, ...]:
@@ -57,11 +57,11 @@ TARGETS: dict[str, tuple[Check, ...]] = {
         checks.rank_at_most(VLLM_RANKS[-1], "--max-lora-rank"),
         # vLLM refuses these fields of the config.
         checks.one_classifier,
-        checks.DORA,
+        checks.without_field("dora"),
         checks.biases,
-        checks.without_fact("lora_bias", *checks.ROLES["lora_bias"]),
-        checks.ACTIVATED,
-        checks.REPLICATION,
+        checks.without_field("lora_bias"),
+        checks.without_field("invocation_tokens"),
+        checks.without_field("layer_replication"),
         # vLLM refuses tensors other than factors and heads, but ignores the base weights of the
         # two embeddings.
         checks.without_role("token"),
@@ -71,7 +71,7 @@ TARGETS: dict[str, tuple[Check, ...]] = {
         checks.experts_in_pairs,
     ),
     "sglang": (
-        checks.DORA,
+        checks.without_field("dora"),
         # SGLang drops tensors that are not factors silently, or takes them for a lora_B.
         *checks.FACTORS_ALONE,
         checks.without_role("base", but=checks.is_embedding_of_base),
@@ -84,12 +84,12 @@ TARGETS: dict[str, tuple[Check, ...]] = {
         checks.DISTINCT,
         checks.PACKED,
         # SGLang does not read these two fields of the config.
-        checks.ACTIVATED,
-        checks.REPLICATION,
+        checks.without_field("invocation_tokens"),
+        checks.without_field("layer_replication"),
     ),
     "llama.cpp": (
         # The converter takes factors and norms; the loader silently ignores the norms.
-        checks.DORA,
+        checks.without_field("dora"),
         *checks.FACTORS_ALONE,
         checks.without_role("base", but=checks.is_base_layer),
         # Factors must be matrices of one rank, for all experts or for none.
@@ -99,8 +99,8 @@ TARGETS: dict[str, tuple[Check, ...]] = {
         checks.untied,
         checks.of_tokens,
         # The converter transposes GPT-2's weights, but not B A.
-        checks.TRANSPOSED,
+        checks.without_field("fan_in_fan_out"),
         # The converter maps only the layers of the base model.
-        checks.REPLICATION,
+        checks.without_field("layer_replication"),
     ),
 }

@@ -50,9 +50,8 @@ _CODES = {
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The header of the file `weights`; `path` is the file or its folder, as the user named it.
-
-    `faults` are the faults so far: they may explain why a tensor is missing.
+    """The header of the file `weights`, and its faults so far, which may explain others; `path` is
+    the file or its folder, as the user named it.
     """
 
     path: Location
@@ -78,15 +77,6 @@ def weights_in(path: Location, names: Iterable[str]) -> list[Location]:
     if not files and named and exists(path) and path.is_file():
         return [path]
     return files
-
-
-def only_weights(path: Location, names: Iterable[str]) -> Location | None:
-    """The single result of `weights_in`, or None. Raises InputError if there are several."""
-    files = weights_in(path, names)
-    if len(files) > 1:
-        found = f"both {files[0].name} and {files[1].name} in it"
-        raise InputError(path, found, "keep one adapter in one folder")
-    return files[0] if files else None
 
 
 def read_header(path: Location, weights: Location, on_fault: FaultHandler) -> LoraFile:
@@ -218,7 +208,6 @@ class NewFile:
 
     @property
     def declared(self) -> dict[str, Declared]:
-        """The dtypes and shapes of all tensors by key."""
         return {
             key: declare(tensor)
             for name, factors in self.adapter.factors.items()
@@ -231,10 +220,7 @@ class NewFile:
 
     @contextmanager
     def writing(self, file: Location) -> Iterator[TensorWriter]:
-        """Create the file; the block writes every module of the adapter.
-
-        Raises OSError, and OutputError as `check` does.
-        """
+        """Create the file; the block writes every module. Raises OSError and OutputError."""
         with write_tensors(file, self.declared, self.metadata) as write:
 
             def put(name: str, content: Factors | Tensor) -> None:

@@ -126,7 +126,8 @@ def _model(base: str, config: Any, auto_class: str | None) -> Any:
 
     name = auto_class or (config.architectures or [None])[0]
     kind: Any = getattr(transformers, str(name), None)
-    if auto_class is None and not _is_model(kind):
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if auto_class is None and not is_model:
         found = "its configuration names no model class"
         if name is not None:
             found = f"its model class {name} is no model of transformers"
@@ -139,9 +140,3 @@ def _model(base: str, config: Any, auto_class: str | None) -> Any:
     except Exception as error:  # sizes that contradict each other, a missing library
         found = f"{name} cannot be built from its configuration ({first_line(error)})"
         raise InputError(base, found, "give another --task, or check config.json") from error
-
-
-def _is_model(kind: Any) -> bool:
-    from transformers import PreTrainedModel
-
-    return isinstance(kind, type) and issubclass(kind, PreTrainedModel)

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from fedlora_cli import InputError
+from fedlora_cli.formats.peft.keys import Keys
 from fedlora_cli.formats.peft.patterns import Matcher, Targets
 
 HERE = Path("adapter_config.json")
@@ -36,7 +37,7 @@ names = st.lists(name, min_size=1, max_size=3)
 @example(["^h.q"], "model.h.q")
 def test_patterns_resolve_as_in_peft(patterns: list[str], module: str) -> None:
     expected = get_pattern_key(patterns, module)
-    found = Matcher(HERE).first(patterns, module)
+    found = Keys.of(Matcher(HERE), patterns).first(module)
 
     assert (module if found is None else found) == expected
 
@@ -82,20 +83,20 @@ def test_flags_within_another_expression_are_what_they_are_to_peft(own: str) -> 
         cure = "PEFT puts it inside another expression: write .*"
         message = rf"^adapter_config.json: '{re.escape(own)}' is not a usable .*; {cure}"
         with pytest.raises(InputError, match=message):
-            Matcher(HERE).first([own], "h.q_proj")
+            Keys.of(Matcher(HERE), [own]).first("h.q_proj")
         lists = Targets(Matcher(HERE), frozenset({"q_proj"}), None, (0,), (own,), ())
         saved = Targets(Matcher(HERE), "h.q_proj", None, None, (), (own,))
         for targets in (lists, saved):
             with pytest.raises(InputError, match=message):
                 targets.match("h.q_proj")
     else:
-        assert (Matcher(HERE).first([own], "h.q_proj") == own) == expected
+        assert (Keys.of(Matcher(HERE), [own]).first("h.q_proj") == own) == expected
 
 
 @pytest.mark.parametrize("own", ["(?i:Q_PROJ)", "(?i:h.)q_proj|x", r"(q|v)_proj"])
 def test_flags_of_a_part_are_taken_within_another_expression(own: str) -> None:
     assert get_pattern_key([own], "h.q_proj") == own
-    assert Matcher(HERE).first([own], "h.q_proj") == own
+    assert Keys.of(Matcher(HERE), [own]).first("h.q_proj") == own
 
 
 @pytest.mark.parametrize("own", ["h.q)|(x", "h.q_proj(?#", "[[:alpha:].]*"])
@@ -170,4 +171,4 @@ def test_many_quick_expressions_are_stopped_as_well() -> None:
     matcher = Matcher(HERE, seconds_left=0.05)
 
     with pytest.raises(InputError, match="take too long"):
-        matcher.first((f"q{number}" for number in range(100_000)), "layers.0.v_proj")
+        Keys.of(matcher, [f"q{n}.*" for n in range(100_000)]).first("layers.0.v_proj")

@@ -26,10 +26,7 @@ _MORE = {
 
 
 def fields_of(file: LoraFile) -> dict[str, Any] | None:
-    """The fields of PEFT's config, each name with its component; None without such metadata.
-
-    Raises InputError.
-    """
+    """The fields of PEFT's config, named with their components, or None. Raises InputError."""
     if METADATA not in file.metadata:
         return None
     try:

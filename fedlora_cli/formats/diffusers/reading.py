@@ -31,10 +31,7 @@ from fedlora_cli.text import shortened
 
 
 def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
-    """The adapter in a file: the alphas are read now, the factors on demand.
-
-    Every fault goes to `on_fault`; if that returns, the adapter lacks the part at fault.
-    """
+    """The adapter in a file; only the header and the alphas are read. Faults go to `on_fault`."""
     record = recording(on_fault, file.faults)
     parts, foreign = single.parts_of(file, NAMES, record)
     single.report_kinds(file, single.kinds_of(foreign, OTHERS), record)

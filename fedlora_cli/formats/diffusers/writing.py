@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 
 def new_file(adapter: NewAdapter, provenance: Mapping[str, Any]) -> NewFile:
-    """The file that holds this adapter, with the alphas in the same place as the clients' files.
-
-    Raises InputError if the clients' files have no alphas and an alpha is not the rank.
+    """The file, with the alphas in the same place as the clients' files; InputError if these have
+    no alphas and an alpha is not the rank.
     """
     source = adapter.metadata.alpha_source
     header = metadata_of(provenance) | as_header(adapter.metadata)

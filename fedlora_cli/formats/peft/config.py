@@ -52,30 +52,12 @@ _MOST_NAMES = 256
 #: The most parameters of one module that are kept: far more than any module has.
 MANY_PARAMETERS = 64
 
-#: Fields that decide the meaning of the tensors, in the order of their checks.
-_MEANINGS = (
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "modules_to_save",
-    "bias",
-    "lora_bias",
-    "use_dora",
-    "ensure_weight_tying",
-    "target_parameters",
-    "trainable_tokens",
-)
 
-
-def _field(read: Callable[[Fields], T]) -> cached_property[T]:
+class _Field(cached_property[T]):
     """A property of `Config` that reads one field when it is first used."""
-    return cached_property(lambda config: read(config.fields))
+
+    def __init__(self, read: Callable[[Fields], T]) -> None:
+        super().__init__(lambda config: read(config.fields))
 
 
 def _modules_to_save(fields: Fields) -> tuple[str, ...]:
@@ -105,27 +87,26 @@ class Config:
     variants: tuple[InputError, ...] = ()
     implied: frozenset[str] = frozenset()
 
-    r = _field(lambda fields: fields.natural("r", 8))
-    lora_alpha = _field(lambda fields: fields.positive("lora_alpha", 8))
-    use_rslora = _field(lambda fields: fields.boolean("use_rslora"))
-    rank_pattern = _field(lambda fields: fields.pattern("rank_pattern", fields.natural_value))
-    alpha_pattern = _field(lambda fields: fields.pattern("alpha_pattern", fields.positive_value))
-    target_modules = _field(lambda fields: fields.names("target_modules"))
-    exclude_modules = _field(lambda fields: fields.names("exclude_modules"))
-    layers_to_transform = _field(lambda fields: fields.integers("layers_to_transform"))
-    layers_pattern = _field(lambda fields: fields.strings("layers_pattern", _MOST_NAMES))
-    modules_to_save = _field(_modules_to_save)
-    bias = _field(lambda fields: fields.one_of("bias", BIASES))
-    lora_bias = _field(lambda fields: fields.boolean("lora_bias"))
-    use_dora = _field(lambda fields: fields.boolean("use_dora"))
-    ensure_weight_tying = _field(lambda fields: fields.boolean("ensure_weight_tying"))
-    target_parameters = _field(lambda fields: fields.strings("target_parameters"))
+    r = _Field(lambda fields: fields.checked("r", fields.natural, 8))
+    lora_alpha = _Field(lambda fields: fields.checked("lora_alpha", fields.positive, 8))
+    use_rslora = _Field(lambda fields: fields.boolean("use_rslora"))
+    rank_pattern = _Field(lambda fields: fields.pattern("rank_pattern", fields.natural))
+    alpha_pattern = _Field(lambda fields: fields.pattern("alpha_pattern", fields.positive))
+    target_modules = _Field(lambda fields: fields.names("target_modules"))
+    exclude_modules = _Field(lambda fields: fields.names("exclude_modules"))
+    layers_to_transform = _Field(lambda fields: fields.integers("layers_to_transform"))
+    layers_pattern = _Field(lambda fields: fields.strings("layers_pattern", _MOST_NAMES))
+    modules_to_save = _Field(_modules_to_save)
+    bias = _Field(lambda fields: fields.one_of("bias", BIASES))
+    lora_bias = _Field(lambda fields: fields.boolean("lora_bias"))
+    use_dora = _Field(lambda fields: fields.boolean("use_dora"))
+    ensure_weight_tying = _Field(lambda fields: fields.boolean("ensure_weight_tying"))
+    target_parameters = _Field(lambda fields: fields.strings("target_parameters"))
     #: The tokens by embedding; the key "" stands for the input embedding.
-    trainable_tokens = _field(lambda fields: fields.tokens("trainable_token_indices"))
+    trainable_tokens = _Field(lambda fields: fields.tokens("trainable_token_indices"))
 
     @property
     def fields(self) -> Fields:
-        """All fields of the file."""
         if isinstance(self.source, InputError):
             raise self.source
         return self.source
@@ -222,9 +203,10 @@ def config_of(
     for variant in variants:
         on_fault(variant)
     config = Config(path, fields, Matcher(path), variants)
-    for name in _MEANINGS:
-        with catching_faults(on_fault):
-            getattr(config, name)
+    for name, value in vars(Config).items():
+        if isinstance(value, _Field):
+            with catching_faults(on_fault):
+                getattr(config, name)
     metadata = _metadata(fields, config, on_fault)
     known = {*fields.seen, *_HARMLESS, *NOT_UNDERSTOOD, B_LAYOUT}
     unknown = {name: value for name, value in raw.items() if name not in known}

@@ -58,49 +58,42 @@ class Fields:
     def _fault(self, name: str, value: Any, wanted: str) -> InputError:
         return InputError(self.path, f"{name} is {repr(value)[:80]}", f"it must be {wanted}")
 
-    def natural_value(self, name: str, value: Any) -> int:
+    def natural(self, name: str, value: Any) -> int:
         if type(value) is not int or not 1 <= value <= LARGEST_ALPHA:
             raise self._fault(name, value, "a whole number, 1 or more")
         return value
 
-    def positive_value(self, name: str, value: Any) -> float:
+    def positive(self, name: str, value: Any) -> float:
         if type(value) not in (int, float) or not 0 < value <= LARGEST_ALPHA:
             raise self._fault(name, value, f"a positive number, at most {LARGEST_ALPHA:g}")
         return float(value)
 
-    def natural(self, name: str, default: int) -> int:
+    def checked(self, name: str, check: Callable[[str, Any], T], default: int) -> T | int:
+        """The value of a field, checked by `check`; the default if the field is absent."""
         value = self._get(name)
-        return default if name not in self.raw else self.natural_value(name, value)
+        return check(name, value) if name in self.raw else default
 
-    def positive(self, name: str, default: float) -> float:
+    def _optional(self, name: str, is_valid: Callable[[Any], bool], wanted: str) -> Any:
+        """The value of a field that may be null."""
         value = self._get(name)
-        return default if name not in self.raw else self.positive_value(name, value)
+        if value is not None and not is_valid(value):
+            raise self._fault(name, value, wanted)
+        return value
 
     def dropout(self, name: str) -> float:
-        value = self._get(name)
-        if value is None:
-            return 0.0
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise self._fault(name, value, "a probability")
-        return float(value)
+        numbers = (int, float)
+        value = self._optional(name, lambda x: type(x) in numbers and 0 <= x <= 1, "a probability")
+        return float(value or 0)
 
     def boolean(self, name: str) -> bool:
-        value = self._get(name)
-        if value is not None and type(value) is not bool:
-            raise self._fault(name, value, "true or false")
-        return bool(value)
+        return bool(self._optional(name, lambda value: type(value) is bool, "true or false"))
 
     def text(self, name: str) -> str | None:
-        value = self._get(name)
-        if value is not None and (not isinstance(value, str) or len(value) > LONGEST_TEXT):
-            raise self._fault(name, value, f"text of at most {LONGEST_TEXT} characters")
-        return value or None
+        wanted = f"text of at most {LONGEST_TEXT} characters"
+        return self._optional(name, _is_text, wanted) or None
 
     def task_type(self, name: str) -> str | None:
-        value = self.text(name)
-        if value is not None and value not in TASK_TYPES:
-            raise self._fault(name, value, f"one of {', '.join(TASK_TYPES)}")
-        return value
+        return self.text(name) and self.one_of(name, TASK_TYPES)
 
     def model_class(self, name: str) -> str | None:
         """The full name of a model's class in transformers; None for any other value."""
@@ -137,13 +130,10 @@ class Fields:
 
     def one_of(self, name: str, values: Sequence[str]) -> str:
         """One of these values; the first is the default."""
-        value = self._get(name)
-        if value is not None and value not in values:
-            raise self._fault(name, value, f"one of {', '.join(values)}")
-        return values[0] if value is None else str(value)
+        wanted = f"one of {', '.join(values)}"
+        return str(self._optional(name, lambda value: value in values, wanted) or values[0])
 
     def tokens_of(self, name: str) -> tuple[int, ...]:
-        """A list of tokens."""
         return self._tokens(name, self._get(name) or [])
 
     def tokens(self, name: str) -> dict[str, tuple[int, ...]]:
@@ -176,6 +166,10 @@ class Fields:
         if not isinstance(value, dict):
             raise self._fault(name, value, "an object of patterns")
         return {key: check(f"{name}[{key!r}]", item) for key, item in value.items()}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT
 
 
 def _is_range(value: Any) -> bool:

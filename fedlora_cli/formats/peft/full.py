@@ -121,9 +121,7 @@ def _tied_rows(names: Sequence[str], config: Config) -> list[str]:
 
 
 def _tied_copies(rest: dict[str, TensorInfo], saved: dict[str, TensorInfo]) -> set[str]:
-    """The weights that PEFT stores because the model ties them to a module saved in full. The
-    config does not name them.
-    """
+    """The weights that the config does not name, but the model ties to a module saved in full."""
     weights = {name: info for name, info in (rest | saved).items() if name.endswith(".weight")}
     groups = (names for names in same_weights(weights) if not saved.keys().isdisjoint(names))
     return {name for names in groups for name in names if name in rest}
@@ -162,8 +160,8 @@ def _begins_like(name: str, embeddings: tuple[str, ...]) -> bool:
     >>> _begins_like("wte.bias", ("wte",)), _begins_like("wte.0.bias", ("wte",))
     (False, False)
     """
-    longer = (name.removeprefix(one) for one in embeddings if name.startswith(one))
-    return not _is_numbered(name) and any(not rest.startswith(".") for rest in longer)
+    rests = (name.removeprefix(stem) for stem in embeddings if name.startswith(stem))
+    return not _is_numbered(name) and any(not rest.startswith(".") for rest in rests)
 
 
 def _module(name: str) -> str:

@@ -57,10 +57,9 @@ class Keys:
         without a match. Raises InputError.
         """
         named = min(self._positions(module), default=len(self.keys))
-        earlier = (self.keys[at] for at in self.expressions if at < named)
-        expression = self.matcher.first(earlier, module)
-        if expression is not None:
-            return expression
+        for key in (self.keys[at] for at in self.expressions if at < named):
+            if self.matcher.match(rf"(.*\.)?({key})$", module, key) is not None:
+                return key
         return self.keys[named] if named < len(self.keys) else None
 
     def _positions(self, module: str) -> Iterator[int]:

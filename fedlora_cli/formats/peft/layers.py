@@ -51,7 +51,7 @@ def adapted_modules(model: Any) -> dict[str, Adapted]:
         if isinstance(layer, LoraLayer):
             shape, layouts = _read(name, layer)
             rank, alpha = int(layer.r[NAME]), float(layer.lora_alpha[NAME])
-            result |= {module: Adapted(shape, one, rank, alpha) for module, one in layouts}
+            result |= {module: Adapted(shape, layout, rank, alpha) for module, layout in layouts}
     return result
 
 
@@ -72,7 +72,7 @@ def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, Facto
             FactorLayout("experts", name, (), number, experts, layer.parameter_name)
             for number in range(experts)
         )
-        return shape, [(f"{name}[{one.expert}]", one) for one in layouts]
+        return shape, [(f"{name}[{layout.expert}]", layout) for layout in layouts]
     if B.shape[1] != A.shape[0]:
         found = f"{name} is a convolution with groups"
         raise UsageError("--target-modules", found, OTHERS)
@@ -106,13 +106,13 @@ def check_tensors(
 
 def _factor_shapes(modules: Mapping[str, Adapted]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The tensors that hold the factors of these modules, by name."""
-    for one in modules.values():
-        layout = one.layout
+    for module in modules.values():
+        layout = module.layout
         ending_B, ending_A = ENDINGS[layout.kind]
-        rows = one.rank * layout.experts
+        rows = module.rank * layout.experts
         kernel = (1,) * len(layout.sides[1:])
-        yield f"{layout.pair}{ending_B}", (one.shape[0], rows, *kernel)
-        yield f"{layout.pair}{ending_A}", (rows, *(layout.sides or one.shape[1:]))
+        yield f"{layout.pair}{ending_B}", (module.shape[0], rows, *kernel)
+        yield f"{layout.pair}{ending_A}", (rows, *(layout.sides or module.shape[1:]))
 
 
 def parameter_name(layout: FactorLayout) -> str:
@@ -126,5 +126,5 @@ def parameter_name(layout: FactorLayout) -> str:
 
 def parameters_of(modules: Mapping[str, Adapted]) -> frozenset[str]:
     """The full names of the parameters that are adapted."""
-    layouts = (one.layout for one in modules.values() if one.layout.kind == "experts")
-    return frozenset(map(parameter_name, layouts))
+    layouts = (module.layout for module in modules.values())
+    return frozenset(parameter_name(layout) for layout in layouts if layout.kind == "experts")

@@ -11,13 +11,13 @@ split (`endings`, `with_parents`). Source: `check_target_module_exists` and `_in
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.formats.peft.names import endings
+from fedlora_cli.formats.peft.names import CONFIG, endings
 from fedlora_cli.formats.peft.patterns import Matcher
 from fedlora_cli.formats.peft.selection import with_parents
 
@@ -52,7 +52,7 @@ _Shape = tuple[int, ...]
 _Pairs = Mapping[str, Mapping[str, _Shape]]
 
 
-def check_loading(where: object, config: Mapping[str, Any], shapes: Mapping[str, _Shape]) -> None:
+def check_loading(config: Mapping[str, Any], shapes: Mapping[str, _Shape]) -> None:
     """Raise InputError unless PEFT loads every tensor under this config, and needs no other.
 
     `shapes` are the shapes of the tensors by key. The modules of the base model are known only from
@@ -61,22 +61,22 @@ def check_loading(where: object, config: Mapping[str, Any], shapes: Mapping[str,
     file = _File()
     for key, shape in shapes.items():
         if not key.startswith(_PREFIX):
-            raise _fault(where, key, f"its name does not begin with {_PREFIX}")
+            raise _fault(key, f"its name does not begin with {_PREFIX}")
         file.add(key.removeprefix(_PREFIX), shape)
     if not file.layers:
-        raise _fault(where, "anything", "there are no factors")
+        raise _fault("anything", "there are no factors")
     rules = _Rules(config)
     known = with_parents(file.modules())
     wrapped = {name for name in known if rules.selects(name)}
     for module in sorted(wrapped - set(file.layers)):
-        raise _fault(where, module, "target_modules selects it, but it has no factors")
+        raise _fault(module, "target_modules selects it, but it has no factors")
     for module, pairs in sorted(file.layers.items()):
         if module in wrapped:
-            rules.check_layer(where, module, pairs)
+            rules.check_layer(module, pairs)
         else:
-            rules.check_parameters(where, module, pairs)
-    rules.check_others(where, file.others, known, {*file.layers}, {*file.tokens})
-    rules.check_tokens(where, file.tokens, known)
+            rules.check_parameters(module, pairs)
+    rules.check_others(file, known)
+    rules.check_tokens(file.tokens, known)
 
 
 @dataclass
@@ -100,7 +100,6 @@ class _File:
             self.others.append(name)
 
     def modules(self) -> Iterator[str]:
-        """The modules in the names of the tensors."""
         yield from self.layers
         yield from self.tokens
         for name in self.others:
@@ -113,7 +112,7 @@ class _Rules:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
-        self.matcher = Matcher("adapter_config.json")
+        self.matcher = Matcher(CONFIG)
         target = config.get("target_modules")
         self.target = target if isinstance(target, str) else frozenset(target or ())
         self.excluded = config.get("exclude_modules") or []
@@ -142,40 +141,40 @@ class _Rules:
             return self.matcher.full(names, module)
         return any(ending in names for ending in endings(module))
 
-    def check_layer(self, where: object, module: str, pairs: _Pairs) -> None:
+    def check_layer(self, module: str, pairs: _Pairs) -> None:
         """Check the tensors of a selected module against its LoRA layer in PEFT."""
         rank = self.ranks.of(module)
         for pair, parts in pairs.items():
-            self._check_whole(where, pair, parts)
+            self._check_whole(pair, parts)
             for part, shape in parts.items():
                 if part in _FLAGS and not self.config.get(_FLAGS[part]):
-                    raise _fault(where, f"{pair}.{part}", f"{_FLAGS[part]} is not set")
+                    raise _fault(f"{pair}.{part}", f"{_FLAGS[part]} is not set")
                 if part in _RANK_SIDE and shape[_RANK_SIDE[part]] != rank:
                     reason = f"its shape is {list(shape)}, but the config gives it rank {rank}"
-                    raise _fault(where, f"{pair}.{part}", reason)
+                    raise _fault(f"{pair}.{part}", reason)
 
-    def _check_whole(self, where: object, pair: str, parts: Collection[str]) -> None:
+    def _check_whole(self, pair: str, parts: Collection[str]) -> None:
         """Check that a layer has all tensors that PEFT needs."""
         factors = _FACTORS[any(part in parts for part in _FACTORS[True])]
         flagged = [part for part, flag in _FLAGS.items() if self.config.get(flag)]
         for part in (*factors, *flagged):
             if part not in parts:
-                raise _fault(where, pair, f"it has no {part}")
+                raise _fault(pair, f"it has no {part}")
 
-    def check_parameters(self, where: object, module: str, pairs: _Pairs) -> None:
+    def check_parameters(self, module: str, pairs: _Pairs) -> None:
         """Check that `target_parameters` explains the pairs of a module that is not selected."""
         last = {name: name.rpartition(".")[2] for name in self.parameters}
         adapted = {n for name, n in last.items() if f".{module}.{n}".endswith(f".{name}")}
         nested = [module + depth * _INNER for depth in range(len(pairs))]
         if len(pairs) > len(adapted) or sorted(pairs) != nested:
             reason = "neither target_modules nor target_parameters selects it"
-            raise _fault(where, min(pairs), reason)
+            raise _fault(min(pairs), reason)
         rows: list[int] = []
         for pair, parts in pairs.items():
-            self._check_whole(where, pair, parts)
+            self._check_whole(pair, parts)
             rows.append(parts["lora_A.weight"][0])
             if rows[-1] != parts["lora_B.weight"][1]:
-                raise _fault(where, pair, "its two factors differ in rank")
+                raise _fault(pair, "its two factors differ in rank")
         # A single pair of a parameter without a module's name counts only with several experts.
         least = 2 if len(pairs) == 1 and adapted <= last.keys() else 1
         ranks = [self.ranks.of(f"{module}.{name}") for name in sorted(adapted)]
@@ -185,37 +184,28 @@ class _Rules:
         )
         if not any(len(n) == 1 and min(n) >= least and min(n) % 1 == 0 for n in experts):
             reason = f"{' and '.join(map(str, rows))} rows are no multiple of the config's ranks"
-            raise _fault(where, module, reason)
+            raise _fault(module, reason)
 
-    def check_others(
-        self,
-        where: object,
-        names: Iterable[str],
-        known: Collection[str],
-        layers: Collection[str],
-        embeddings: Collection[str],
-    ) -> None:
+    def check_others(self, file: _File, known: Collection[str]) -> None:
         """Check that each further tensor has a place, and each module to save a tensor."""
         owners = {name for name in known if self.saved and name.endswith(self.saved)}
-        wrapped = {*layers, *embeddings}
+        wrapped = {*file.layers, *file.tokens}
         filled: set[str] = set()
-        for name in names:
+        for name in file.others:
             around = owners.intersection(with_parents([name]))
             filled |= around
             outer, inner, _ = name.partition(f"{_INNER}.")
             embedding = outer.removesuffix(".token_adapter")
             if around:
                 continue
-            if inner and embedding not in (layers if embedding == outer else embeddings):
-                raise _fault(where, name, f"PEFT puts no layer around {embedding}")
+            if inner and embedding not in (file.layers if embedding == outer else file.tokens):
+                raise _fault(name, f"PEFT puts no layer around {embedding}")
             if not inner and name.rpartition(".")[0] in wrapped:
-                raise _fault(where, name, "PEFT puts a layer around its module")
+                raise _fault(name, "PEFT puts a layer around its module")
         for owner in sorted(owners - filled):
-            raise _fault(where, owner, "modules_to_save selects it, but it has no tensor")
+            raise _fault(owner, "modules_to_save selects it, but it has no tensor")
 
-    def check_tokens(
-        self, where: object, tokens: Mapping[str, _Shape], known: Collection[str]
-    ) -> None:
+    def check_tokens(self, tokens: Mapping[str, _Shape], known: Collection[str]) -> None:
         """Check that each tensor of rows belongs to one entry with the same number of tokens."""
         indices = self.config.get("trainable_token_indices") or {}
         if isinstance(indices, list):  # a list applies to the input embedding
@@ -225,12 +215,12 @@ class _Rules:
             for name in (name for name in known if name.endswith(ending)):
                 if name in rows or name not in tokens:
                     reason = "trainable_token_indices selects it twice, or it has no rows"
-                    raise _fault(where, name, reason)
+                    raise _fault(name, reason)
                 rows[name] = len(numbers)
         for embedding, shape in tokens.items():
             if rows.get(embedding) != shape[0]:
                 reason = f"{shape[0]} rows, but {rows.get(embedding, 0)} trainable_token_indices"
-                raise _fault(where, embedding, reason)
+                raise _fault(embedding, reason)
 
 
 class _Ranks:
@@ -260,6 +250,6 @@ class _Ranks:
         return self.values[min(places, default=-1)]
 
 
-def _fault(where: object, name: str, reason: str) -> InputError:
+def _fault(name: str, reason: str) -> InputError:
     found = f"PEFT would not load {name}: {reason}"
-    return InputError(where, found, "give all clients one configuration, or report this bug")
+    return InputError(CONFIG, found, "give all clients one configuration, or report this bug")

@@ -6,19 +6,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from fedlora_cli.adapters.adapter import (
-    AdapterMetadata,
-    FactorLayout,
-    NewAdapter,
-    Selection,
-)
+from fedlora_cli.adapters.adapter import AdapterMetadata, FactorLayout, NewAdapter, Selection
 from fedlora_cli.errors import InputError
 from fedlora_cli.formats.peft.config import NEW_EXPERTS
-from fedlora_cli.formats.peft.names import (
-    TOKENS,
-    target_of,
-    token_of,
-)
+from fedlora_cli.formats.peft.names import TOKENS, target_of, token_of
 from fedlora_cli.formats.peft.selection import modules_to_save, patterns, selection, token_indices
 from fedlora_cli.formats.shared import as_json_number
 
@@ -31,9 +22,7 @@ def config_names(
     owners: Collection[str],
     metadata: AdapterMetadata,
 ) -> tuple[Selection, list[str]]:
-    """The selection of modules, and `modules_to_save`, for these factors and full tensors; `owners`
-    are the modules that are saved in full.
-    """
+    """The selection of modules, and `modules_to_save`; `owners` are the modules saved in full."""
     targets = {layout.target for layout in layouts if layout.kind != "experts"}
     known = _known(layouts, tensors)
     return (
@@ -115,9 +104,8 @@ def _auto_mapping(metadata: AdapterMetadata) -> dict[str, str] | None:
 
 
 def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[tuple[str, ...], T]:
-    """The value of every module that a config can address, by the parts of its name.
-
-    Raises InputError if nested modules have different values.
+    """The value of each module that a config can address, by the parts of its name; InputError if
+    nested modules have different values.
     """
     result: dict[tuple[str, ...], T] = {}
     for name in sorted(adapter.factors):

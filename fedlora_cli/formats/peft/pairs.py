@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from fedlora_cli.errors import FaultHandler, InputError, catching_faults, record
 from fedlora_cli.files.entries import TensorInfo
 from fedlora_cli.files.safetensors import GATHER
 from fedlora_cli.formats.peft.config import Config
-from fedlora_cli.formats.peft.experts import ExpertGroup, expert_groups, expert_of, parameters_of
+from fedlora_cli.formats.peft.experts import expert_groups, expert_of, parameters_of
 from fedlora_cli.formats.peft.names import target_of
 from fedlora_cli.formats.peft.parts import Parts
 from fedlora_cli.formats.shared import module_of
@@ -31,10 +31,7 @@ _Tensors = tuple[TensorInfo, TensorInfo]
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The weights file that is read, with its config, its limit of parts, and its faults so far.
-
-    The earlier `faults` may explain why a factor is missing.
-    """
+    """A weights file, its config, its limit of parts, and its faults, which may explain others."""
 
     path: Location
     config: Config
@@ -42,7 +39,6 @@ class WeightsFile:
     faults: Sequence[InputError] = ()
 
     def fault(self, found: str, cure: str = "save the adapter again, whole") -> InputError:
-        """An error about this file."""
         return InputError(self.path, found, cure)
 
 
@@ -94,7 +90,11 @@ def _factors(file: WeightsFile, name: str, pair: Pair, on_fault: FaultHandler) -
     broken: list[InputError] = []
     for info in (B, A):
         with catching_faults(recording(on_fault, broken)):
-            _check_factor(file, info)
+            if not info.is_float:
+                cure = "save it as float32, float16 or bfloat16"
+                raise file.fault(f"{info.key} has dtype {info.dtype}", cure)
+            if len(info.shape) < 2:
+                raise file.fault(f"{info.key} has shape {list(info.shape)}", GATHER)
     if broken:
         raise broken[0]
     if B.shape[1] != A.shape[0]:
@@ -126,14 +126,6 @@ def _is_slice(rows: int, whole: int, name: str, config: Config) -> bool:
 def explained(fault: InputError, faults: Sequence[InputError]) -> InputError:
     """The first of the earlier `faults`, which may be the cause of this fault, or this fault."""
     return next(iter(faults), fault)
-
-
-def _check_factor(file: WeightsFile, info: TensorInfo) -> None:
-    if not info.is_float:
-        cure = "save it as float32, float16 or bfloat16"
-        raise file.fault(f"{info.key} has dtype {info.dtype}", cure)
-    if len(info.shape) < 2:
-        raise file.fault(f"{info.key} has shape {list(info.shape)}", GATHER)
 
 
 def _module(
@@ -170,38 +162,25 @@ def _experts(
     rows = [pairs[name][1].shape[0] for name in names]
     groups = expert_groups(file.path, file.config, target, parameters, rows)
     file.parts.take(sum(group.experts for group in groups), target, "experts")
-    return {
-        f"{name}[{number}]": module
-        for name, group in zip(names, groups, strict=True)
-        for number, module in enumerate(
-            _experts_of(name, *pairs[name], group, parameters, file.config)
-        )
-    }
-
-
-def _experts_of(
-    name: str,
-    B: TensorInfo,
-    A: TensorInfo,
-    group: ExpertGroup,
-    parameters: tuple[str, ...],
-    config: Config,
-) -> Iterator[Module]:
-    scale = config.scale(group.alpha, group.rank)
-    for number in range(group.experts):
-        yield Module(
-            shape=(B.shape[0], A.shape[1]),
-            rank=group.rank,
-            alpha=group.alpha,
-            scale=scale,
-            dtype=widest([B.dtype, A.dtype]),
-            layout=FactorLayout(
-                "experts", name, (), number, group.experts, group.parameter, parameters
-            ),
-            # The columns of B are interleaved between the experts, so each reads the whole B.
-            infos=(B, A.part(number * group.rank, group.rank)),
-            build=partial(_factors_of_expert, number, group.experts, scale),
-        )
+    modules: dict[str, Module] = {}
+    for name, group in zip(names, groups, strict=True):
+        B, A = pairs[name]
+        count, rank, scale = group.experts, group.rank, file.config.scale(group.alpha, group.rank)
+        for number in range(count):
+            modules[f"{name}[{number}]"] = Module(
+                shape=(B.shape[0], A.shape[1]),
+                rank=rank,
+                alpha=group.alpha,
+                scale=scale,
+                dtype=widest([B.dtype, A.dtype]),
+                layout=FactorLayout(
+                    "experts", name, (), number, count, group.parameter, parameters
+                ),
+                # The columns of B are interleaved between the experts, so each reads the whole B.
+                infos=(B, A.part(number * rank, rank)),
+                build=partial(_factors_of_expert, number, count, scale),
+            )
+    return modules
 
 
 def _factors_of_expert(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -115,15 +115,6 @@ class Matcher:
             return _compiled(pattern)
         except _UNUSABLE as error:
             return error
-
-    def first(self, patterns: Iterable[str], module: str) -> str | None:
-        """The first pattern that matches the name or its ending after a dot, by PEFT's rule for
-        `rank_pattern` and `alpha_pattern`; None without a match. Raises InputError.
-        """
-        for pattern in patterns:
-            if self.match(rf"(.*\.)?({pattern})$", module, pattern) is not None:
-                return pattern
-        return None
 
 
 def _compiled(pattern: str) -> regex.Pattern[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, FullTensor, Module
+from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, FullTensor
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault, recording
 from fedlora_cli.files.documents import exists
 from fedlora_cli.files.entries import TensorInfo
@@ -38,9 +38,8 @@ def is_peft(folder: Location) -> bool:
 
 
 def read(folder: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
-    """The adapter in `folder`. Its tensors define the adapted modules; the config must agree.
-
-    Every fault goes to `on_fault`; if that returns, the adapter lacks the part at fault.
+    """The adapter in `folder`: its tensors define the modules, and the config must agree with them.
+    Faults go to `on_fault`.
     """
     weights, pickle = folder / WEIGHTS, folder / PICKLE
     # Faults of tensors explain why others are missing; those are then not reported again.
@@ -78,8 +77,10 @@ def read(folder: Location, on_fault: FaultHandler = raise_fault) -> Adapter:
                         raise _twice(weights, stored, name)
                     tensors[name] = tensor
     with catching_faults(on_fault):
-        if metadata.dora:
-            _check_magnitudes(weights, modules, tensors)
+        bare = [name for name in modules if f"{name}{MAGNITUDE}" not in tensors]
+        if metadata.dora and bare:  # PEFT would draw random magnitudes
+            found = f"use_dora is true, but {bare[0]} has no magnitudes"
+            raise InputError(weights, found, "save the adapter again, whole")
     with catching_faults(on_fault):
         saved = {name: others[name] for name, role in roles.items() if role == "saved"}
         metadata = replace(metadata, tied=tied_modules(pairs, saved, config))
@@ -161,13 +162,3 @@ def _without_prefix(weights: Location, keys: Sequence[str]) -> InputError:
     found = f"{names}: names without {PREFIX}, as of inject_adapter_in_model"
     cure = f"save by PeftModel.save_pretrained, or put {PREFIX} before every name"
     return InputError(weights, found, cure)
-
-
-def _check_magnitudes(
-    weights: Location, modules: Mapping[str, Module], tensors: Mapping[str, FullTensor]
-) -> None:
-    """Raise InputError if a module has no magnitudes under DoRA: PEFT would draw random ones."""
-    for name in modules:
-        if f"{name}{MAGNITUDE}" not in tensors:
-            found = f"use_dora is true, but {name} has no magnitudes"
-            raise InputError(weights, found, "save the adapter again, whole")

@@ -68,11 +68,10 @@ class RequestedTargets:
 
         PEFT applies the names of experts to their parameters, and then to no layer of that name.
         """
-        adapted = {target_of(one.layout.pair) for one in modules.values()}
-        if self.targets is None or isinstance(self.targets, str) or not parameters_of(modules):
-            return ()
-        named = (name for name in self.plain if any(_matches(name, one) for one in self.targets))
-        return tuple(name for name in named if name not in adapted)
+        adapted = {target_of(module.layout.pair) for module in modules.values()}
+        targets = self._listed() if parameters_of(modules) else ()
+        requested = (name for name in self.plain if any(_matches(name, end) for end in targets))
+        return tuple(name for name in requested if name not in adapted)
 
     def refused(self, config: Any, error: Exception) -> UsageError:
         """The error if PEFT adapts nothing or fails."""
@@ -100,10 +99,12 @@ class RequestedTargets:
                 yield name
 
     def _without_module(self) -> list[str]:
-        """The requested names without a module."""
-        if self.targets is None or isinstance(self.targets, str):
-            return []
-        return [one for one in self.targets if not any(_matches(name, one) for name in self.names)]
+        return [
+            end for end in self._listed() if not any(_matches(name, end) for name in self.names)
+        ]
+
+    def _listed(self) -> Sequence[str]:
+        return () if self.targets is None or isinstance(self.targets, str) else self.targets
 
     def _no_module(self, wanted: str) -> UsageError:
         return UsageError(_MODULES, f"no module is named {wanted}", self._known())
@@ -119,15 +120,10 @@ def requested_targets(
     """The requested targets of a model that PEFT has not wrapped yet."""
     modules = dict(model.named_modules())
     # Weights of convolutions may have three dimensions, too.
-    stacked = (
-        name
-        for name, one in model.named_parameters()
-        if one.dim() == 3 and not name.endswith(".weight")
-    )
-    plain = (name for name, module in modules.items() if _is_plain(module))
-    return RequestedTargets(
-        targets, parameters, model, tuple(modules), tuple(plain), tuple(stacked)
-    )
+    deep = (name for name, parameter in model.named_parameters() if parameter.dim() == 3)
+    stacked = tuple(name for name in deep if not name.endswith(".weight"))
+    plain = tuple(name for name, module in modules.items() if _is_plain(module))
+    return RequestedTargets(targets, parameters, model, tuple(modules), plain, stacked)
 
 
 def _is_plain(module: Any) -> bool:
@@ -142,5 +138,4 @@ def _matches(name: str, wanted: str) -> bool:
 
 
 def _last(names: Iterable[str]) -> list[str]:
-    """The last part of each name, once."""
     return list(dict.fromkeys(name.rpartition(".")[2] for name in names))

@@ -25,10 +25,7 @@ _COMPARED_ROWS = 64
 
 
 def implied_targets(pairs: Mapping[str, Pair], config: Config) -> frozenset[str]:
-    """The modules that PEFT adapts because they are tied to a targeted embedding.
-
-    Raises InputError.
-    """
+    """The modules that PEFT adapts as tied to a targeted embedding. Raises InputError."""
     if not _ties_factors(config):
         return frozenset()
     named = {name for name in pairs if config.targets.match(name)}
@@ -53,10 +50,7 @@ def tied_modules(
 
 
 def same_weights(weights: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
-    """Groups of names of weights with equal values; only the first rows are compared.
-
-    Raises InputError.
-    """
+    """Groups of names of weights whose first rows have equal values. Raises InputError."""
     alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name in sorted(weights):
         info = weights[name]
@@ -82,9 +76,7 @@ def _ties_factors(config: Config) -> bool:
 
 
 def _tied_factors(pairs: Mapping[str, Pair]) -> Iterator[tuple[str, str]]:
-    """The linear layers whose factors are the transposes of an embedding's, with the embedding.
-    One factor is compared.
-    """
+    """The linear layers whose A is the transpose of an embedding's B, with the embedding."""
     embeddings = {name: pair for name, pair in pairs.items() if pair.kind == "embedding"}
     shapes = {_shapes(pair) for pair in embeddings.values()} - {None}
     linear = {n: p for n, p in pairs.items() if p.kind == "linear" and _shapes(p) in shapes}

@@ -8,13 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from fedlora_cli.adapters.adapter import (
-    FactorLayout,
-    NewAdapter,
-    TensorWriter,
-)
+from fedlora_cli.adapters.adapter import FactorLayout, NewAdapter, TensorWriter
 from fedlora_cli.errors import OutputError
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.safetensors import read_header
@@ -39,8 +35,6 @@ from fedlora_cli.remote import Location
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-T = TypeVar("T")
 
 
 @contextmanager
@@ -106,15 +100,13 @@ def _planned(adapter: NewAdapter, provenance: Mapping[str, Any]) -> _NewFolder:
         raise OutputError(CONFIG, found, "adapt fewer modules, or give all one rank and alpha")
     stored = _stored(adapter, {**adapter.factors, **adapter.tensors}, ties, keys)
     declared = {name: declare(tensor) for name, tensor in stored.items()}
-    check_loading(CONFIG, fields, {name: tensor.shape for name, tensor in declared.items()})
+    check_loading(fields, {name: tensor.shape for name, tensor in declared.items()})
     config_of(Path(CONFIG), fields)  # the reader's limits apply to the written config, too
     return _NewFolder(adapter, ties, keys, config, declared, metadata_of(provenance))
 
 
 def _stored_in(adapter: NewAdapter, name: str) -> str:
-    """The pair or tensor of the file that has this module or tensor: experts share a pair, tokens
-    a tensor.
-    """
+    """The pair or tensor of the file: experts share a pair, tokens a tensor."""
     if name in adapter.layouts:
         return adapter.layouts[name].pair
     token = token_of(name)
@@ -191,4 +183,4 @@ def _pair(layout: FactorLayout, B: Tensor, A: Tensor) -> dict[str, Tensor]:
 def check(folder: Location) -> None:
     """Raise InputError unless PEFT loads every tensor of the folder."""
     shapes = {name: info.shape for name, info in read_header(folder / WEIGHTS).items()}
-    check_loading(CONFIG, read_object(folder / CONFIG), shapes)
+    check_loading(read_object(folder / CONFIG), shapes)
