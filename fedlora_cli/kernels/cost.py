@@ -68,11 +68,9 @@ class Choice:
 
     @property
     def chosen(self) -> Estimate:
-        """The estimate for the route to take."""
         return self.estimate(self.route)
 
     def estimate(self, route: str) -> Estimate:
-        """The estimate for the given route."""
         return next(each for each in self.estimates if each.route == route)
 
 

@@ -84,14 +84,6 @@ def accumulate(
     return total, second[0] if reference else None
 
 
-def singular_values(dense: Dense, rank: int, dtype: str) -> Tensor:
-    """The leading `rank` singular values, for an output in `dtype`. Raises Unresolved.
-
-    A flat spectrum is no obstacle, because directions need not be separated.
-    """
-    return leading(dense, rank, dtype, near=math.inf).s
-
-
 def leading(dense: Dense, rank: int, dtype: str, near: float | None = None) -> Leading:
     """The leading `rank` directions, for an output in `dtype`; `near` as in `subspace.leading`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -28,9 +27,8 @@ SEEN = 1e-2
 
 
 def prepare(terms: Sequence[Factors], dtype: str) -> ConcatenatedFactors:
-    """The concatenated factors: in float32 for an output of 16 bits, else in float64.
-
-    For a float32 output and a flat spectrum, products in float32 are not exact enough.
+    """The factors, in float64 unless the output has 16 bits: for a flat spectrum in float32,
+    products in float32 are not exact enough.
     """
     return side_by_side(terms, torch.float32 if BYTES[dtype] == 2 else torch.float64)
 
@@ -51,13 +49,6 @@ def energy(concatenated: ConcatenatedFactors, weights: Tensor) -> float:
     return total
 
 
-def singular_values(
-    concatenated: ConcatenatedFactors, weights: Tensor, rank: int, dtype: str
-) -> Tensor:
-    """The leading `rank` singular values, of a flat spectrum too. Raises Unresolved."""
-    return leading(concatenated, weights, rank, dtype, near=math.inf).s
-
-
 def leading(
     concatenated: ConcatenatedFactors,
     weights: Tensor,
@@ -65,10 +56,7 @@ def leading(
     dtype: str,
     near: float | None = None,
 ) -> Leading:
-    """The leading `rank` directions of the weighted sum; `near` as in `subspace.leading`.
-
-    Raises Unresolved.
-    """
+    """The leading `rank` directions of the weighted sum, as by `subspace.leading`."""
     b, a = lengths(concatenated.L), lengths(concatenated.R.T)
     sizes = (weights * concatenated.scales * b * a).abs()
     weighted = sizes > 0

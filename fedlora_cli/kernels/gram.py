@@ -80,10 +80,7 @@ class Grams:
 
 
 def prepare(terms: Sequence[Factors], dtype: str) -> Grams:
-    """The Gram matrices for an output in `dtype`: float32, bfloat16 or float16.
-
-    Raises Unresolved if a product leaves the range of its precision.
-    """
+    """The Gram matrices for an output in `dtype`; Unresolved if a product leaves its range."""
     precision = torch.float64 if dtype == "float32" else torch.float32
     concatenated = side_by_side(terms, torch.float32)
     L, b = _cosines(concatenated.L, precision)
@@ -93,20 +90,14 @@ def prepare(terms: Sequence[Factors], dtype: str) -> Grams:
 
 
 def spectrum(grams: Grams, k: int) -> Tensor:
-    """The singular values of the update of term k, descending, without those below rounding.
-
-    Raises Unresolved if much of the update may be rounding.
-    """
+    """The singular values of the update of term k; see `_values`."""
     start = sum(term.rank for term in grams.terms[:k])
     pieces = slice(start, start + grams.terms[k].rank)
     return _values(grams, pieces, grams.lengths[pieces])
 
 
 def singular_values(grams: Grams, weights: Tensor, count: int) -> Tensor:
-    """The leading `count` singular values of the weighted sum, without those below rounding.
-
-    Raises Unresolved if much of the sum may be rounding.
-    """
+    """The leading `count` singular values of the weighted sum; see `_values`."""
     v = weights * grams.lengths
     pieces = v.nonzero()[:, 0]
     return _values(grams, pieces, v[pieces])[:count]
@@ -211,7 +202,10 @@ def _core(G_L: Tensor, G_R: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _values(grams: Grams, pieces: Tensor | slice, v: Tensor) -> Tensor:
-    """The singular values of a sum of pieces, descending, without those below rounding."""
+    """The singular values of a sum of pieces, descending, without those below rounding.
+
+    Raises Unresolved if much of the sum may be rounding.
+    """
     if v.numel() == 0:
         return v
     G_L, G_R = _part(grams.L, pieces), _part(grams.R, pieces)

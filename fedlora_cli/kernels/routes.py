@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def _factored(total: TermSum, rank: int, dtype: str) -> Decomposed:
     return _decomposed(
         terms,
         lambda weights: factored.leading(concatenated, weights, rank, dtype),
-        lambda weights: factored.singular_values(concatenated, weights, rank, dtype),
+        lambda weights: factored.leading(concatenated, weights, rank, dtype, near=math.inf).s,
         lambda k: _spectrum(terms[k].factors, dtype),
     )
 
@@ -108,7 +109,9 @@ def _dense_in(precision: torch.dtype, total: TermSum, rank: int, dtype: str) -> 
     )
     leading = dense.leading(matrix, rank, dtype)
     del matrix  # frees memory for the iteration on the second sum
-    s = leading.s if reference is None else dense.singular_values(reference, rank, dtype)
+    s = leading.s
+    if reference is not None:
+        s = dense.leading(reference, rank, dtype, near=math.inf).s
     return Decomposed(leading, s, tuple(spectra))
 
 

@@ -32,9 +32,8 @@ def cast(factors: Factors, dtype: str, name: str) -> Factors:
 
 
 def at_rank(factors: Factors, rank: int, name: str) -> Factors:
-    """The factors at exactly that rank, on the CPU: cut, or padded so that all indices can train.
-
-    The padding depends only on the name of the module.
+    """The factors at that rank, on the CPU: cut, or padded by the module's name so that all indices
+    can train.
     """
     cut = Factors(factors.B[:, :rank].cpu(), factors.A[:rank].cpu(), factors.scale)
     return lowrank.pad(cut, rank, seed=seed_of(name))

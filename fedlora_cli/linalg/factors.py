@@ -1,4 +1,4 @@
-"""A low-rank update ΔW = scale · B A, stored as its factors and never formed.
+"""A low-rank update, stored as its factors and never formed.
 
 Letters in all modules: clients k = 1..K, samples n_k, ranks r_k, `B (out, rank)`,
 `A (rank, in)`, rank index i = 0..R-1, singular values `s` in descending order, energy = s².
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """The low-rank update ΔW = scale · B A, kept as its two factors.
-
-    Shapes: `B` (out, rank), `A` (rank, in). `scale` is PEFT's scaling, alpha / r, or
-    alpha / sqrt(r) under rsLoRA (arXiv:2312.03732).
+    """ΔW = scale · B A, with B (out, rank) and A (rank, in). `scale` is PEFT's scaling: alpha / r,
+    or alpha / sqrt(r) under rsLoRA (arXiv:2312.03732).
     """
 
     B: Tensor

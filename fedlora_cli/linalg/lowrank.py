@@ -46,7 +46,7 @@ class QrSum:
     @property
     def rank(self) -> int:
         """S = sum r_k, the total rank of the terms."""
-        return sum(term.rank for term in self.terms)
+        return self.lengths.numel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,8 @@ def signs(U: Tensor) -> Tensor:
 
 def orthogonalize(terms: Sequence[Factors]) -> QrSum:
     """Prepare terms of the same shape (out, in) for weighted sums."""
-    doubled = tuple(_doubled(terms))
-    length = torch.linalg.vector_norm
-    lengths = torch.cat([length(term.B, dim=0) * length(term.A, dim=1) for term in doubled])
+    doubled = tuple(map(double, terms))
+    lengths = torch.cat([_lengths(term) for term in doubled])
     if lengths.numel() >= min(doubled[0].shape):
         return QrSum(doubled, None, lengths)
     QL, RL = torch.linalg.qr(torch.cat([term.B for term in doubled], dim=1))
@@ -132,7 +131,7 @@ def singular_values(total: QrSum, weights: Tensor) -> Tensor:
         tall = matrix if matrix.shape[0] > matrix.shape[1] else matrix.T
         _, matrix = torch.linalg.qr(tall, mode="r")
     s: Tensor = torch.linalg.svdvals(matrix)
-    return s[: _numerical_rank(total, weights, s)]
+    return s[: _above_rounding(s, size(total, weights), total.terms[0].shape)]
 
 
 def spectrum(factors: Factors) -> Tensor:
@@ -142,12 +141,9 @@ def spectrum(factors: Factors) -> Tensor:
     tensor([5.], dtype=torch.float64)
     """
     update = double(factors)
-    length = torch.linalg.vector_norm
-    lengths = length(update.B, dim=0) * length(update.A, dim=1)
     L, R = (torch.linalg.qr(side, mode="r")[1] for side in (update.B, update.A.T))
     s: Tensor = torch.linalg.svdvals(L @ R.T)
-    eps = torch.finfo(torch.float64).eps
-    return s[: int((s > float(lengths.sum()) * max(update.shape) * eps).sum())]
+    return s[: _above_rounding(s, float(_lengths(update).sum()), update.shape)]
 
 
 def canonical(factors: Factors) -> Factors:
@@ -192,7 +188,7 @@ def outside(terms: Sequence[Factors], weights: Tensor, other: Factors) -> float:
     Q is an orthonormal basis of B's columns; columns of zeros span nothing.
     """
     Q, _ = torch.linalg.qr(other.B[:, other.B.abs().amax(dim=0) > 0].double())
-    doubled = _doubled(terms)
+    doubled = [double(term) for term in terms]
     L = torch.cat([term.B for term in doubled], dim=1) * weights
     R = torch.cat([term.A for term in doubled])
     if R.shape[0] < R.shape[1]:
@@ -218,8 +214,11 @@ def pad(factors: Factors, rank: int, seed: int) -> Factors:
     )
 
 
-def _doubled(terms: Sequence[Factors]) -> list[Factors]:
-    return [double(term) for term in terms]
+def _lengths(update: Factors) -> Tensor:
+    """‖b_i‖ ‖a_i‖ of the rank-one pieces. Shape (rank,)."""
+    b, a = torch.linalg.vector_norm(update.B, dim=0), torch.linalg.vector_norm(update.A, dim=1)
+    lengths: Tensor = b * a
+    return lengths
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,12 +243,11 @@ def _leading(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """U, s and Vh of the `rank` leading directions of the core, and all its singular values."""
     U, s, Vh = _decompose(core(total, weights))
-    s = s[: _numerical_rank(total, weights, s)]
+    s = s[: _above_rounding(s, size(total, weights), total.terms[0].shape)]
     kept = s[:rank]
     return U[:, : len(kept)], kept, Vh[: len(kept)], s
 
 
-def _numerical_rank(total: QrSum, weights: Tensor, s: Tensor) -> int:
-    """The number of singular values above rounding."""
-    eps = torch.finfo(torch.float64).eps
-    return int((s > size(total, weights) * max(total.terms[0].shape) * eps).sum())
+def _above_rounding(s: Tensor, size: float, shape: tuple[int, int]) -> int:
+    """The number of singular values above max(out, in) · eps · `size`."""
+    return int((s > size * max(shape) * torch.finfo(torch.float64).eps).sum())

@@ -27,16 +27,16 @@ def precision(tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-def same_up_to_rounding(one: Tensor, other: Tensor) -> bool:
+def same_up_to_rounding(first: Tensor, second: Tensor) -> bool:
     """Whether both tensors may be roundings of the same numbers.
 
     Tensors of the same precision must be equal up to `_TINY`.
     """
-    if one.shape != other.shape:
+    if first.shape != second.shape:
         return False
-    precisions = {precision(one), precision(other)}
+    precisions = {precision(first), precision(second)}
     error = sum(map(_relative_error, precisions)) if len(precisions) > 1 else 0.0
-    a, b = one.flatten(), other.flatten()
+    a, b = first.flatten(), second.flatten()
     return all(
         _is_near(a[start : start + _CHUNK].double(), b[start : start + _CHUNK].double(), error)
         for start in range(0, a.numel(), _CHUNK)

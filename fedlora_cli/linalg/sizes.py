@@ -69,16 +69,15 @@ def sizes(
 
     In float32, norms are within 1 %, and faults are found as surely as in float64.
     """
+    pairs = [(update.B, update.A) for update in updates]
     # The square of a small float64 column may be 0, so float64 goes to `_exact`.
-    quick = [i for i, one in enumerate(updates) if torch.float64 not in (one.B.dtype, one.A.dtype)]
-    found: dict[int, Sizes] = {}
+    quick = [i for i, (B, A) in enumerate(pairs) if torch.float64 not in (B.dtype, A.dtype)]
+    known: dict[int, Sizes | None] = {}
     if quick:
         figures = torch.stack([_by_grams(updates[i], starts, precision) for i in quick])
         for i, row in zip(quick, figures.tolist(), strict=True):
-            known = _known(row, updates[i].scale, CLOSE[precision])
-            if known is not None:
-                found[i] = known
-    return [found[i] if i in found else _exact(one, starts) for i, one in enumerate(updates)]
+            known[i] = _known(row, updates[i].scale, CLOSE[precision])
+    return [known.get(i) or _exact(update, starts) for i, update in enumerate(updates)]
 
 
 def norm(factors: Factors) -> float:
@@ -90,18 +89,18 @@ def norm(factors: Factors) -> float:
     return sizes([factors])[0].norm
 
 
-def fault(adapter: object, module: str, found: Sizes) -> InputError | None:
+def fault(adapter: object, module: str, measured: Sizes) -> InputError | None:
     """The fault that the sizes of an update show, or None.
 
     >>> fault("round-01/ann", "q_proj", Sizes(1.0, 1.0, 2e6)).found
     'the pieces of the update of q_proj cancel: their norms add up to 2e+06, the update has 1'
     """
-    if not found.reach <= LARGEST:  # true for NaN
+    if not measured.reach <= LARGEST:  # true for NaN
         return without_norm(adapter, module)
-    if not found.pieces <= CANCELLED * found.norm:
-        what = f"their norms add up to {found.pieces:.3g}, the update has {found.norm:.3g}"
-        found_there = f"the pieces of the update of {module} cancel: {what}"
-        return InputError(adapter, found_there, "leave this adapter out, or train it further")
+    if not measured.pieces <= CANCELLED * measured.norm:
+        sums = f"their norms add up to {measured.pieces:.3g}, the update has {measured.norm:.3g}"
+        found = f"the pieces of the update of {module} cancel: {sums}"
+        return InputError(adapter, found, "leave this adapter out, or train it further")
     return None
 
 
@@ -112,12 +111,10 @@ def _by_grams(factors: Factors, starts: Sequence[int], precision: torch.dtype) -
     B, A = factors.B.to(precision), factors.A.to(precision)
     G_B, G_A = B.T @ B, A @ A.T
     least = torch.finfo(precision).tiny / torch.finfo(precision).eps
-    inside = [torch.ones((), dtype=torch.bool, device=B.device)] * 2
+    inside = torch.ones((), dtype=torch.bool, device=B.device)
     if precision == torch.float32:  # in float64, its squares are always in range
-        inside = [
-            ((G.diagonal() > least) | (X.abs().amax(dim) == 0)).all()
-            for G, X, dim in ((G_B, B, 0), (G_A, A, 1))
-        ]
+        for G, X, dim in ((G_B, B, 0), (G_A, A, 1)):
+            inside = inside & ((G.diagonal() > least) | (X.abs().amax(dim) == 0)).all()
     b, a = (G.diagonal().double().sqrt() for G in (G_B, G_A))
     products = G_B.double() * G_A.double()
     whole, part = products.sum(), products.sum()
@@ -125,8 +122,7 @@ def _by_grams(factors: Factors, starts: Sequence[int], precision: torch.dtype) -
         # The sum of everything at row and column j or later, for every j.
         from_end = products.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)
         part = from_end[[start for start in starts if start < factors.rank]].max()
-    figures = [(inside[0] & inside[1]).double(), b.max(), a.max(), whole, part, (b * a).sum()]
-    return torch.stack(figures)
+    return torch.stack([inside.double(), b.max(), a.max(), whole, part, (b * a).sum()])
 
 
 def _known(row: Sequence[float], scale: float, close: float) -> Sizes | None:
@@ -136,8 +132,7 @@ def _known(row: Sequence[float], scale: float, close: float) -> Sizes | None:
         return None
     if not pieces**2 <= close**2 * whole:
         return None
-    found = Sizes(math.sqrt(whole), math.sqrt(max(part, whole)), pieces)
-    return found * abs(scale)
+    return Sizes(math.sqrt(whole), math.sqrt(max(part, whole)), pieces) * abs(scale)
 
 
 def _exact(factors: Factors, starts: Sequence[int]) -> Sizes:
@@ -145,21 +140,21 @@ def _exact(factors: Factors, starts: Sequence[int]) -> Sizes:
     B, A = factors.B.double(), factors.A.double()
     b, a = B.abs().amax(dim=0), A.abs().amax(dim=1)
     scaled = b * abs(factors.scale)
-    held = ((scaled > 0) & (a > 0)).nonzero()[:, 0]
-    limits = [value for side in (b[held], scaled[held], a[held]) for value in side.tolist()]
+    kept = ((scaled > 0) & (a > 0)).nonzero()[:, 0]
+    limits = [value for side in (b[kept], scaled[kept], a[kept]) for value in side.tolist()]
     finite = bool(torch.isfinite(b).all()) and bool(torch.isfinite(a).all())
     if not (finite and _in_range(*limits)):
         return Sizes(math.inf, math.inf, math.inf)
-    if held.numel() == 0:
+    if kept.numel() == 0:
         return Sizes(0.0, 0.0, 0.0)
-    weights = scaled[held] * a[held]
+    weights = scaled[kept] * a[kept]
     top = float(weights.max())
-    B, A = B[:, held] / b[held], A[held] / a[held, None]
+    B, A = B[:, kept] / b[kept], A[kept] / a[kept, None]
     length = torch.linalg.vector_norm
     pieces = weights / top * length(B, dim=0) * length(A, dim=1)
     L = torch.linalg.qr(B, mode="r")[1] * (weights / top)
     R = torch.linalg.qr(A.T, mode="r")[1].T
-    places = torch.searchsorted(held, torch.tensor(starts, device=held.device)).tolist()
+    places = torch.searchsorted(kept, torch.tensor(starts, device=kept.device)).tolist()
     norms = _norms_from(places, L, R)
     return Sizes(norms[0], max(norms), float(pieces.sum())) * top
 
