@@ -64,11 +64,10 @@ def course(root: Path, run: Run, rounds: int, after: int = 0) -> Iterator[dict[s
 def is_done(root: Path, run: Run, rounds: int) -> bool:
     """Whether a run has all its rounds, or diverged, and is diagnosed."""
     known = list(course(root, run, rounds))
-    if not known or (len(known) < rounds and not known[-1]["diverged"]):
+    last = known[-1] if known else {"diverged": None}
+    if not last["diverged"] and (len(known) < rounds or "accuracy" not in last):
         return False
     path = run.folder(root) / DIAGNOSIS
-    if not known[-1]["diverged"] and "accuracy" not in known[-1]:
-        return False
     whole = sum(not metrics["diverged"] for metrics in known)
     return whole == (len(read_object(path)["adapters"]) if path.exists() else 0)
 
@@ -129,7 +128,7 @@ def _round(federation: Federation, run: Run, number: int) -> dict[str, Any]:
             "loss": float(np.mean(losses)),
             "energy_ratio": _number(energy_ratio(spectra, min(ranks))),
             "norm": report.norm,
-            "bytes_up": sum(_size(one) for one in clients.iterdir()),
+            "bytes_up": sum(map(_size, clients.iterdir())),
             "bytes_down": sum(_size(start / f"rank-{ranks[k]}") for k in present),
             "client_seconds": trained - handed_out,
             "server_seconds": (handed_out - began) + (aggregated - trained),
@@ -193,10 +192,7 @@ def _train(
 
 
 def _aggregate(federation: Federation, run: Run, clients: Path, result: Path) -> AggregateReport:
-    """Aggregate at the largest rank of all clients, present or not.
-
-    Raises Diverged if the clients' updates overflow.
-    """
+    """Aggregate at the largest rank of all clients. Raises Diverged if their updates overflow."""
     options = AggregateOptions(
         method=run.arm.method,
         quorum=run.arm.quorum,

@@ -17,22 +17,20 @@ _AT_ONCE = 256
 
 def count_right(model: Any, examples: Examples, positions: IntArray) -> int:
     """The number of examples whose class has the largest logit."""
-    batch = {name: one.to(model.device) for name, one in examples.batch(positions).items()}
+    tensors = examples.batch(positions)
+    batch = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     labels = batch.pop("labels")
     return int((model(**batch).logits.argmax(-1) == labels).sum())
 
 
-def score(task: Task, base: Any, adapter: Path, *, at_once: int = _AT_ONCE) -> tuple[float, float]:
+def score(task: Task, base: Any, adapter: Path) -> tuple[float, float]:
     """The accuracy of a global adapter on the validation and on the test examples."""
+    accuracies = []
     with wrapped(base, adapter) as model, torch.no_grad():
         model.eval()
-        validation, test = (
-            sum(task.right(model, part, positions) for positions in _batches(len(part), at_once))
-            / len(part)
-            for part in (task.validation, task.test)
-        )
+        for part in (task.validation, task.test):
+            batches = np.split(np.arange(len(part)), range(_AT_ONCE, len(part), _AT_ONCE))
+            right = sum(task.right(model, part, positions) for positions in batches)
+            accuracies.append(right / len(part))
+    validation, test = accuracies
     return validation, test
-
-
-def _batches(number: int, at_once: int) -> list[IntArray]:
-    return np.split(np.arange(number), range(at_once, number, at_once))

@@ -65,10 +65,8 @@ def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> Simu
         for seed in options.seeds:
             deal(task.train.labels, options.setting.ranks, options.setting.split, seed)
         starts = [_start(root, seed, task, options) for seed in options.seeds]
-    runs = [
-        Run(arm, rate, seed)
-        for seed, arm, rate in product(options.seeds, options.arms, options.rates)
-    ]
+    grid = product(options.seeds, options.arms, options.rates)
+    runs = [Run(arm, rate, seed) for seed, arm, rate in grid]
     look = _looking(root, runs, options.rounds, stage("rounds"))
     look()
     waiting = [run for run in runs if not is_done(root, run, options.rounds)]

@@ -35,9 +35,9 @@ def arm_rows(root: Path, options: SimulateOptions) -> tuple[ArmRow, ...]:
     """A row for each arm at each rate; the best rate of each arm is marked."""
     rows: list[ArmRow] = []
     for arm in options.arms:
-        own = [_row(root, arm, rate, options) for rate in options.rates]
-        best = min(own, key=_rank)
-        rows += [replace(row, best=row is best) for row in own]
+        of_arm = [_row(root, arm, rate, options) for rate in options.rates]
+        best = min(of_arm, key=_rank)
+        rows += [replace(row, best=row is best) for row in of_arm]
     return tuple(rows)
 
 
@@ -48,14 +48,12 @@ def _rank(row: ArmRow) -> tuple[int, float, float]:
 
 def _row(root: Path, arm: Arm, rate: float, options: SimulateOptions) -> ArmRow:
     runs = [Run(arm, rate, seed) for seed in options.seeds]
-    courses = [list(course(root, run, options.rounds)) for run in runs]
-    whole = [rounds for rounds in courses if not rounds[-1]["diverged"]]
+    courses = {run: list(course(root, run, options.rounds)) for run in runs}
+    diverged = {run: len(rounds) for run, rounds in courses.items() if rounds[-1]["diverged"]}
+    whole = [rounds for run, rounds in courses.items() if run not in diverged]
     last = [rounds[-1] for rounds in whole]
-    diagnoses = [
-        read_object(run.folder(root) / DIAGNOSIS)
-        for run, rounds in zip(runs, courses, strict=True)
-        if not rounds[-1]["diverged"]
-    ]
+    folders = [run.folder(root) for run in runs if run not in diverged]
+    diagnoses = [read_object(folder / DIAGNOSIS) for folder in folders]
     every = [point for rounds in whole for point in rounds]
     return ArmRow(
         arm=arm.name,
@@ -65,23 +63,21 @@ def _row(root: Path, arm: Arm, rate: float, options: SimulateOptions) -> ArmRow:
         rate=rate,
         best=False,
         runs=len(runs),
-        diverged=tuple(len(rounds) for rounds in courses if rounds[-1]["diverged"]),
+        diverged=tuple(diverged.values()),
         accuracy=_over(last, "accuracy"),
         validation=_over(last, "validation"),
         energy_ratio=_over(last, "energy_ratio"),
-        effective_rank=spread(one["adapters"][-1]["effective_rank"] for one in diagnoses),
+        effective_rank=spread(report["adapters"][-1]["effective_rank"] for report in diagnoses),
         norm=_over(last, "norm"),
-        gamma=spread(one["trend"]["gamma"] for one in diagnoses if one["trend"]),
-        verdicts=tuple(one["verdict"] for one in diagnoses),
+        gamma=spread(report["trend"]["gamma"] for report in diagnoses if report["trend"]),
+        verdicts=tuple(report["verdict"] for report in diagnoses),
         bytes_up=_mean(every, "bytes_up"),
         bytes_down=_mean(every, "bytes_down"),
         server_seconds=_mean(every, "server_seconds"),
         client_seconds=_mean(every, "client_seconds"),
         rounds=tuple(_point(whole, number) for number in range(options.rounds) if whole),
         folders=tuple(str(run.folder(root)) for run in runs),
-        by_seed=tuple(
-            None if rounds[-1]["diverged"] else rounds[-1].get("accuracy") for rounds in courses
-        ),
+        by_seed=tuple(rounds[-1].get("accuracy") for rounds in courses.values()),
     )
 
 
@@ -90,15 +86,15 @@ def _point(courses: Sequence[RunMetrics], index: int) -> RoundPoint:
     return RoundPoint(
         round=index + 1,
         # Only if all seeds have a score in this round.
-        accuracy=_over(at if all("accuracy" in one for one in at) else (), "accuracy"),
+        accuracy=_over(at if all("accuracy" in metrics for metrics in at) else (), "accuracy"),
         energy_ratio=_over(at, "energy_ratio"),
         norm=_over(at, "norm"),
     )
 
 
 def _over(rounds: Sequence[Mapping[str, Any]], name: str) -> Spread:
-    return spread(one.get(name) for one in rounds)
+    return spread(metrics.get(name) for metrics in rounds)
 
 
 def _mean(rounds: Sequence[Mapping[str, Any]], name: str) -> float:
-    return statistics.fmean(one[name] for one in rounds) if rounds else 0.0
+    return statistics.fmean(metrics[name] for metrics in rounds) if rounds else 0.0

@@ -37,15 +37,14 @@ class Start:
 
 @contextmanager
 def starting_from(base: Any, adapter: Path) -> Iterator[Start]:
-    """Load an adapter onto the base model, which is restored after the block.
-
-    Clients of the same rank share it, because PEFT takes longer to wrap a small model than the
-    training takes.
+    """Load an adapter onto the base model, which is restored after the block. Clients of the same
+    rank share it, because PEFT takes longer to wrap a small model than the training takes.
     """
     with wrapped(base, adapter, trainable=True) as model:
-        own = {name: one for name, one in model.train().named_parameters() if one.requires_grad}
-        begun = {name: one.detach().clone() for name, one in own.items()}
-        yield Start(model, tuple(own.values()), begun | buffers_of(model))
+        named = model.train().named_parameters()
+        trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+        begun = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        yield Start(model, tuple(trained.values()), begun | buffers_of(model))
 
 
 def train_client(
@@ -73,11 +72,13 @@ def train_client(
         for chosen in np.split(order, range(training.batch_size, len(order), training.batch_size)):
             batch = examples.batch(chosen)
             optimizer.zero_grad()
-            loss = model(**{name: one.to(model.device) for name, one in batch.items()}).loss
+            loss = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss
             loss.backward()
             optimizer.step()
             total += loss.item() * len(chosen)
-    if not (math.isfinite(total) and all(bool(one.isfinite().all()) for one in start.trained)):
+    if not (
+        math.isfinite(total) and all(bool(values.isfinite().all()) for values in start.trained)
+    ):
         raise Diverged(f"{output.name} diverged to NaN or infinity")
     with making(output):
         _save(model, output)
@@ -104,6 +105,6 @@ def _save(model: Any, output: Path) -> None:
     output.mkdir(parents=True)
     # Clients send no base weights: PEFT must not save resized embeddings.
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    contiguous = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, output / WEIGHTS, metadata={"format": "pt"})
     model.peft_config["default"].save_pretrained(str(output))

@@ -37,7 +37,9 @@ def perform_all(
     # A fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, context, initializer=_begin)
+    # The workers ignore SIGINT, which this process handles.
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(jobs, context, initializer=signal.signal, initargs=ignored)
     try:
         waiting = {pool.submit(_perform, root, options, run) for run in runs}
         while waiting:
@@ -57,11 +59,6 @@ def perform_all(
             process.terminate()
 
 
-def _begin() -> None:
-    """Initialize a process: ignore SIGINT, which the parent handles."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _check_parent() -> None:
     """End this process if its parent was killed. Called between rounds."""
     parent = multiprocessing.parent_process()
@@ -73,16 +70,12 @@ def _perform(
     root: Path, options: SimulateOptions, run: Run, on_round: Callable[[], None] = _check_parent
 ) -> None:
     _check_parent()
-    with muted(), threads(options.threads), _memory(root):
-        task, base = loaded(options.setting.source, root, options.device)
-        parts = deal(task.train.labels, options.setting.ranks, options.setting.split, run.seed)
-        perform(Federation(root, options, task, base, parts), run, on_round)
-
-
-@contextmanager
-def _memory(root: Path) -> Iterator[None]:
+    setting = options.setting
     try:
-        yield
+        with muted(), threads(options.threads):
+            task, base = loaded(setting.source, root, options.device)
+            parts = deal(task.train.labels, setting.ranks, setting.split, run.seed)
+            perform(Federation(root, options, task, base, parts), run, on_round)
     except torch.OutOfMemoryError as error:
         found = f"the device has too little memory ({first_line(error)})"
         cure = "give a smaller --batch-size or fewer --jobs; the same command then resumes"

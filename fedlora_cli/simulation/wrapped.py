@@ -45,13 +45,12 @@ def wrapped(base: Any, adapter: Path, *, trainable: bool = False) -> Iterator[An
 
 
 def buffers_of(model: Any) -> dict[str, Tensor]:
-    """Copies of the buffers of a model."""
-    return {name: one.clone() for name, one in model.named_buffers()}
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
 def restore(model: Any, values: dict[str, Tensor]) -> None:
     """Set the parameters or buffers of these names to the given values."""
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in values.items():
-            own[name].copy_(value)
+            tensors[name].copy_(value)

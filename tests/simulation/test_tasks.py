@@ -11,14 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.tasks import adapted, everything, llama_config, refused, save_model, save_tokenizer
+from support.tasks import (
+    adapted,
+    everything,
+    llama_config,
+    make_task,
+    refused,
+    save_model,
+    save_tokenizer,
+)
 from transformers import LlamaForCausalLM
 
 from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.simulation.loading import FAMILIES
 from fedlora_cli.simulation.options import SimulateOptions, Source
 from fedlora_cli.simulation.presets import NOTES, PRESETS
 from fedlora_cli.simulation.task import Examples, Task
-from fedlora_cli.simulation.tasks.families import FAMILIES, make_task
 
 pytestmark = pytest.mark.usefixtures("apart")
 

@@ -21,6 +21,7 @@ from support.tasks import (
     bert_config,
     everything,
     llama_config,
+    make_task,
     png,
     save_images,
     save_lines,
@@ -32,7 +33,6 @@ from transformers import BertForMaskedLM, LlamaModel, ViTForImageClassification,
 
 from fedlora_cli.errors import InputError
 from fedlora_cli.simulation.options import Source
-from fedlora_cli.simulation.tasks.families import make_task
 
 pytestmark = pytest.mark.usefixtures("apart")
 

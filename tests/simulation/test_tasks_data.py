@@ -22,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("apart")
 def rows_of(source: Source, seed: int = 0) -> list[list[str]]:
     corpus = read_corpus(source, TEXTS, seed)
     return [
-        part.inputs(np.arange(len(part))) for part in (corpus.train, corpus.validation, corpus.test)
+        part.read(np.arange(len(part)))[0]
+        for part in (corpus.train, corpus.validation, corpus.test)
     ]
 
 
@@ -55,7 +56,7 @@ def test_rare_classes_are_in_every_part_in_their_proportion(
 def test_classes_are_numbered_in_sorted_order(sources: dict[str, Source]) -> None:
     source = sources["text-classification"]
     corpus = read_corpus(source, TEXTS, 0)
-    texts = corpus.train.inputs(np.arange(len(corpus.train)))
+    texts = corpus.train.read(np.arange(len(corpus.train)))[0]
 
     names = [sorted(COLOURS)[label] for label in corpus.train.labels]
     assert [text.split()[0] for text in texts] == names
@@ -109,7 +110,7 @@ def test_texts_of_lines_keep_words_that_look_like_nothing(
     corpus = read_corpus(replace(sources["text-classification"], data=(str(path),)), TEXTS, 0)
 
     assert corpus.classes == 2
-    assert set(corpus.train.inputs(np.arange(16))) == {"NA", "null"}
+    assert set(corpus.train.read(np.arange(16))[0]) == {"NA", "null"}
 
 
 def test_whole_numbers_and_flags_are_classes(sources: dict[str, Source], tmp_path: Path) -> None:

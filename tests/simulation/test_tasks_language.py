@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.tasks import BOS, EOS, WORDS, adapted, everything, save_lines
+from support.tasks import BOS, EOS, WORDS, adapted, everything, make_task, save_lines
 
 from fedlora_cli.simulation.options import Source
-from fedlora_cli.simulation.tasks.families import make_task
 from fedlora_cli.simulation.tasks.language import Dialogues, same_answer
 
 pytestmark = pytest.mark.usefixtures("apart")
@@ -56,7 +55,7 @@ def test_a_long_text_loses_the_beginning_of_its_question(
     task = make_task(replace(sources["causal-lm"], max_length=length), 0)
     dialogues = task.train.batch
     assert isinstance(dialogues, Dialogues)
-    questions = dialogues.part.inputs(np.arange(len(task.train)))
+    questions = dialogues.part.read(np.arange(len(task.train)))[0]
 
     batch = task.train.batch(np.array([questions.index("3 plus 4")]))
 
@@ -104,7 +103,7 @@ def test_answers_are_counted_by_their_end(sources: dict[str, Source]) -> None:
     task = make_task(sources["causal-lm"], 0)
     assert isinstance(task.train.batch, Dialogues)
     positions = np.concatenate([np.arange(len(task.train))] * 2)  # beyond what is written at a time
-    answers = [answer for _, answer in task.train.batch.part.pairs(positions)]
+    answers = task.train.batch.part.read(positions)[1]
     ends = [answer.rpartition("####")[2] for answer in answers]
 
     right = [f"#### {end}" for end in ends]

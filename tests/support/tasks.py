@@ -27,9 +27,9 @@ from transformers import (
 from fedlora_cli.errors import FedloraError
 from fedlora_cli.rounds.initialize import initialize
 from fedlora_cli.rounds.options import InitOptions
+from fedlora_cli.simulation.loading import FAMILIES
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.task import Examples, Task
-from fedlora_cli.simulation.tasks.families import make_task
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -41,6 +41,11 @@ SIZES: dict[str, Any] = {
 SPECIAL = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
 PAD, UNK, BOS, EOS = range(4)
 WORDS = [*SPECIAL, "####", "plus", "red", "green", "blue", "sea", *map(str, range(30))]
+
+
+def make_task(source: Source, seed: int) -> Task:
+    """The task of a source, whose test split the seed decides."""
+    return FAMILIES[source.family](source, seed)
 
 
 def save_tokenizer(folder: Path, *, begins: bool = False, **special: str) -> None:

@@ -30,10 +30,7 @@ class Wanted:
 
 
 def two_columns(source: Source, tables: Sequence[Any], wanted: Wanted) -> tuple[str, str]:
-    """The names of the columns of inputs and labels, which must have a value in each row.
-
-    Raises InputError and UsageError.
-    """
+    """The columns of inputs and labels. Raises InputError, for empty values too, and UsageError."""
     names = list(tables[0].column_names)
     chosen = _named(source, names, "--input", source.input, wanted.inputs)
     label = _named(source, names, "--label", source.label, wanted.labels)
@@ -61,14 +58,14 @@ def two_columns(source: Source, tables: Sequence[Any], wanted: Wanted) -> tuple[
 def _named(
     source: Source, names: Sequence[str], flag: str, given: str | None, usual: Sequence[str]
 ) -> str:
-    if given is not None and given in names:
-        return given
-    found = next((name for name in usual if name in names), None)
-    if given is not None or found is None:
-        looked_for = given if given is not None else f"{', '.join(usual[:-1])} or {usual[-1]}"
+    wanted = usual if given is None else (given,)
+    column = next((name for name in wanted if name in names), None)
+    if column is None:
+        *most, last = wanted
+        either = f"{', '.join(most)} or {last}" if most else last
         cure = f"name one with {flag}; there are {', '.join(names)}"
-        raise InputError(where(source), f"no column {looked_for}", cure)
-    return found
+        raise InputError(where(source), f"no column {either}", cure)
+    return column
 
 
 def classes(source: Source, tables: Sequence[Any], label: str) -> tuple[list[IntArray], int]:

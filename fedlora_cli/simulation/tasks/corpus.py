@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from fedlora_cli.errors import InputError
 from fedlora_cli.simulation.options import Source
-from fedlora_cli.simulation.task import IntArray
+from fedlora_cli.simulation.task import Batch, Examples, IntArray
 from fedlora_cli.simulation.tasks.columns import Wanted, classes, two_columns
 from fedlora_cli.simulation.tasks.tables import read_tables, reading, where
 
@@ -29,15 +30,8 @@ class Part:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def inputs(self, positions: IntArray) -> list[Any]:
-        """The inputs at these positions of the part."""
-        return self._read(positions)[0]
-
-    def pairs(self, positions: IntArray) -> list[tuple[Any, Any]]:
-        """Inputs and labels at these positions of the part."""
-        return list(zip(*self._read(positions), strict=True))
-
-    def _read(self, positions: IntArray) -> tuple[list[Any], list[Any]]:
+    def read(self, positions: IntArray) -> tuple[list[Any], list[Any]]:
+        """The inputs and the labels at these positions of the part."""
         rows = self.table[self.rows[positions].tolist()]
         first, second = self.columns
         return rows[first], rows[second]
@@ -51,6 +45,11 @@ class Corpus:
     validation: Part
     test: Part
     classes: int
+
+    def examples(self, batch: Callable[[Part], Batch]) -> dict[str, Examples]:
+        """The three parts as examples, by their names in `Task`."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: Examples(part.labels, batch(part)) for name, part in parts.items()}
 
 
 def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:

@@ -29,9 +29,8 @@ _EPOCHS, _RATE, _BATCH = 20, 1e-3, 16
 def make_task(folder: Path, limit: int | None = None) -> Task:
     """The task with its base model in `folder`, trained if it is missing. Raises InputError.
 
-    `limit` bounds the examples of clients, of validation and of the test.
-
-    The data are scikit-learn's digits: 1797 images of 8 × 8 pixels from the UCI ML repository.
+    `limit` bounds the examples of clients, of validation and of the test. The data are
+    scikit-learn's digits: 1797 images of 8 × 8 pixels from the UCI ML repository.
     """
     images, labels = _images()
     server, clients, validation, test = _parts(labels)
@@ -99,7 +98,6 @@ def _parts(labels: Tensor) -> tuple[IntArray, IntArray, IntArray, IntArray]:
 
 
 def base_config() -> Any:
-    """The configuration of the base model, a `ViTConfig`."""
     from transformers import ViTConfig
 
     return ViTConfig(

@@ -17,7 +17,7 @@ from fedlora_cli.errors import InputError
 from fedlora_cli.rounds.options import ALL_LINEAR
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.scoring import count_right
-from fedlora_cli.simulation.task import Examples, IntArray, Task
+from fedlora_cli.simulation.task import IntArray, Task
 from fedlora_cli.simulation.tasks.columns import Wanted
 from fedlora_cli.simulation.tasks.corpus import Part, read_corpus
 from fedlora_cli.simulation.tasks.pretrained import (
@@ -46,11 +46,10 @@ Processor = Callable[[Sequence[Any]], Tensor]
 
 
 def make_task(source: Source, seed: int) -> Task:
-    """Image classification with the model and the data of a source.
-
-    Images are decoded batch by batch. Raises InputError and UsageError.
-    """
-    _check_library()
+    """The task of a source; images are decoded batch by batch. Raises InputError and UsageError."""
+    if find_spec("PIL") is None:
+        cure = "pip install 'fedlora[simulate]'"
+        raise InputError("simulate", "images are read by Pillow", cure)
     model, dtype = model_name(source), dtype_of(source)
     corpus = read_corpus(source, _WANTED, seed)
     changes = {"num_labels": corpus.classes, "problem_type": "single_label_classification"}
@@ -59,21 +58,16 @@ def make_task(source: Source, seed: int) -> Task:
     mode = _MODES.get(getattr(config, "num_channels", 3), "RGB")
     processor = _processor(model, config, mode)
 
-    def examples(part: Part) -> Examples:
-        def batch(chosen: IntArray) -> dict[str, Tensor]:
-            images = [_decoded(where(source), one, mode) for one in part.inputs(chosen)]
-            pixels = processor(images).to(dtype)
-            return {"pixel_values": pixels, "labels": torch.from_numpy(part.labels[chosen])}
-
-        return Examples(part.labels, batch)
+    def batch(part: Part, chosen: IntArray) -> dict[str, Tensor]:
+        images = [_decoded(where(source), image, mode) for image in part.read(chosen)[0]]
+        pixels = processor(images).to(dtype)
+        return {"pixel_values": pixels, "labels": torch.from_numpy(part.labels[chosen])}
 
     return Task(
         name=f"image classification, {title(source)}",
         model=model,
         load=partial(load_model, source, _CLASS, heads, **changes),
-        train=examples(corpus.train),
-        validation=examples(corpus.validation),
-        test=examples(corpus.test),
+        **corpus.examples(lambda part: partial(batch, part)),
         right=count_right,
         task="IMAGE_CLS",
         target_modules=source.target_modules or ALL_LINEAR,
@@ -82,34 +76,23 @@ def make_task(source: Source, seed: int) -> Task:
     )
 
 
-def _skeleton(model: str, config: Any) -> Any:
+def _heads(model: str) -> tuple[str, ...]:
+    """The modules whose shape follows the number of classes."""
     import transformers
 
     kind: Any = getattr(transformers, _CLASS)
-    with loading(model, "configuration"), torch.device("meta"):
-        return kind.from_config(config, trust_remote_code=False)
-
-
-def _heads(model: str) -> tuple[str, ...]:
-    """The modules whose shape follows the number of classes."""
-    few, more = (
-        {name: one.shape for name, one in _skeleton(model, config).state_dict().items()}
-        for config in (read_config(model, num_labels=number) for number in (2, 3))
-    )
+    shapes: list[dict[str, Any]] = []
+    for number in (2, 3):
+        config = read_config(model, num_labels=number)
+        with loading(model, "configuration"), torch.device("meta"):
+            skeleton = kind.from_config(config, trust_remote_code=False)
+        shapes.append({name: tensor.shape for name, tensor in skeleton.state_dict().items()})
+    few, more = shapes
     return tuple(sorted({name.rpartition(".")[0] for name in few if few[name] != more[name]}))
 
 
-def _check_library() -> None:
-    if find_spec("PIL") is None:
-        cure = "pip install 'fedlora[simulate]'"
-        raise InputError("simulate", "images are read by Pillow", cure)
-
-
 def _processor(model: str, config: Any, mode: str) -> Processor:
-    """The model's own image processor, or the plainest one: its size, and pixels in [-1, 1].
-
-    Raises InputError.
-    """
+    """The model's image processor, or its size and pixels in [-1, 1]. Raises InputError."""
     import transformers
     from PIL import Image
     from transformers.utils.hub import cached_file
@@ -118,9 +101,9 @@ def _processor(model: str, config: Any, mode: str) -> Processor:
     with loading(model, "image processor"):
         quiet = {"_raise_exceptions_for_missing_entries": False}
         if cached_file(model, "preprocessor_config.json", **quiet) is not None:
-            own = kind.from_pretrained(model, trust_remote_code=False)
-            own([Image.new(mode, (8, 8))], return_tensors="pt")  # whether it takes such images
-            return lambda images: own(images, return_tensors="pt")["pixel_values"]
+            saved = kind.from_pretrained(model, trust_remote_code=False)
+            saved([Image.new(mode, (8, 8))], return_tensors="pt")  # whether it takes such images
+            return lambda images: saved(images, return_tensors="pt")["pixel_values"]
     size = getattr(config, "image_size", None)
     if size is None:
         found = "neither a preprocessor_config.json nor an image_size in its configuration"
@@ -130,7 +113,7 @@ def _processor(model: str, config: Any, mode: str) -> Processor:
 
 
 def _plain(images: Sequence[Any], width: int, height: int) -> Tensor:
-    resized = [np.asarray(one.resize((width, height)), dtype=np.float32) for one in images]
+    resized = [np.asarray(image.resize((width, height)), dtype=np.float32) for image in images]
     pixels = torch.from_numpy(np.stack(resized)) / 127.5 - 1
     return pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 

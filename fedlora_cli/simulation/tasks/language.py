@@ -43,10 +43,8 @@ _AT_ONCE = 32
 
 
 def make_task(source: Source, seed: int) -> Task:
-    """Question answering with the model and the data of a source.
-
-    An example is the question, a new line and the answer, without a chat template. `same_answer`
-    decides whether an answer is right. Raises InputError and UsageError.
+    """The task of a source: `Dialogues`, without a chat template, whose answers are right by
+    `same_answer`. Raises InputError and UsageError.
     """
     model = model_name(source)
     corpus = read_corpus(source, _WANTED, seed)
@@ -58,9 +56,6 @@ def make_task(source: Source, seed: int) -> Task:
     # Some tokenizers put a token at the beginning of each text.
     first = tokenizer("")["input_ids"]
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id in first else []
-
-    def examples(part: Part) -> Examples:
-        return Examples(part.labels, Dialogues(part, tokenizer, begin, source, longest_text))
 
     saved = source.modules_to_save or ()
 
@@ -81,9 +76,7 @@ def make_task(source: Source, seed: int) -> Task:
         name=f"language modelling, {title(source)}",
         model=model,
         load=load,
-        train=examples(corpus.train),
-        validation=examples(corpus.validation),
-        test=examples(corpus.test),
+        **corpus.examples(lambda part: Dialogues(part, tokenizer, begin, source, longest_text)),
         right=count_answers,
         task="CAUSAL_LM",
         target_modules=source.target_modules,
@@ -110,7 +103,7 @@ class Dialogues:
         """Padded on the right; there is a loss on the answers alone."""
         room = min(self.source.max_length, self.longest) - len(self.begin)
         prompts, texts = [], []
-        for question, answer in self.part.pairs(chosen):
+        for question, answer in zip(*self.part.read(chosen), strict=True):
             # At least a token of each.
             written = [*self._tokens(answer), self.tokenizer.eos_token_id][: max(1, room - 1)]
             prompts.append(self._prompt(question, room - len(written)))
@@ -128,14 +121,14 @@ class Dialogues:
 
     def prompts(self, chosen: IntArray) -> tuple[dict[str, Tensor], list[str]]:
         """Prompts, padded on the left, and the reference answers."""
-        pairs = self.part.pairs(chosen)
+        questions, answers = self.part.read(chosen)
         room = self.longest - len(self.begin) - self.source.max_new_tokens
-        texts = [self._prompt(question, room) for question, _ in pairs]
+        texts = [self._prompt(question, room) for question in questions]
         width = max(map(len, texts))
         padding = self.tokenizer.pad_token_id
         tokens = torch.tensor([[padding] * (width - len(text)) + text for text in texts])
         mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
-        return {"input_ids": tokens, "attention_mask": mask}, [answer for _, answer in pairs]
+        return {"input_ids": tokens, "attention_mask": mask}, answers
 
     def _prompt(self, question: str, room: int) -> list[int]:
         """The tokens before the answer: at least one; if they are too many, the last ones."""
@@ -148,13 +141,12 @@ class Dialogues:
 
 
 def count_answers(model: Any, examples: Examples, positions: IntArray) -> int:
-    """The number of questions with a right answer."""
     dialogues = cast("Dialogues", examples.batch)  # the examples are those of this task
     right = 0
     for chosen in np.split(positions, range(_AT_ONCE, len(positions), _AT_ONCE)):
         prompts, answers = dialogues.prompts(chosen)
         written = model.generate(
-            **{name: one.to(model.device) for name, one in prompts.items()},
+            **{name: tensor.to(model.device) for name, tensor in prompts.items()},
             max_new_tokens=dialogues.source.max_new_tokens,
         )
         new = written[:, prompts["input_ids"].shape[1] :]
@@ -173,7 +165,7 @@ def same_answer(text: str, reference: str) -> bool:
     True
     """
     if _FINAL in reference:
-        text, reference = (one.rpartition(_FINAL)[2] for one in (text, reference))
+        text, reference = text.rpartition(_FINAL)[2], reference.rpartition(_FINAL)[2]
     return _bare(text) == _bare(reference)
 
 

@@ -58,7 +58,11 @@ def read_tables(source: Source) -> tuple[Any, Any | None]:
             raise InputError(where(source), found, "save them as parquet, JSON lines or CSV")
         builder.download_and_prepare()
         splits = builder.as_dataset()
-    return _split(source, splits, source.train_split), _test(source, splits)
+    name = source.test_split
+    if name is None and "test" in splits and source.train_split != "test":
+        name = "test"
+    train = _split(source, splits, source.train_split)
+    return train, None if name is None else _split(source, splits, name)
 
 
 @contextmanager
@@ -103,7 +107,12 @@ def _builder(datasets: Any, source: Source) -> Any:
         if paths[0].suffix in _ENDINGS or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
             found = "no such file or folder"
             raise InputError(name, found, "check the path; on the hub it is owner/name")
-        return _of_hub(datasets, name, source.config)
+        try:
+            return datasets.load_dataset_builder(name, source.config)
+        except (OSError, datasets.exceptions.DatasetsError) as error:
+            reason = first_line(innermost(error))
+            found = f"no such path, and the hub does not give it ({reason})"
+            raise InputError(name, found, "check the name, and the network") from error
     kinds = {_ENDINGS.get(path.suffix.lower()) for path in paths}
     for path in paths:
         if not path.is_file():
@@ -117,14 +126,6 @@ def _builder(datasets: Any, source: Source) -> Any:
     return datasets.load_dataset_builder(kind, data_files=_by_split(source, paths), **options)
 
 
-def _of_hub(datasets: Any, name: str, config: str | None) -> Any:
-    try:
-        return datasets.load_dataset_builder(name, config)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        found = f"no such path, and the hub does not give it ({first_line(innermost(error))})"
-        raise InputError(name, found, "check the name, and the network") from error
-
-
 def _by_split(source: Source, paths: Sequence[Path]) -> Mapping[str, list[str]]:
     """The files of each split. A single file is for training, whatever its name."""
     result: dict[str, list[str]] = {}
@@ -134,12 +135,6 @@ def _by_split(source: Source, paths: Sequence[Path]) -> Mapping[str, list[str]]:
         split = source.train_split if named is None or len(paths) == 1 else named
         result.setdefault(split, []).append(str(path.resolve()))
     return result
-
-
-def _test(source: Source, splits: Mapping[str, Any]) -> Any | None:
-    if source.test_split is not None:
-        return _split(source, splits, source.test_split)
-    return splits["test"] if "test" in splits and source.train_split != "test" else None
 
 
 def _split(source: Source, splits: Mapping[str, Any], name: str) -> Any:

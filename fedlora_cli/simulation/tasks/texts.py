@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.scoring import count_right
-from fedlora_cli.simulation.task import Examples, IntArray, Task
+from fedlora_cli.simulation.task import IntArray, Task
 from fedlora_cli.simulation.tasks.columns import Wanted
 from fedlora_cli.simulation.tasks.corpus import Part, read_corpus
 from fedlora_cli.simulation.tasks.pretrained import (
@@ -32,10 +32,7 @@ _HEADS = ("classifier", "score")
 
 
 def make_task(source: Source, seed: int) -> Task:
-    """Text classification with the model and the data of a source.
-
-    Raises InputError and UsageError.
-    """
+    """The task of a source. Raises InputError and UsageError."""
     model = model_name(source)
     corpus = read_corpus(source, _WANTED, seed)
     tokenizer = read_tokenizer(model)
@@ -43,18 +40,15 @@ def make_task(source: Source, seed: int) -> Task:
     # Each text needs at least one token.
     blank = "" if tokenizer("")["input_ids"] else tokenizer.pad_token
 
-    def examples(part: Part) -> Examples:
-        def batch(chosen: IntArray) -> dict[str, Tensor]:
-            tokens = tokenizer(
-                [text if text.strip() else blank for text in part.inputs(chosen)],
-                padding=True,
-                truncation=True,
-                max_length=length,
-                return_tensors="pt",
-            )
-            return {**tokens, "labels": torch.from_numpy(part.labels[chosen])}
-
-        return Examples(part.labels, batch)
+    def batch(part: Part, chosen: IntArray) -> dict[str, Tensor]:
+        tokens = tokenizer(
+            [text if text.strip() else blank for text in part.read(chosen)[0]],
+            padding=True,
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        return {**tokens, "labels": torch.from_numpy(part.labels[chosen])}
 
     saved = source.modules_to_save or ()
     return Task(
@@ -70,9 +64,7 @@ def make_task(source: Source, seed: int) -> Task:
             # Decoders classify by the last token before the padding.
             pad_token_id=tokenizer.pad_token_id,
         ),
-        train=examples(corpus.train),
-        validation=examples(corpus.validation),
-        test=examples(corpus.test),
+        **corpus.examples(lambda part: partial(batch, part)),
         right=count_right,
         task="SEQ_CLS",
         target_modules=source.target_modules,
