@@ -82,8 +82,8 @@ ROLES: dict[Role, tuple[str, str]] = {
 
 def without_kind(kind: Kind) -> Check:
     def check(output: Output) -> Obstacle | None:
-        found = any(layout.kind == kind for layout in output.layouts)
-        return Obstacle(*_KINDS[kind]) if found else None
+        kinds = {layout.kind for layout in output.layouts}
+        return Obstacle(*_KINDS[kind]) if kind in kinds else None
 
     return check
 

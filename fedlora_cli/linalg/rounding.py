@@ -35,7 +35,9 @@ def same_up_to_rounding(first: Tensor, second: Tensor) -> bool:
     if first.shape != second.shape:
         return False
     precisions = {precision(first), precision(second)}
-    error = sum(map(_relative_error, precisions)) if len(precisions) > 1 else 0.0
+    error = 0.0
+    if len(precisions) > 1:  # the relative errors of both roundings
+        error = sum(torch.finfo(dtype).eps / 2 for dtype in precisions if dtype.is_floating_point)
     a, b = first.flatten(), second.flatten()
     return all(
         _is_near(a[start : start + _CHUNK].double(), b[start : start + _CHUNK].double(), error)
@@ -45,8 +47,3 @@ def same_up_to_rounding(first: Tensor, second: Tensor) -> bool:
 
 def _is_near(a: Tensor, b: Tensor, error: float) -> bool:
     return bool(((a - b).abs() <= error * torch.maximum(a.abs(), b.abs()) + _TINY).all())
-
-
-def _relative_error(dtype: torch.dtype) -> float:
-    """The largest relative error of rounding to the dtype."""
-    return torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0

@@ -29,6 +29,20 @@ from fedlora_cli.formats.shared import module_of
 from fedlora_cli.formats.single import LoraFile
 from fedlora_cli.text import shortened
 
+#: Parts of names of modules without a component, with their meaning and the remedy.
+_WITHOUT_COMPONENT = (
+    (
+        (PEFT_PREFIX,),
+        "a name of PEFT, which stores alpha in a separate file",
+        f"put the file into a folder with its {PEFT_CONFIG}, as {PEFT_WEIGHTS}",
+    ),
+    (
+        ("",),
+        "a name that begins with no component, like unet., transformer. or text_encoder.",
+        "save it with the pipeline's save_lora_weights",
+    ),
+)
+
 
 def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
     """The adapter in a file; only the header and the alphas are read. Faults go to `on_fault`."""
@@ -41,7 +55,8 @@ def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
         record(fault)
         return Adapter(file.path, file.weights, {}, {}, AdapterMetadata(), format="diffusers")
     components = {name: component_of(name, bare=fields is not None) for name in parts}
-    single.report_kinds(file, _without_component(components), record)
+    bare = [name for name, component in components.items() if component is None]
+    single.report_kinds(file, single.kinds_of(bare, _WITHOUT_COMPONENT), record)
     alphas: dict[str, float] = {}
     with catching_faults(record):
         alphas = single.read_alphas(file, parts, record)
@@ -71,23 +86,6 @@ def read(file: LoraFile, on_fault: FaultHandler) -> Adapter:
     with catching_faults(record):
         metadata = _metadata(file, metadata, modules, components, configs, with_alphas=bool(alphas))
     return Adapter(file.path, file.weights, modules, {}, metadata, notes, format="diffusers")
-
-
-def _without_component(components: Mapping[str, str | None]) -> dict[tuple[str, str], list[str]]:
-    """The modules without a component, by meaning and remedy."""
-    others = (
-        (
-            (PEFT_PREFIX,),
-            "a name of PEFT, which stores alpha in a separate file",
-            f"put the file into a folder with its {PEFT_CONFIG}, as {PEFT_WEIGHTS}",
-        ),
-        (
-            ("",),
-            "a name that begins with no component, like unet., transformer. or text_encoder.",
-            "save it with the pipeline's save_lora_weights",
-        ),
-    )
-    return single.kinds_of([name for name, part in components.items() if part is None], others)
 
 
 def _check_alphas(
