@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from fedlora_cli.adapters.dtypes import widest
+from fedlora_cli.adapters.expert_layouts import SINCE_0_19_1, ExpertLayout
 from fedlora_cli.errors import FaultHandler, raise_fault
 from fedlora_cli.files.entries import TensorInfo, read_entries
 from fedlora_cli.files.untrusted import State
@@ -139,7 +140,7 @@ class AdapterMetadata:
       a task.
     - `bias`, `lora_bias`, `dora`, `target_parameters`, `layer_replication`: as in PEFT's config.
     - `invocation_tokens`: of an activated LoRA.
-    - `old_experts`: whether PEFT before 0.19 stored the experts, if there are any.
+    - `expert_layout`: the layout of the fused experts, if there are any.
     - `tied`: modules that share the update of an embedding, each with the embedding.
     - `unknown_fields`: unknown fields of the config that have a value, as text.
     - `selections`, `saved_names`, `token_names`: the names in the adapters' configs, the most
@@ -161,7 +162,7 @@ class AdapterMetadata:
     target_parameters: tuple[str, ...] = ()
     layer_replication: tuple[tuple[int, int], ...] = ()
     invocation_tokens: tuple[int, ...] = ()
-    old_experts: bool = False
+    expert_layout: ExpertLayout = SINCE_0_19_1
     tied: tuple[tuple[str, str], ...] = ()
     unknown_fields: tuple[str, ...] = ()
     selections: tuple[Selection, ...] = ()

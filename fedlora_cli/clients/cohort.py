@@ -13,7 +13,7 @@ from fedlora_cli.adapters.adapter import Adapter, AdapterMetadata, common_ties
 from fedlora_cli.adapters.dtypes import majority_dtype
 from fedlora_cli.clients.compatibility import check_compatibility
 from fedlora_cli.clients.majority import agreed, majority
-from fedlora_cli.clients.orientation import all_older, older_experts, with_one_orientation
+from fedlora_cli.clients.orientation import common_layout, older_experts, with_one_orientation
 from fedlora_cli.errors import FaultHandler, InputError, raise_fault
 from fedlora_cli.methods.weights import FloatArray, IntArray
 from fedlora_cli.remote import Location
@@ -158,7 +158,7 @@ def with_earlier(
     clients = [
         replace(one, adapter=new) for one, new in zip(cohort.clients, adapters, strict=False)
     ]
-    metadata = replace(cohort.metadata, old_experts=all_older(adapters))
+    metadata = replace(cohort.metadata, expert_layout=common_layout(adapters))
     return replace(cohort, clients=tuple(clients), metadata=metadata), adapters[len(uploads) :]
 
 
@@ -184,7 +184,7 @@ def _common_metadata(
         fan_in_fan_out=all(metadata.fan_in_fan_out for metadata in every),
         # The global adapter scales by alpha / r.
         rslora=False,
-        old_experts=all_older(adapters),
+        expert_layout=common_layout(adapters),
         tied=common_ties(adapters),
     ).named_like(every)
 

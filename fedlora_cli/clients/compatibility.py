@@ -132,7 +132,10 @@ def _transposes(description: str, other: str) -> str:
     )
     if first is None or second is None or first.groups() != (second[2], second[1], second[3]):
         return ""
-    return ", its transpose, as PEFT before 0.19 stored experts"
+    return (
+        ", its transpose, as PEFT before 0.19 stored experts (PEFT 0.19.0 and transformers before "
+        "5 exchange sides, too)"
+    )
 
 
 def _check_experts(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:

@@ -1,9 +1,8 @@
-"""Turning the fused experts that PEFT before 0.19 stored transposed.
+"""Turning the fused experts that earlier versions of PEFT stored transposed.
 
-A fused expert has a weight of shape (out, in) in most models and (in, out) in a few. PEFT before
-0.19 took every weight as (in, out), so that for most models its A is today's Bᵀ and its B today's
-Aᵀ. The PEFT version of each file is known, the kind of model is not. Clients of both versions show
-the kind: the shapes of a module are equal for the few models and transposed for the others.
+Two layouts (`adapters.expert_layouts`) of an expert are equal, or transposed: A of one is Bᵀ of the
+other. The PEFT version of each file is known; the kind of model and the version of transformers are
+not. Shapes show the relation of two layouts: those of a module are equal or transposed.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fedlora_cli.adapters.adapter import Adapter, Module
+from fedlora_cli.adapters.expert_layouts import LAYOUTS, SINCE_0_19_1, ExpertLayout
 from fedlora_cli.clients.majority import exclude
 from fedlora_cli.errors import FaultHandler
 from fedlora_cli.linalg.factors import Factors
@@ -22,21 +22,38 @@ from fedlora_cli.linalg.factors import Factors
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CURE = "train all clients with one version of PEFT, or save the older adapters again with it"
+_WithExperts = tuple[Adapter, dict[str, Module]]
+
+_CURE = (
+    "train all clients with one version of PEFT, or save the older adapters again with it (a "
+    "config without peft_version counts as older)"
+)
 
 
 def with_one_orientation(adapters: Sequence[Adapter], on_fault: FaultHandler) -> list[Adapter]:
-    """The adapters, with the experts of older files as PEFT stores them since 0.19.
+    """The adapters, with all experts in the newest layout that one of them has.
 
-    If all files are older, or none is, nothing changes. The majority of the newer files decides the
-    shape of a module. Square experts follow the experts of the same name that are not square. If no
-    expert of a name shows its orientation, a fault goes to `on_fault`.
+    The majority of the files in the newest layout decides the shape of a module. Square experts
+    follow the experts of the same name and layout that are not square. If no expert of a name shows
+    its orientation, a fault goes to `on_fault`.
     """
-    experts = [(adapter, modules) for adapter in adapters if (modules := _experts(adapter))]
-    older = [(adapter, modules) for adapter, modules in experts if adapter.metadata.old_experts]
-    newer = [(adapter, modules) for adapter, modules in experts if not adapter.metadata.old_experts]
-    if not older or not newer:
-        return list(adapters)
+    newest = common_layout(adapters)
+    by_layout: dict[ExpertLayout, list[_WithExperts]] = {}
+    for adapter in adapters:
+        if modules := _experts(adapter):
+            by_layout.setdefault(adapter.metadata.expert_layout, []).append((adapter, modules))
+    newer = by_layout.pop(newest, [])
+    turned = {layout: _kinds_to_turn(older, newer, on_fault) for layout, older in by_layout.items()}
+    return [
+        _turned(one, kinds) if (kinds := turned.get(one.metadata.expert_layout)) else one
+        for one in adapters
+    ]
+
+
+def _kinds_to_turn(
+    older: Sequence[_WithExperts], newer: Sequence[_WithExperts], on_fault: FaultHandler
+) -> set[str]:
+    """The kinds of experts that the files of one layout have transposed, compared to the newer."""
     votes: dict[str, Counter[tuple[int, int]]] = {}
     for _, modules in newer:
         for name, module in modules.items():
@@ -51,29 +68,31 @@ def with_one_orientation(adapters: Sequence[Adapter], on_fault: FaultHandler) ->
             if rows != columns and shapes.get(name) == (rows, columns):
                 equal.add(_kind(module))
     kinds = {_kind(module) for _, modules in older for module in modules.values()}
+    old, new = (side[0][0].metadata.expert_layout.versions for side in (older, newer))
     for kind in sorted(kinds - (turned ^ equal)):
         exclude(
-            (_with_kind(kind, older), _found(kind, "before 0.19", "a later version")),
-            (_with_kind(kind, newer), _found(kind, "0.19 or later", "an older version")),
+            (_with_kind(kind, older), _found(kind, old, new)),
+            (_with_kind(kind, newer), _found(kind, new, old)),
             _CURE,
             on_fault,
         )
-    return [_turned(one, turned - equal) if one.metadata.old_experts else one for one in adapters]
+    return turned - equal
 
 
-def all_older(adapters: Sequence[Adapter]) -> bool:
-    """Whether PEFT before 0.19 stored all experts; false without experts."""
-    with_experts = [adapter for adapter in adapters if _experts(adapter)]
-    return bool(with_experts) and all(adapter.metadata.old_experts for adapter in with_experts)
+def common_layout(adapters: Sequence[Adapter]) -> ExpertLayout:
+    """The newest layout of the adapters with experts; the last of all without experts."""
+    layouts = [adapter.metadata.expert_layout for adapter in adapters if _experts(adapter)]
+    return max(layouts, key=LAYOUTS.index, default=SINCE_0_19_1)
 
 
 def older_experts(adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    """A remark if PEFT before 0.19 stored the experts of all adapters."""
-    if not all_older(adapters):
+    """A remark if no adapter has its experts in the layout of today's PEFT."""
+    layout = common_layout(adapters)
+    if layout == SINCE_0_19_1:
         return ()
     return (
-        "PEFT before 0.19 stored the experts of all clients: load the global adapter with such a "
-        "version, because later versions transpose the experts of most models",
+        f"PEFT {layout.versions} stored the experts of the clients: load the global adapter with "
+        "such a version, because other versions transpose the experts of most models",
     )
 
 
@@ -87,7 +106,7 @@ def _kind(module: Module) -> str:
     return module.layout.target.rpartition(".")[2]
 
 
-def _with_kind(kind: str, adapters: Sequence[tuple[Adapter, dict[str, Module]]]) -> list[Adapter]:
+def _with_kind(kind: str, adapters: Sequence[_WithExperts]) -> list[Adapter]:
     """The adapters with experts of this kind."""
     return [adapter for adapter, modules in adapters if kind in map(_kind, modules.values())]
 
@@ -95,7 +114,7 @@ def _with_kind(kind: str, adapters: Sequence[tuple[Adapter, dict[str, Module]]])
 def _found(kind: str, version: str, other: str) -> str:
     return (
         f"PEFT {version} stored its {kind}, and their shapes do not show whether the factors have "
-        f"the orientation that {other} stored in"
+        f"the orientation that PEFT {other} stored in"
     )
 
 

@@ -117,7 +117,7 @@ def _check_readable(folder: Location, one: Recipient) -> None:
     except InputError as error:
         raise unreadable(f"fedlora would not read it again: {error.found}") from error
     actual = {name: (module.shape, module.rank) for name, module in written.modules.items()}
-    # Older versions of PEFT store the transposed updates of experts.
+    # Some versions of PEFT store the transposed updates of experts.
     expected = {
         name: (module.shape[::-1] if module.layout.turned else module.shape, module.rank)
         for name, module in one.modules.items()

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from fedlora_cli.adapters.adapter import Adapter
+from fedlora_cli.adapters.expert_layouts import SINCE_0_19_1
 from fedlora_cli.clients.cohort import Cohort
 from fedlora_cli.clients.reading import Paths, paths_of, read_without_counts
 from fedlora_cli.errors import InputError, UsageError
@@ -154,8 +155,9 @@ def _check_plain(adapter: Adapter) -> None:
         cure = "save the initial adapter of one client, and run distribute --like with it"
         raise InputError(adapter.path, found, cure)
     kinds = {module.layout.kind for module in adapter.modules.values()}
-    if adapter.metadata.old_experts and "experts" in kinds:
-        found = "PEFT before 0.19 stored its experts, transposed as compared to today's PEFT"
+    layout = adapter.metadata.expert_layout
+    if layout != SINCE_0_19_1 and "experts" in kinds:
+        found = f"PEFT {layout.versions} stored its experts, in another layout than today's PEFT"
         raise InputError(adapter.path, found, "start its next round with a later version of PEFT")
 
 

@@ -338,21 +338,31 @@ def test_like_clients_of_every_kind_of_layer(
 
 
 @NEWER_EXPERTS
-def test_clients_of_an_older_peft_have_other_experts(tmp_path: Path, base: Base) -> None:
+@pytest.mark.parametrize(
+    ("version", "found"), [("0.18.1", r"before 0\.19"), ("0.19.0", r"0\.19\.0")]
+)
+def test_clients_of_an_older_peft_have_other_experts(
+    tmp_path: Path, base: Base, version: str, found: str
+) -> None:
     home = base(gpt_oss)
     initialize(home, tmp_path / "start", options=InitOptions(ranks=(2,), **EXPLICIT))
-    set_fields(tmp_path / "start/rank-2", {"peft_version": "0.18.1"})
-    with pytest.raises(InputError, match=r"PEFT before 0\.19 stored its experts"):
+    set_fields(tmp_path / "start/rank-2", {"peft_version": version})
+    with pytest.raises(InputError, match=rf"PEFT {found} stored its experts"):
         initialize(home, tmp_path / "out", [tmp_path / "start"])
 
 
+@pytest.mark.parametrize("version", ["0.18", "0.19.0"])
 @pytest.mark.parametrize("build", [gpt_oss, llama4, qwen3_moe])
-def test_experts_in_the_layout_of_an_older_peft_are_refused(build) -> None:
-    """PEFT before 0.19 has no such attribute."""
+def test_experts_in_the_layout_of_an_older_peft_are_refused(build, version: str) -> None:
+    """PEFT before 0.19 has no such attribute, and PEFT 0.19.0 sets it for the other models."""
     model = wrap(build(), lora(r=1, lora_alpha=1, **EXPLICIT))
     for layer in model.modules():
-        vars(layer).pop("_did_swap_in_out_features", None)
-    with pytest.raises(UsageError, match=r"--target-parameters: .* upgrade PEFT to 0\.19 or later"):
+        swapped = vars(layer).pop("_did_swap_in_out_features", None)
+        if swapped is not None and version == "0.19.0":
+            vars(layer)["_did_swap_in_out_features"] = not swapped
+    with pytest.raises(
+        UsageError, match=r"--target-parameters: .* upgrade PEFT to 0\.19\.1 or later"
+    ):
         adapted_modules(model.get_base_model())
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from fedlora_cli.adapters.adapter import AdapterMetadata, Selection
+from fedlora_cli.adapters.expert_layouts import SINCE_0_19_1, expert_layout
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults, raise_fault
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.formats import mlx
@@ -25,10 +25,6 @@ T = TypeVar("T")
 
 #: The most bytes of a config: 50 000 modules take 4 MB, and 14 MB if each has its rank and alpha.
 MAX_BYTES = 16 * 1024 * 1024
-
-#: The first version of PEFT that stores fused experts with A for the input of the model's layer.
-#: Earlier versions exchanged the two sides of most models.
-NEW_EXPERTS = "0.19.0"
 
 #: Known fields that do not change the meaning of the tensors.
 _HARMLESS = {
@@ -242,7 +238,9 @@ def _metadata(fields: Fields, config: Config, on_fault: FaultHandler) -> Adapter
         target_parameters=_valid(lambda: tuple(sorted(config.target_parameters)), ()),
         layer_replication=value_of(fields.ranges, "layer_replication", ()),
         invocation_tokens=value_of(fields.tokens_of, "alora_invocation_tokens", ()),
-        old_experts=_valid(lambda: bool(config.target_parameters), False) and _is_old(fields.raw),
+        expert_layout=expert_layout(fields.raw.get("peft_version"))
+        if _valid(lambda: bool(config.target_parameters), False)
+        else SINCE_0_19_1,
         selections=(_valid(lambda: _selection(config), Selection()),),
         saved_names=_valid(lambda: config.modules_to_save, ()),
         token_names=_valid(lambda: tuple(filter(None, config.trainable_tokens)), ()),
@@ -255,13 +253,6 @@ def _valid(read: Callable[[], T], otherwise: T) -> T:
         return read()
     except InputError:
         return otherwise
-
-
-def _is_old(raw: Mapping[str, Any]) -> bool:
-    """Whether PEFT before `NEW_EXPERTS` wrote the config; PEFT before 0.18 wrote no version."""
-    version = re.match(r"(\d{1,9})\.(\d{1,9})", str(raw.get("peft_version")))
-    first_new = [*map(int, NEW_EXPERTS.split("."))][:2]
-    return version is None or [*map(int, version.groups())] < first_new
 
 
 def _selection(config: Config) -> Selection:

@@ -64,9 +64,12 @@ def _read(name: str, layer: Any) -> tuple[tuple[int, int], list[tuple[str, Facto
     shape = (B.shape[0], math.prod(A.shape[1:]))
     # PEFT's layer for parameters, including the `weight` of a router.
     if hasattr(layer, "parameter_name"):
-        if not hasattr(layer, "_did_swap_in_out_features"):
+        # As PEFT decides since 0.19.1 (`adapters.expert_layouts`).
+        experts_first = layer.get_param().ndim == 3
+        swapped = experts_first and not getattr(layer.get_base_layer(), "is_transposed", False)
+        if getattr(layer, "_did_swap_in_out_features", None) != swapped:
             found = f"{name}: this version of PEFT stores transposed factors of parameters"
-            raise UsageError("--target-parameters", found, "upgrade PEFT to 0.19 or later")
+            raise UsageError("--target-parameters", found, "upgrade PEFT to 0.19.1 or later")
         experts = layer.num_experts
         layouts = (
             FactorLayout("experts", name, (), number, experts, layer.parameter_name)

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from fedlora_cli.adapters.adapter import AdapterMetadata, FactorLayout, NewAdapter, Selection
 from fedlora_cli.errors import InputError
-from fedlora_cli.formats.peft.config import NEW_EXPERTS
 from fedlora_cli.formats.peft.names import TOKENS, target_of, token_of
 from fedlora_cli.formats.peft.selection import modules_to_save, patterns, selection, token_indices
 from fedlora_cli.formats.shared import as_json_number
@@ -122,6 +121,6 @@ def _by_target(adapter: NewAdapter, values: Mapping[str, T]) -> dict[tuple[str, 
 
 
 def _experts_version(layouts: Iterable[FactorLayout], metadata: AdapterMetadata) -> str | None:
-    """`peft_version` for fused experts: the first version that stores them in this way."""
+    """`peft_version` for fused experts: a version that stores them in this layout."""
     has_experts = any(layout.kind == "experts" for layout in layouts)
-    return NEW_EXPERTS if has_experts and not metadata.old_experts else None
+    return metadata.expert_layout.stamp if has_experts else None
