@@ -20,7 +20,7 @@ from fedlora_cli.methods import METHODS
 from fedlora_cli.remote import Location
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.aggregate import aggregate_view
-from fedlora_cli.reports.document import aggregate_document
+from fedlora_cli.reports.aggregate import AggregateReport
 from fedlora_cli.rounds.preparation import prepare
 
 
@@ -56,7 +56,7 @@ def aggregate(
     if loud:
         warn(report.warnings)
     view = partial(aggregate_view, modules=printing.verbose, explain=options.explain)
-    print_result(printing, report, aggregate_document, view)
+    print_result(printing, report, AggregateReport.to_dict, view)
     if loud:
         _advise(task.output, options)
         if options.target == "vllm" and report.rank is not None:

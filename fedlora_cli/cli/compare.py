@@ -11,7 +11,7 @@ from fedlora_cli.cli.console import Printing, errors
 from fedlora_cli.cli.pictures import Pictures, print_with_pictures
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.compare import compare_view
-from fedlora_cli.reports.document import compare_document
+from fedlora_cli.reports.compare import CompareReport
 
 _OPTIONS = ["rank", "samples", "previous", "quorum", "basis", "missing", "base", "adapter", "jobs"]
 
@@ -43,5 +43,5 @@ def compare(
     with progress_on(errors(), shown=not printing.quiet) as stage:
         report = run(folders, options, stage)
     print_with_pictures(
-        "compare", report, printing, pictures, compare_document, compare_view, compare_view
+        "compare", report, printing, pictures, CompareReport.to_dict, compare_view, compare_view
     )

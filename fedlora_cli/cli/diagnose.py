@@ -19,7 +19,6 @@ from fedlora_cli.remote import Location
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.diagnose import diagnose_view
 from fedlora_cli.reports.diagnose import DiagnoseReport, Verdict
-from fedlora_cli.reports.document import diagnose_document
 
 _PANEL = "For pipelines"
 
@@ -110,7 +109,7 @@ def diagnose(
         report,
         printing,
         pictures,
-        diagnose_document,
+        DiagnoseReport.to_dict,
         partial(diagnose_view, modules=printing.verbose),
         partial(diagnose_view, modules=True),
     )

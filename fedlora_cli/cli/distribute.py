@@ -18,7 +18,7 @@ from fedlora_cli.methods import METHODS
 from fedlora_cli.remote import Location
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.distribution import distribute_view
-from fedlora_cli.reports.document import distribute_document
+from fedlora_cli.reports.distribution import DistributeReport
 from fedlora_cli.reports.provenance import read_provenance
 from fedlora_cli.rounds.options import DistributeOptions
 
@@ -48,7 +48,7 @@ def distribute(
         report = run(adapter, output, clients, options, stage)
     view = partial(distribute_view, details=printing.verbose)
     following = f"fedlora aggregate CLIENTS -o DIR{_next_options(adapter)}"
-    print_start(printing, report, distribute_document, view, following)
+    print_start(printing, report, DistributeReport.to_dict, view, following)
 
 
 def _next_options(source: Location) -> str:

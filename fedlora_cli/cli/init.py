@@ -12,7 +12,7 @@ from fedlora_cli.cli.command import Only, command, heavy_imports
 from fedlora_cli.cli.console import Printing, errors, print_start
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.distribution import init_view
-from fedlora_cli.reports.document import init_document
+from fedlora_cli.reports.distribution import InitReport
 from fedlora_cli.rounds.options import InitOptions
 
 
@@ -45,4 +45,4 @@ def init(
     with progress_on(errors(), shown=not printing.quiet) as stage:
         report = run(base, output, clients, options, stage)
     view = partial(init_view, details=printing.verbose)
-    print_start(printing, report, init_document, view, "fedlora aggregate CLIENTS -o global")
+    print_start(printing, report, InitReport.to_dict, view, "fedlora aggregate CLIENTS -o global")

@@ -13,7 +13,7 @@ from fedlora_cli.cli.console import Printing, errors, quoted, say, show
 from fedlora_cli.errors import InputError
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.inspect import inspect_views
-from fedlora_cli.reports.document import inspect_document, to_json
+from fedlora_cli.reports.document import to_json
 from fedlora_cli.reports.inspect import InspectReport
 
 
@@ -39,7 +39,7 @@ def inspect(
     with progress_on(errors(), shown=not printing.quiet) as stage:
         report = run(folders, options, stage)
     if printing.json:
-        typer.echo(to_json(inspect_document(report)), nl=False)
+        typer.echo(to_json(report.to_dict()), nl=False)
     elif not printing.quiet:
         for number, view in enumerate(inspect_views(report, modules=printing.verbose)):
             if number:

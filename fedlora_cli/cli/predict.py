@@ -15,7 +15,7 @@ from fedlora_cli.cli.console import Printing
 from fedlora_cli.cli.forecast_clients import forecast_clients
 from fedlora_cli.cli.pictures import Pictures, print_with_pictures
 from fedlora_cli.render.views.predict import predict_view
-from fedlora_cli.reports.document import predict_document
+from fedlora_cli.reports.predict import PredictReport
 
 
 @command
@@ -65,7 +65,7 @@ def predict(
         report,
         printing,
         pictures,
-        predict_document,
+        PredictReport.to_dict,
         partial(predict_view, details=printing.verbose),
         partial(predict_view, details=True),
     )

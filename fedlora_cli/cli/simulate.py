@@ -20,7 +20,6 @@ from fedlora_cli.methods import METHODS
 from fedlora_cli.options import whole_numbers
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.simulate import simulate_view
-from fedlora_cli.reports.document import simulate_document
 from fedlora_cli.reports.simulate import SimulateReport
 from fedlora_cli.simulation.options import (
     COMPARISON,
@@ -141,7 +140,7 @@ def simulate(
         report,
         printing,
         pictures,
-        simulate_document,
+        SimulateReport.to_dict,
         partial(simulate_view, details=printing.verbose),
         partial(simulate_view, details=True, warnings=True),
         written=(output,),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora_cli.clients.reading import LeftOut, SamplesFrom
+from fedlora_cli.reports.document import AGGREGATE_SCHEMA, ON_DEMAND, document
+from fedlora_cli.reports.notebook import Summary, at_risk, shown_by_summary, span, table
 
 #: The source of the sample counts, as terminal and model card show it.
 SAMPLES_SOURCE: dict[SamplesFrom, str] = {
@@ -83,10 +85,6 @@ class Verification:
     worst: str
 
 
-#: Metadata of a field that a document has only if its value is not None.
-ON_DEMAND = {"on demand": True}
-
-
 @dataclass(frozen=True)
 class RouteRow:
     """The modules of one shape and one total rank. `seconds` is an estimate for all of them on one
@@ -117,6 +115,7 @@ class WorkEstimate:
     routes: tuple[RouteRow, ...]
 
 
+@shown_by_summary
 @dataclass(frozen=True)
 class AggregateReport:
     """One aggregation. Values that need tensors are None after a dry run.
@@ -156,3 +155,31 @@ class AggregateReport:
     files: Mapping[str, str] = field(default_factory=dict)
     format: str = "peft"
     work: WorkEstimate | None = field(default=None, metadata=ON_DEMAND)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` prints, as plain values."""
+        return document(AGGREGATE_SCHEMA, self)
+
+    def _summary(self) -> Summary:
+        return Summary(
+            (
+                ("method", self.method),
+                ("clients", len(self.clients)),
+                ("left out", len(self.left_out) or None),
+                ("ranks", span(row.rank for row in self.clients)),
+                ("shared rank", self.shared_rank),
+                ("output rank", self.rank),
+                ("rank at risk", at_risk(self.partitions)),
+                ("ρ", self.energy_ratio),
+                ("kept energy", self.kept_energy),
+                ("output", self.output),
+            ),
+            self.warnings,
+            table(
+                ("client", "rank", "samples", "weight", "largest weight", "‖ΔW‖"),
+                self.clients,
+                lambda row: (
+                    row.name, row.rank, row.samples, row.weight, row.max_weight, row.norm
+                ),
+            ),
+        )  # fmt: skip

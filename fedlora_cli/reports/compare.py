@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from fedlora_cli.reports.document import COMPARE_SCHEMA, document
+from fedlora_cli.reports.notebook import Summary, shown_by_summary, span, table
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class MethodRow:
     refused: str | None
 
 
+@shown_by_summary
 @dataclass(frozen=True)
 class CompareReport:
     """All methods side by side. `distances` (M, M) are ‖ΔW_a - ΔW_b‖_F / ‖M‖_F between the rows of
@@ -46,3 +51,27 @@ class CompareReport:
     shared_seconds: float
     warnings: tuple[str, ...]
     version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` prints, as plain values."""
+        return document(COMPARE_SCHEMA, self)
+
+    def _summary(self) -> Summary:
+        return Summary(
+            (
+                ("methods", len(self.methods)),
+                ("clients", len(self.ranks)),
+                ("ranks", span(self.ranks)),
+                ("shared rank", self.shared_rank),
+                ("modules", self.modules),
+            ),
+            self.warnings,
+            table(
+                ("method", "rank", "ρ", "effective rank", "kept energy", "distance", "remark"),
+                self.methods,
+                lambda row: (
+                    row.name, row.rank, row.energy_ratio, row.effective_rank, row.kept_energy,
+                    row.distance, row.refused or "",
+                ),
+            ),
+        )  # fmt: skip

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from fedlora_cli.reports.document import DIAGNOSE_SCHEMA, document
+from fedlora_cli.reports.notebook import Summary, at_risk, shown_by_summary, span, table
+from fedlora_cli.text import shortened
 
 #: From good to bad; `fedlora_cli.analysis.diagnosis.verdict` defines them.
 Verdict = Literal["healthy", "at risk", "collapsing", "collapsed"]
@@ -178,6 +182,7 @@ class Thresholds:
     dead: float
 
 
+@shown_by_summary
 @dataclass(frozen=True)
 class DiagnoseReport:
     """One diagnosis. `energy_ratio` is the ρ that `--fail-above` checks: of the adapter, of the
@@ -198,3 +203,31 @@ class DiagnoseReport:
     thresholds: Thresholds
     warnings: tuple[str, ...]
     version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` prints, as plain values."""
+        return document(DIAGNOSE_SCHEMA, self)
+
+    def _summary(self) -> Summary:
+        cohort, trend = self.cohort, self.trend
+        return Summary(
+            (
+                ("verdict", self.verdict or "none"),
+                ("method", shortened(sorted({one for one in self.methods if one})) or None),
+                (self.subject if self.subject != "adapter" else "adapters", len(self.adapters)),
+                ("ranks", span(row.rank for row in self.adapters)),
+                ("shared rank", self.shared_rank),
+                ("rank at risk", cohort and at_risk(cohort.partitions)),
+                ("ρ", self.energy_ratio),
+                ("γ", trend and trend.gamma),
+            ),
+            self.warnings,
+            table(
+                ("name", "rank", "samples", "ρ", "effective rank", "‖ΔW‖"),
+                self.adapters,
+                lambda row: (
+                    row.name, row.rank, row.samples, row.energy_ratio, row.effective_rank, row.norm
+                ),
+            ),
+            (self.reason,) if self.reason else (),
+        )  # fmt: skip

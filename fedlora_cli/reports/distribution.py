@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from fedlora_cli.reports.document import DISTRIBUTE_SCHEMA, INIT_SCHEMA, document
+from fedlora_cli.reports.notebook import Summary, shown_by_summary, span, table
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class DistributedRow:
     kept_energy: float | None
 
 
+#: The columns of an adapter in a notebook, after its name.
+_COLUMNS = ("rank", "alpha", "dtype", "bytes", "kept energy")
+
+
+def _cells(row: DistributedRow) -> tuple[object, ...]:
+    return row.name, row.rank, row.alpha, row.dtype, row.bytes, row.kept_energy
+
+
 @dataclass(frozen=True)
 class DistributedModule:
     """One module of the global adapter. `singular_values` are those above rounding. The adapters
@@ -42,6 +54,7 @@ class DistributedModule:
     most_kept: float | None
 
 
+@shown_by_summary
 @dataclass(frozen=True)
 class DistributeReport:
     """The global adapter in the folder `source` and of rank `rank`, at the ranks of the clients."""
@@ -54,6 +67,23 @@ class DistributeReport:
     modules: tuple[DistributedModule, ...]
     warnings: tuple[str, ...]
     version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` prints, as plain values."""
+        return document(DISTRIBUTE_SCHEMA, self)
+
+    def _summary(self) -> Summary:
+        return Summary(
+            (
+                ("clients", len(self.clients)),
+                ("ranks", span(row.rank for row in self.clients)),
+                ("global rank", self.rank),
+                ("modules", len(self.modules)),
+                ("output", self.output),
+            ),
+            self.warnings,
+            table(("client", *_COLUMNS), self.clients, _cells),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +105,7 @@ class HeadRow:
     drawn: bool
 
 
+@shown_by_summary
 @dataclass(frozen=True)
 class InitReport:
     """The initial adapters, one per rank. `model_class` is the class in transformers."""
@@ -89,3 +120,23 @@ class InitReport:
     adapters: tuple[DistributedRow, ...]
     warnings: tuple[str, ...]
     version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` prints, as plain values."""
+        return document(INIT_SCHEMA, self)
+
+    def _summary(self) -> Summary:
+        return Summary(
+            (
+                ("adapters", len(self.adapters)),
+                ("ranks", span(row.rank for row in self.adapters)),
+                ("modules", sum(len(row.names) for row in self.targets)),
+                ("full tensors", len(self.tensors) or None),
+                ("base model", self.base_model),
+                ("model class", self.model_class),
+                ("seed", self.seed),
+                ("output", self.output),
+            ),
+            self.warnings,
+            table(("adapter", *_COLUMNS), self.adapters, _cells),
+        )

@@ -10,13 +10,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from fedlora_cli.methods.method import Method
-from fedlora_cli.reports.aggregate import ON_DEMAND, AggregateReport
-from fedlora_cli.reports.compare import CompareReport
-from fedlora_cli.reports.diagnose import DiagnoseReport
-from fedlora_cli.reports.distribution import DistributeReport, InitReport
-from fedlora_cli.reports.inspect import InspectReport
-from fedlora_cli.reports.predict import PredictReport
-from fedlora_cli.reports.simulate import SimulateReport
 
 AGGREGATE_SCHEMA = "fedlora.aggregate/1"
 COMPARE_SCHEMA = "fedlora.compare/1"
@@ -27,6 +20,9 @@ INSPECT_SCHEMA = "fedlora.inspect/1"
 METHODS_SCHEMA = "fedlora.methods/1"
 PREDICT_SCHEMA = "fedlora.predict/1"
 SIMULATE_SCHEMA = "fedlora.simulate/1"
+
+#: Metadata of a field that a document has only if its value is not None.
+ON_DEMAND = {"on demand": True}
 
 #: Characters other than printable ASCII and line breaks.
 _SPECIAL = re.compile(r"[^\x20-\x7e\n]")
@@ -44,37 +40,13 @@ METHOD_COLUMNS = (
 )
 
 
-def aggregate_document(report: AggregateReport) -> dict[str, Any]:
-    """The document of one aggregation, which `--json` prints and `fedlora.json` keeps."""
-    return _document(AGGREGATE_SCHEMA, report)
-
-
-def compare_document(report: CompareReport) -> dict[str, Any]:
-    return _document(COMPARE_SCHEMA, report)
-
-
-def diagnose_document(report: DiagnoseReport) -> dict[str, Any]:
-    return _document(DIAGNOSE_SCHEMA, report)
-
-
-def distribute_document(report: DistributeReport) -> dict[str, Any]:
-    return _document(DISTRIBUTE_SCHEMA, report)
-
-
-def init_document(report: InitReport) -> dict[str, Any]:
-    return _document(INIT_SCHEMA, report)
-
-
-def inspect_document(report: InspectReport) -> dict[str, Any]:
-    return _document(INSPECT_SCHEMA, report)
-
-
-def predict_document(report: PredictReport) -> dict[str, Any]:
-    return _document(PREDICT_SCHEMA, report)
-
-
-def simulate_document(report: SimulateReport) -> dict[str, Any]:
-    return _document(SIMULATE_SCHEMA, report)
+def document(schema: str, report: Any) -> dict[str, Any]:
+    """The document of a report, as plain values: what `--json` prints."""
+    values = asdict(report)
+    for field in fields(report):
+        if field.metadata == ON_DEMAND and values[field.name] is None:
+            del values[field.name]
+    return {"schema": schema, **_without_nan(values)}
 
 
 def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
@@ -117,20 +89,12 @@ def _escaped(letter: str) -> str:
     return letter if letter.isprintable() else json.dumps(letter)[1:-1]
 
 
-def _document(schema: str, report: Any) -> dict[str, Any]:
-    values = asdict(report)
-    for field in fields(report):
-        if field.metadata == ON_DEMAND and values[field.name] is None:
-            del values[field.name]
-    return {"schema": schema, **_without_nan(values)}
-
-
 def _without_nan(value: Any) -> Any:
     """The value with None for every NaN and infinity."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_nan(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):  # NumPy's are floats, too
+        return float(value) if math.isfinite(value) else None
     return value

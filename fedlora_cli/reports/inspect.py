@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fedlora_cli.adapters.adapter import Role
+from fedlora_cli.reports.document import INSPECT_SCHEMA, document
+from fedlora_cli.reports.notebook import Summary, shown_by_summary, span, table
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Fault:
     cure: str
 
 
+@shown_by_summary
 @dataclass(frozen=True)
 class InspectReport:
     """One inspection. With `values`, every tensor was read; `faults` names each that is not finite.
@@ -104,3 +108,28 @@ class InspectReport:
     notes: tuple[str, ...]
     values: bool
     version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` prints, as plain values."""
+        return document(INSPECT_SCHEMA, self)
+
+    def _summary(self) -> Summary:
+        faults = [f"{one.where}: {one.found}; {one.cure}" for one in self.faults]
+        return Summary(
+            (
+                ("adapters", len(self.adapters)),
+                ("ranks", span(row.rank for row in self.adapters)),
+                ("differences", len(self.differences)),
+            ),
+            faults,
+            table(
+                ("adapter", "rank", "modules", "parameters", "samples", "base model"),
+                self.adapters,
+                lambda row: (
+                    row.name, row.rank, sum(len(group.names) for group in row.modules),
+                    row.parameters, row.samples, row.base_model,
+                ),
+            ),
+            self.notes,
+            alarm="faults",
+        )  # fmt: skip

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from fedlora_cli.reports.document import PREDICT_SCHEMA, document
+from fedlora_cli.reports.notebook import Summary, at_risk, shown_by_summary, span, table
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class MethodForecast:
     note: str
 
 
+@shown_by_summary
 @dataclass(frozen=True)
 class PredictReport:
     """One forecast. `coverage` is by rank index; `start` is the assumed ρ of round 0.
@@ -68,3 +73,29 @@ class PredictReport:
     advice: tuple[str, ...]
     warnings: tuple[str, ...]
     version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` prints, as plain values."""
+        return document(PREDICT_SCHEMA, self)
+
+    def _summary(self) -> Summary:
+        return Summary(
+            (
+                ("clients", len(self.ranks)),
+                ("ranks", span(self.ranks)),
+                ("shared rank", self.shared_rank),
+                ("rank at risk", at_risk(self.partitions)),
+                ("clients per round", self.present),
+                ("methods", len(self.methods)),
+            ),
+            self.warnings,
+            table(
+                ("method", "γ", "rounds to ρ 0.9", "rounds to ρ 0.99", "largest weight", "of rank"),
+                self.methods,
+                lambda row: (
+                    row.name, row.gamma, row.rounds_to_90, row.rounds_to_99, row.largest_weight,
+                    row.heaviest_rank,
+                ),
+            ),
+            self.advice,
+        )  # fmt: skip

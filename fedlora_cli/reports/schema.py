@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fedlora_cli.reports.aggregate import ON_DEMAND
+from fedlora_cli.reports.document import ON_DEMAND
 
 _PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},

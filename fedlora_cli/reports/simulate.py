@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedlora_cli.reports.aggregate import ON_DEMAND
+from fedlora_cli.reports.document import ON_DEMAND, SIMULATE_SCHEMA, document
+from fedlora_cli.reports.notebook import Summary, shown_by_summary, span, table
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Grid:
     rows: tuple[tuple[ArmRow | None, ...], ...]
 
 
+@shown_by_summary
 @dataclass(frozen=True)
 class SimulateReport:
     """One simulation. `setting` has the options that all runs share; `ranks` are those of the
@@ -116,6 +118,35 @@ class SimulateReport:
     warnings: tuple[str, ...]
     version: str
     lead: Lead | None = field(default=None, metadata=ON_DEMAND)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--json` prints, as plain values."""
+        return document(SIMULATE_SCHEMA, self)
+
+    def _summary(self) -> Summary:
+        lead = self.lead
+        return Summary(
+            (
+                ("task", self.task),
+                ("clients", len(self.ranks)),
+                ("ranks", span(self.ranks)),
+                ("rounds", self.rounds),
+                ("seeds", len(self.seeds)),
+                ("arms", len(self.best)),
+                ("best arm", lead and lead.first),
+                ("lead", lead and ("significant" if lead.significant else "not significant")),
+                ("output", self.output),
+            ),
+            self.warnings,
+            table(
+                ("arm", "rate", "accuracy", "sd", "ρ", "verdicts"),
+                self.best,
+                lambda row: (
+                    row.arm, row.rate, row.accuracy.mean, row.accuracy.sd, row.energy_ratio.mean,
+                    ", ".join(dict.fromkeys(verdict or "none" for verdict in row.verdicts)),
+                ),
+            ),
+        )  # fmt: skip
 
     @property
     def best(self) -> tuple[ArmRow, ...]:

@@ -25,7 +25,7 @@ from fedlora_cli.files.locations import location
 from fedlora_cli.files.writing import write_text
 from fedlora_cli.remote import Location, Remote
 from fedlora_cli.reports.aggregate import AggregateReport
-from fedlora_cli.reports.document import aggregate_document, to_json
+from fedlora_cli.reports.document import to_json
 from fedlora_cli.reports.model_card import model_card
 from fedlora_cli.reports.provenance import write_report
 from fedlora_cli.rounds.output import check_readable, write_adapter, written_bytes
@@ -89,7 +89,7 @@ def execute(task: Preparation, stage: engine.Stage = engine.quiet) -> AggregateR
                 checked = verify(plan, folder, jobs, stage("verifying"))
                 report = replace(report, verification=checked)
             report = replace(report, files=sha256_of_all(folder))
-            document = to_json(aggregate_document(_with_relative_paths(output, report)))
+            document = to_json(_with_relative_paths(output, report).to_dict())
             write_report(folder, document)
         return _explained(plan, jobs, report) if options.explain else report
 

@@ -22,7 +22,7 @@ from fedlora_cli.files.output import write_file
 from fedlora_cli.formats.terms import WEIGHTS
 from fedlora_cli.linalg.spectrum import energy_ratio
 from fedlora_cli.reports.aggregate import AggregateReport
-from fedlora_cli.reports.document import diagnose_document, to_json
+from fedlora_cli.reports.document import to_json
 from fedlora_cli.rounds.aggregate import aggregate
 from fedlora_cli.rounds.distribute import distribute
 from fedlora_cli.rounds.options import DistributeOptions
@@ -95,7 +95,7 @@ def perform(federation: Federation, run: Run, on_round: Callable[[], None]) -> N
         shared = min(ranks) if min(ranks) < max(ranks) else None
         options = DiagnoseOptions("rounds", shared, jobs=1)
         report = diagnose([round_folder(folder, m["round"]) / "global" for m in whole], options)
-        write_file(folder / DIAGNOSIS, to_json(diagnose_document(report)).encode())
+        write_file(folder / DIAGNOSIS, to_json(report.to_dict()).encode())
 
 
 def _round(federation: Federation, run: Run, number: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fedlora_cli.files.alone import alone_in
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
 from fedlora_cli.libraries import muted
-from fedlora_cli.reports.document import simulate_document, to_json
+from fedlora_cli.reports.document import to_json
 from fedlora_cli.reports.simulate import ArmRow, SimulateReport
 from fedlora_cli.rounds.initialize import initialize
 from fedlora_cli.rounds.options import InitOptions
@@ -92,7 +92,7 @@ def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> Simu
         warnings=_warnings(options, rows, len(runs) - len(waiting), len(runs)),
         version=__version__,
     )
-    write_file(root / REPORT, to_json(simulate_document(report)).encode())
+    write_file(root / REPORT, to_json(report.to_dict()).encode())
     return report
 
 

@@ -170,11 +170,11 @@ def test_simulations_are_valid_documents_without_nan() -> None:
     jsonschema.Draft202012Validator.check_schema(kept)
 
     for report in (simulation(PLAIN), lost):
-        written = document.to_json(document.simulate_document(report))
+        written = document.to_json(report.to_dict())
         read = json.loads(written, parse_constant=pytest.fail)
         jsonschema.Draft202012Validator(kept).validate(read)
         assert set(read["arms"][0]) >= {"arm", "rate", "best", "accuracy", "energy_ratio", "rounds"}
-    read = json.loads(document.to_json(document.simulate_document(unknown)))
+    read = json.loads(document.to_json(unknown.to_dict()))
     assert read["arms"][0]["norm"] == {"mean": None, "sd": None}
     assert read["arms"][0]["rounds"][-1]["round"] == 20
 
