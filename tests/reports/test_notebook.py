@@ -163,7 +163,7 @@ def test_a_report_is_a_line_with_the_first_facts(reports: dict[str, Any]) -> Non
         f"<CompareReport: methods {len(reports['compare'].methods)}, clients 3, ranks 2-6, "
     )
     assert repr(reports["inspect"]) == (
-        "<InspectReport: adapters 3, ranks 2-6, differences 1, faults 0>"
+        "<InspectReport: adapters 3, ranks 2-6, differences 2, faults 0>"
     )
     assert repr(reports["diagnose"]).startswith(
         "<DiagnoseReport: verdict none, clients 3, ranks 2-6, shared rank 2, rank at risk 4-6, ρ 0."
@@ -183,7 +183,7 @@ def test_a_report_is_a_line_with_the_first_facts(reports: dict[str, Any]) -> Non
     lead = Lead("raflora", "flexlora", 0.125, 0.05, 3, significant=True)
     assert repr(replace(reports["simulate"], lead=lead)) == (
         "<SimulateReport: task digits, clients 10, ranks 4-32, rounds 20, seeds 3, arms 2, "
-        "best arm raflora, lead significant, output run, warnings 0>"
+        "best arm raflora, lead significant, output run, warnings 1>"
     )
 
 
