@@ -11,7 +11,8 @@ has the attribute `is_transposed`. With a weight of shape (first, second), A is 
 
 (huggingface/peft pull requests 3083 and 3165). So 0.19.0 exchanges both sides of every model as
 compared to later versions, and earlier versions those of most models. transformers before version
-5 has no `is_transposed`: all its models are "most models".
+5 has no `is_transposed`: all its models are "most models". PEFT keeps the version of a config
+that it loads, so a client that goes on with square experts of another layout shows the wrong one.
 """
 
 from __future__ import annotations
