@@ -17,7 +17,7 @@ from fedlora_cli.render.figures.panels import (
     shares,
     whole_ticks,
 )
-from fedlora_cli.render.view import rho
+from fedlora_cli.render.wording import rho
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport
 from fedlora_cli.text import rank_range
 

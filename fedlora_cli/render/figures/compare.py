@@ -30,7 +30,7 @@ from fedlora_cli.render.figures.panels import (
     percent_axis,
     whole_ticks,
 )
-from fedlora_cli.render.view import rho
+from fedlora_cli.render.wording import rho
 from fedlora_cli.reports.compare import CompareReport, MethodRow
 
 

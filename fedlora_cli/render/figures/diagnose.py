@@ -8,7 +8,7 @@ from fedlora_cli.render.figures.adapter import adapter_figure
 from fedlora_cli.render.figures.canvas import literal, look
 from fedlora_cli.render.figures.clients import clients_figure
 from fedlora_cli.render.figures.rounds import rounds_figure
-from fedlora_cli.render.view import rho
+from fedlora_cli.render.wording import rho
 from fedlora_cli.reports.diagnose import DiagnoseReport
 
 _FIGURES = {"adapter": adapter_figure, "clients": clients_figure, "rounds": rounds_figure}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedlora_cli.render.figures.canvas import COLOURS, DASHES, HEAT, MARKERS, look, new_figure
-from fedlora_cli.render.view import count, share
+from fedlora_cli.render.wording import count, share
 from fedlora_cli.reports.predict import MethodForecast, PredictReport
 from fedlora_cli.text import rank_range
 

@@ -23,7 +23,7 @@ from fedlora_cli.render.figures.arms import (
 from fedlora_cli.render.figures.canvas import HEAT, literal, look, new_figure
 from fedlora_cli.render.figures.heat import crossing
 from fedlora_cli.render.figures.panels import heading, nothing, numbers, thinned
-from fedlora_cli.render.view import count, rho
+from fedlora_cli.render.wording import count, rho
 from fedlora_cli.reports.simulate import Grid, SimulateReport
 
 #: The most learning rates with a label.

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.view import (
-    Bar,
-    Block,
-    Paragraph,
-    Table,
-    count,
-    number,
-    rho,
-    share,
-    short,
-    table,
-)
+from fedlora_cli.render.view import Bar, Block, Paragraph, Table, table
+from fedlora_cli.render.wording import count, number, rho, share
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, EnergyRow
 from fedlora_cli.text import rank_range
 
 
 def adapter_summary(report: DiagnoseReport) -> str:
-    """The headline: rank, modules, norm and the shared rank."""
+    """The headline: rank, modules and norm."""
     row = report.adapters[0]
-    shared = "unknown" if report.shared_rank is None else str(report.shared_rank)
-    modules = count(len(row.modules), "module")
-    return f"rank {row.rank}, {modules}, norm {row.norm:.3g}, shared rank {shared}"
+    return f"rank {row.rank}, {count(len(row.modules), 'module')}, norm {row.norm:.3g}"
 
 
 def adapter_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
@@ -31,7 +19,7 @@ def adapter_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     row = report.adapters[0]
     return [
         energy_table(row.partitions),
-        Paragraph("\n".join(spectrum_lines(row, report.shared_rank))),
+        spectrum_paragraph(row, report.shared_rank),
         modules_table(row, whole=whole),
     ]
 
@@ -49,7 +37,7 @@ def energy_table(partitions: tuple[EnergyRow, ...], title: str = "") -> Table:
     )
 
 
-def spectrum_lines(row: AdapterRow, shared_rank: int | None) -> list[str]:
+def spectrum_paragraph(row: AdapterRow, shared_rank: int | None) -> Paragraph:
     """ρ, the ranks and the dead directions of an adapter, in sentences."""
     lines = []
     if row.energy_ratio is not None and shared_rank is not None:
@@ -62,7 +50,7 @@ def spectrum_lines(row: AdapterRow, shared_rank: int | None) -> list[str]:
         f"{row.dead} of {row.directions} directions are dead: less than a millionth of their "
         "module's energy",
     ]
-    return lines
+    return Paragraph("\n".join(lines))
 
 
 def modules_table(row: AdapterRow, *, whole: bool) -> Table:
@@ -75,11 +63,11 @@ def modules_table(row: AdapterRow, *, whole: bool) -> Table:
             ("module", "name", lambda module: module.name),
             ("rank", "number", lambda module: module.rank),
             ("ρ", "number", lambda module: rho(module.energy_ratio)),
-            ("effective", "number", lambda module: number(module.effective_rank, 1)),
-            ("stable", "number", lambda module: number(module.stable_rank, 1)),
+            ("effective", "number", lambda module: number(module.effective_rank, ".1f")),
+            ("stable", "number", lambda module: number(module.stable_rank, ".1f")),
             ("99 % in", "number", lambda module: module.rank_99),
             ("dead", "number", lambda module: module.dead),
-            ("norm", "number", lambda module: short(module.norm)),
+            ("norm", "number", lambda module: number(module.norm, ".3g")),
         ],
         shown=None if whole else 12,
     )

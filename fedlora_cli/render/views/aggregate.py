@@ -4,22 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fedlora_cli.render.view import (
-    Bar,
-    Block,
-    Field,
-    Paragraph,
-    Table,
-    View,
-    count,
-    duration,
-    file_size,
-    number,
-    percent,
-    shape_text,
-    short,
-    table,
-)
+from fedlora_cli.render.view import Bar, Block, Field, Paragraph, Table, View, table
+from fedlora_cli.render.wording import count, duration, file_size, number, percent, shape_text
 from fedlora_cli.reports.aggregate import (
     SAMPLES_SOURCE,
     AggregateReport,
@@ -60,13 +46,11 @@ def aggregate_view(report: AggregateReport, *, modules: bool, explain: bool = Fa
 
 def _clients(report: AggregateReport, *, whole: bool) -> Table:
     """The clients, with a column for every optional value that the aggregation has computed."""
+    normed = any(row.norm is not None for row in report.clients)
     optional: tuple[tuple[bool, Field[ClientRow]], ...] = (
-        (
-            any(row.norm is not None for row in report.clients),
-            ("norm", "number", lambda row: short(row.norm)),
-        ),
-        ("--clip-norm" in report.options, ("clip", "number", lambda row: short(row.clip))),
-        ("--robust" in report.options, ("trust", "number", lambda row: short(row.trust))),
+        (normed, ("norm", "number", lambda row: number(row.norm, ".3g"))),
+        ("--clip-norm" in report.options, ("clip", "number", lambda row: number(row.clip, ".3g"))),
+        ("--robust" in report.options, ("trust", "number", lambda row: number(row.trust, ".3g"))),
     )
     return table(
         report.clients,

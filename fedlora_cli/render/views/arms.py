@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedlora_cli.render.view import (
-    Field,
-    Table,
-    duration,
-    file_size,
-    matrix,
-    number,
-    rho,
-    short,
-    table,
-)
+from fedlora_cli.render.view import Field, Table, matrix, table
+from fedlora_cli.render.wording import duration, file_size, number, rho
 from fedlora_cli.reports.simulate import ArmRow, Grid, SimulateReport, Spread
 
 #: Rounds in the table of accuracies by round.
@@ -34,9 +25,9 @@ def results_table(report: SimulateReport) -> Table:
             *([rate] if len(report.rates) > 1 else []),
             ("accuracy", "number", lambda row: _result(report, row)),
             (f"ρ at {report.shared_rank}", "number", lambda row: rho(row.energy_ratio.mean)),
-            ("effective", "number", lambda row: number(row.effective_rank.mean, 1)),
+            ("effective", "number", lambda row: number(row.effective_rank.mean, ".1f")),
             ("γ", "number", lambda row: number(row.gamma.mean)),
-            ("‖ΔW‖", "number", lambda row: short(row.norm.mean)),
+            ("‖ΔW‖", "number", lambda row: number(row.norm.mean, ".3g")),
         ],
         shown=None,
     )
@@ -54,7 +45,8 @@ def rate_tables(report: SimulateReport) -> list[Table]:
 
     cells = [[cell(row, rate) for rate in report.rates] for row in report.best]
     title = "accuracy by learning rate; *: best validation accuracy of the arm"
-    return _matrices(title, "arm", _names(report), [f"{rate:g}" for rate in report.rates], cells)
+    names, heads = [row.arm for row in report.best], [f"{rate:g}" for rate in report.rates]
+    return _matrices(title, "arm", names, heads, cells)
 
 
 def grid_tables(report: SimulateReport, grid: Grid) -> list[Table]:
@@ -83,13 +75,14 @@ def round_tables(report: SimulateReport) -> list[Table]:
     }
     if not scored:
         return []
-    shown, digits, before = _some(sorted(scored)), report.digits, report.start_accuracy.mean
-    start = [] if before is None else [number(before, digits)]
+    shown, form = _some(sorted(scored)), f".{report.digits}f"
+    start = {} if report.start_accuracy.mean is None else {"start": report.start_accuracy.mean}
     cells = [
-        [*start, *(number(scores[row.arm].get(t), digits) for t in shown)] for row in report.best
+        [number(score, form) for score in (*start.values(), *map(by_round.get, shown))]
+        for by_round in scores.values()
     ]
-    heads = [*("start" for _ in start), *map(str, shown)]
-    return _matrices("accuracy by round", "arm", _names(report), heads, cells)
+    heads = [*start, *map(str, shown)]
+    return _matrices("accuracy by round", "arm", [*scores], heads, cells)
 
 
 def every_round_table(report: SimulateReport, row: ArmRow) -> Table:
@@ -100,7 +93,7 @@ def every_round_table(report: SimulateReport, row: ArmRow) -> Table:
             ("round", "text", lambda point: point.round),
             ("accuracy", "number", lambda point: accuracy(report, point.accuracy)),
             (f"ρ at {report.shared_rank}", "number", lambda point: rho(point.energy_ratio.mean)),
-            ("‖ΔW‖", "number", lambda point: short(point.norm.mean)),
+            ("‖ΔW‖", "number", lambda point: number(point.norm.mean, ".3g")),
         ],
         f"{row.arm}{at_rate(report, row)}, every round",
         shown=None,
@@ -130,7 +123,8 @@ def at_rate(report: SimulateReport, row: ArmRow) -> str:
 
 def accuracy(report: SimulateReport, value: Spread) -> str:
     """An accuracy with its standard deviation."""
-    return _spread(value, report.digits)
+    form = f".{report.digits}f"
+    return number(value.mean, form) + ("" if value.sd is None else f" ± {value.sd:{form}}")
 
 
 def _result(report: SimulateReport, row: ArmRow) -> str:
@@ -138,20 +132,6 @@ def _result(report: SimulateReport, row: ArmRow) -> str:
         return "diverged"
     left = f" ({row.runs - len(row.diverged)} of {row.runs})" if row.diverged else ""
     return f"{accuracy(report, row.accuracy)}{left}"
-
-
-def _spread(value: Spread, digits: int) -> str:
-    """A mean with its standard deviation.
-
-    >>> _spread(Spread(0.5912, 0.0203), 2), _spread(Spread(0.5912, None), 3)
-    ('0.59 ± 0.02', '0.591')
-    """
-    deviation = "" if value.sd is None else f" ± {value.sd:.{digits}f}"
-    return f"{number(value.mean, digits)}{deviation}"
-
-
-def _names(report: SimulateReport) -> list[str]:
-    return [row.arm for row in report.best]
 
 
 def _some(rounds: Sequence[int]) -> list[int]:

@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from fedlora_cli.render.view import (
-    Bar,
-    Block,
-    Paragraph,
-    Table,
-    count,
-    matrix,
-    number,
-    percent,
-    ranks_text,
-    rho,
-    share,
-    short,
-    table,
-    wrapped,
-)
+from fedlora_cli.render.view import Bar, Block, Paragraph, Table, matrix, paragraphs, table
+from fedlora_cli.render.wording import count, number, percent, ranks_text, rho, share
 from fedlora_cli.reports.diagnose import CohortFindings, DiagnoseReport, HoldingRow, Similarity
 from fedlora_cli.text import rank_range
 
@@ -28,13 +14,10 @@ _FITTING = 10
 
 
 def clients_summary(report: DiagnoseReport) -> str:
-    """The headline: clients, ranks, modules and the shared rank."""
+    """The headline: clients, ranks and modules."""
     ranks = [row.rank for row in report.adapters]
     modules = len({module.name for row in report.adapters for module in row.modules})
-    return (
-        f"{len(ranks)} of {ranks_text(ranks)}, {count(modules, 'module')}, "
-        f"shared rank {report.shared_rank}"
-    )
+    return f"{len(ranks)} of {ranks_text(ranks)}, {count(modules, 'module')}"
 
 
 def clients_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
@@ -48,16 +31,15 @@ def clients_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     if whole and similarity is not None and len(names) <= _FITTING:
         heads = [f"{k + 1}" for k in range(len(names))]
         numbered = [f"{k} {name}" for k, name in zip(heads, names, strict=True)]
-        cells = [[number(value, 2) for value in row] for row in similarity.cosine]
+        cells = [[number(value, ".2f") for value in row] for row in similarity.cosine]
         blocks.append(matrix("cosine", numbered, heads, cells))
-    lines = "\n".join(wrapped(line) for line in _lines(report, cohort))
     meanings = (
         f"z: robust deviations of ln norm from the median; an outlier is beyond "
         f"{report.thresholds.outlier:g}",
         "effective: exp of the spectral entropy; cosine: with the sum of all others",
         "overlap: shared with the singular subspaces of others; top weight: by raflora",
     )
-    return [*blocks, Paragraph(lines), Paragraph("\n".join(meanings))]
+    return [*blocks, *paragraphs(_lines(report, cohort)), Paragraph("\n".join(meanings))]
 
 
 def _clients(report: DiagnoseReport, cohort: CohortFindings, *, whole: bool) -> Table:
@@ -67,19 +49,15 @@ def _clients(report: DiagnoseReport, cohort: CohortFindings, *, whole: bool) -> 
             ("client", "name", lambda pair: pair[0].name),
             ("rank", "number", lambda pair: pair[0].rank),
             ("samples", "number", lambda pair: f"{pair[0].samples:g}"),
-            ("norm", "number", lambda pair: short(pair[0].norm)),
-            ("z", "number", lambda pair: _signed(pair[1].outlier)),
+            ("norm", "number", lambda pair: number(pair[0].norm, ".3g")),
+            ("z", "number", lambda pair: number(pair[1].outlier, "+.1f")),
             ("ρ", "number", lambda pair: rho(pair[0].energy_ratio)),
-            ("effective", "number", lambda pair: number(pair[0].effective_rank, 1)),
-            ("cosine", "number", lambda pair: number(pair[1].cosine, 2)),
-            ("overlap", "number", lambda pair: number(pair[1].overlap, 2)),
+            ("effective", "number", lambda pair: number(pair[0].effective_rank, ".1f")),
+            ("cosine", "number", lambda pair: number(pair[1].cosine, ".2f")),
+            ("overlap", "number", lambda pair: number(pair[1].overlap, ".2f")),
         ],
         shown=None if whole else 20,
     )
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.1f}"
 
 
 def _partitions(partitions: tuple[HoldingRow, ...]) -> Table:
@@ -89,7 +67,7 @@ def _partitions(partitions: tuple[HoldingRow, ...]) -> Table:
             ("rank index", "text", lambda row: rank_range(row.first, row.last)),
             ("holders", "number", lambda row: row.holders),
             ("samples", "number", lambda row: percent(row.coverage)),
-            ("top weight", "number", lambda row: number(row.max_weight, 2)),
+            ("top weight", "number", lambda row: number(row.max_weight, ".2f")),
             ("energy its holders put there", "bar", lambda row: Bar(row.energy)),
             ("", "number", lambda row: share(row.energy)),
         ],

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.view import (
-    Bar,
-    Block,
-    Field,
-    Paragraph,
-    Table,
-    View,
-    count,
-    file_size,
-    percent,
-    shape_text,
-    table,
-    wrapped,
-)
+from fedlora_cli.render.view import Bar, Field, Table, View, paragraphs, table
+from fedlora_cli.render.wording import count, file_size, percent, shape_text
 from fedlora_cli.reports.distribution import (
     DistributedRow,
     DistributeReport,
@@ -27,30 +15,36 @@ from fedlora_cli.reports.distribution import (
 
 def distribute_view(report: DistributeReport, *, details: bool) -> View:
     """The adapter of every client; with `details`, also every module of the global adapter."""
-    blocks: list[Block] = [_received(report.clients, whole=details)]
-    if details:
-        blocks.append(_modules(report))
-    blocks.append(Paragraph(_about(report)))
+    meanings = ["energy: share of the global update's energy that an adapter holds"]
+    if any(row.padded for row in report.clients):
+        meanings.append(
+            "new: directions beyond those of the global update; B is zero and A is random, so they "
+            "change nothing yet and can be trained"
+        )
     return View(
         report.source,
         f"rank {report.rank}, {count(len(report.modules), 'module')}, "
         f"distributed as {count(len(report.clients), 'adapter')}",
-        tuple(blocks),
+        (
+            _received(report.clients, whole=details),
+            *([_modules(report)] if details else ()),
+            *paragraphs(meanings),
+        ),
     )
 
 
 def init_view(report: InitReport, *, details: bool) -> View:
     """The targets, the fully trained tensors and the adapters; with `details`, every row."""
     number = sum(len(target.names) for target in report.targets)
-    blocks: list[Block] = [_targets(report.targets, each=details)]
-    if report.tensors:
-        blocks.append(_heads(report.tensors))
-    blocks.append(_adapters(report.adapters, whole=details))
     task = "" if report.task_type is None else f"{report.task_type}, "
     return View(
         report.base_model,
         f"{report.model_class}, {task}{count(number, 'module')}, seed {report.seed}",
-        tuple(blocks),
+        (
+            _targets(report.targets, each=details),
+            *([_heads(report.tensors)] if report.tensors else ()),
+            _adapters(report.adapters, whole=details),
+        ),
     )
 
 
@@ -90,15 +84,6 @@ def _modules(report: DistributeReport) -> Table:
         ],
         shown=None,
     )
-
-
-def _about(report: DistributeReport) -> str:
-    """The meaning of the columns."""
-    lines = [wrapped("energy: share of the global update's energy that an adapter holds")]
-    if any(row.padded for row in report.clients):
-        text = "new: directions beyond those of the global update; B is zero and A is random, "
-        lines.append(wrapped(text + "so they change nothing yet and can be trained"))
-    return "\n".join(lines)
 
 
 def _targets(targets: tuple[TargetRow, ...], *, each: bool) -> Table:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
-from fedlora_cli.render.view import Paragraph, Tone, count, wrapped
+from fedlora_cli.render.view import Paragraph, paragraphs
 from fedlora_cli.render.views.arms import at_rate
-from fedlora_cli.reports.diagnose import Verdict
+from fedlora_cli.render.views.diagnose import TONES
+from fedlora_cli.render.wording import count
 from fedlora_cli.reports.simulate import SimulateReport
-
-#: The tones of the verdicts, from good to bad.
-_TONES: dict[str, Tone] = dict(
-    zip(get_args(Verdict), ("good", "warning", "bad", "bad"), strict=True)
-)
 
 
 def findings(report: SimulateReport) -> list[Paragraph]:
@@ -30,31 +24,23 @@ def _divergences(report: SimulateReport) -> list[Paragraph]:
         some = len(row.diverged) < row.runs
         runs = f"{len(row.diverged)} of {row.runs} runs" if some else "every run"
         rest = "; its numbers leave these runs out" if some else ""
-        lines.append(wrapped(f"{row.arm}{at_rate(report, row)}: {runs} diverged {when}{rest}"))
-    return [Paragraph("\n".join(lines), "warning")] if lines else []
+        lines.append(f"{row.arm}{at_rate(report, row)}: {runs} diverged {when}{rest}")
+    return paragraphs(lines, "warning")
 
 
 def _verdicts(report: SimulateReport) -> list[Paragraph]:
-    arms: dict[str, list[str]] = {verdict: [] for verdict in _TONES}
-    for row in report.best:
-        for verdict, names in arms.items():
+    blocks: list[Paragraph] = []
+    for verdict, tone in TONES.items():
+        names = []
+        for row in report.best:
             times = row.verdicts.count(verdict)
             if times:
                 some = f" ({times} of {row.runs})" if times < row.runs else ""
                 names.append(f"{row.arm}{some}")
-    all_arms = [row.arm for row in report.best]
-    return [
-        Paragraph(
-            wrapped(
-                f"{verdict}: all {len(names)} arms"
-                if names == all_arms and len(names) > 1
-                else f"{verdict}: {', '.join(names)}"
-            ),
-            _TONES[verdict],
-        )
-        for verdict, names in arms.items()
-        if names
-    ]
+        every = len(names) > 1 and names == [row.arm for row in report.best]
+        shown = f"all {len(names)} arms" if every else ", ".join(names)
+        blocks += paragraphs([f"{verdict}: {shown}"] if names else [], tone)
+    return blocks
 
 
 def _lead(report: SimulateReport) -> list[Paragraph]:
@@ -80,4 +66,4 @@ def _lead(report: SimulateReport) -> list[Paragraph]:
             f"{best} and {lead.second} next, but the difference is within the noise of {over}, "
             f"which reaches {100 * lead.margin:.1f} points"
         )
-    return [Paragraph(wrapped(text), "good" if lead.significant else "plain")]
+    return paragraphs([text], "good" if lead.significant else "plain")

@@ -6,18 +6,8 @@ import math
 from dataclasses import replace
 
 from fedlora_cli.adapters.adapter import Role
-from fedlora_cli.render.view import (
-    Block,
-    Field,
-    Paragraph,
-    Table,
-    View,
-    count,
-    file_size,
-    ranks_text,
-    shape_text,
-    table,
-)
+from fedlora_cli.render.view import Block, Field, Paragraph, Table, View, table
+from fedlora_cli.render.wording import count, file_size, ranks_text, shape_text
 from fedlora_cli.reports.inspect import Difference, InspectedAdapter, InspectReport, ModuleGroup
 from fedlora_cli.text import printable
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fedlora_cli.methods.method import Method
-from fedlora_cli.render.view import View, count, table
+from fedlora_cli.render.view import View, table
+from fedlora_cli.render.wording import count
 
 
 def methods_view(methods: Iterable[Method]) -> View:

@@ -4,23 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedlora_cli.render.view import (
-    Bar,
-    Block,
-    Field,
-    Paragraph,
-    Table,
-    View,
-    count,
-    matrix,
-    number,
-    percent,
-    ranks_text,
-    share,
-    short,
-    table,
-    wrapped,
-)
+from fedlora_cli.render.view import Bar, Block, Field, Table, View, matrix, paragraphs, table
+from fedlora_cli.render.wording import count, number, percent, ranks_text, share
 from fedlora_cli.reports.predict import MethodForecast, PredictedPartition, PredictReport
 from fedlora_cli.text import rank_range
 
@@ -40,8 +25,8 @@ def predict_view(report: PredictReport, *, details: bool) -> View:
             _by_partition(report, "Column sums of the weights", _sum),
             _by_partition(report, f"Energy left after one round{expected}", _energy),
         ]
-    blocks += [_rounds(report), Paragraph(_assumptions(report))]
-    blocks.append(Paragraph("\n".join(wrapped(line) for line in report.advice), "good"))
+    blocks += [_rounds(report), *paragraphs(_assumptions(report))]
+    blocks += paragraphs(report.advice, "good")
     return View(
         "predict",
         f"{count(len(report.ranks), 'client')} of {ranks_text(report.ranks)}, "
@@ -125,7 +110,7 @@ def _rounds(report: PredictReport) -> Table:
         report.methods,
         [
             ("method", "name", lambda method: method.name),
-            ("gamma", "number", lambda method: short(method.gamma)),
+            ("gamma", "number", lambda method: number(method.gamma, ".3g")),
             ("to 0.9", "number", lambda method: _until(method.rounds_to_90)),
             ("to 0.99", "number", lambda method: _until(method.rounds_to_99)),
             ("largest weight", "number", lambda method: number(method.largest_weight)),
@@ -139,7 +124,7 @@ def _until(rounds: int | None) -> str:
     return "never" if rounds is None else str(rounds)
 
 
-def _assumptions(report: PredictReport) -> str:
+def _assumptions(report: PredictReport) -> list[str]:
     """The meaning of the numbers, and the assumptions behind them."""
     shared = rank_range(1, report.shared_rank)
     lines = [
@@ -157,8 +142,7 @@ def _assumptions(report: PredictReport) -> str:
     for method in report.methods:
         if method.note:
             notes.setdefault(method.note, []).append(method.name)
-    lines += [f"{'; '.join(names)}: {note}." for note, names in notes.items()]
-    return "\n".join(wrapped(line) for line in lines)
+    return lines + [f"{'; '.join(names)}: {note}." for note, names in notes.items()]
 
 
 def _beside(cells: list[str]) -> list[str]:

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedlora_cli.render.view import (
-    Bar,
-    Block,
-    Paragraph,
-    Table,
-    count,
-    number,
-    rho,
-    share,
-    short,
-    table,
-)
-from fedlora_cli.render.views.adapter import energy_table, modules_table, spectrum_lines
+from fedlora_cli.render.view import Bar, Block, Paragraph, Table, table
+from fedlora_cli.render.views.adapter import energy_table, modules_table, spectrum_paragraph
+from fedlora_cli.render.wording import count, number, rho, share
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, Trend
 
 #: Rounds that the table has without --verbose: evenly spaced, with the last round.
@@ -24,15 +14,11 @@ _SHOWN = 16
 
 
 def rounds_summary(report: DiagnoseReport) -> str:
-    """The headline: rounds, methods, rank, modules and the shared rank."""
+    """The headline: rounds, methods, rank and modules."""
     last = report.adapters[-1]
-    shared = "unknown" if report.shared_rank is None else str(report.shared_rank)
     methods = list(dict.fromkeys(method for method in report.methods if method is not None))
     by = f"of {', '.join(methods)}, " if methods else "of "
-    return (
-        f"{len(report.adapters)} {by}rank {last.rank}, {count(len(last.modules), 'module')}, "
-        f"shared rank {shared}"
-    )
+    return f"{len(report.adapters)} {by}rank {last.rank}, {count(len(last.modules), 'module')}"
 
 
 def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
@@ -44,7 +30,7 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     else:
         blocks.append(_rounds(report.trend, report.shared_rank, whole=whole))
     blocks.append(energy_table(last.partitions, f"the last round, {last.name}"))
-    blocks.append(Paragraph("\n".join(spectrum_lines(last, report.shared_rank))))
+    blocks.append(spectrum_paragraph(last, report.shared_rank))
     if whole:
         blocks.append(modules_table(last, whole=True))
     if report.trend is not None and (lines := _rates(report.trend)):
@@ -53,7 +39,9 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
 
 
 def _rounds(trend: Trend, shared_rank: int, *, whole: bool) -> Table:
-    shown = range(trend.rounds) if whole else _spread(trend.rounds)
+    # Evenly spaced rounds up to the last one.
+    step = 1 if whole else -(-trend.rounds // _SHOWN)
+    shown = sorted(range(trend.rounds - 1, -1, -step))
     title = f"energy beyond rank {trend.judged_rank}: global adapter, clients above it"
     if len(shown) < trend.rounds:
         title += f"; {len(shown)} of {trend.rounds} rounds"
@@ -78,19 +66,13 @@ def _spectra(adapters: Sequence[AdapterRow]) -> Table:
         adapters,
         [
             ("round", "name", lambda row: row.name),
-            ("effective rank", "number", lambda row: number(row.effective_rank, 1)),
-            ("stable rank", "number", lambda row: number(row.stable_rank, 1)),
+            ("effective rank", "number", lambda row: number(row.effective_rank, ".1f")),
+            ("stable rank", "number", lambda row: number(row.stable_rank, ".1f")),
             ("99 % in", "number", lambda row: row.rank_99),
-            ("norm", "number", lambda row: short(row.norm)),
+            ("norm", "number", lambda row: number(row.norm, ".3g")),
         ],
         shown=None,
     )
-
-
-def _spread(rounds: int) -> Sequence[int]:
-    """Evenly spaced rounds up to the last one."""
-    step = -(-rounds // _SHOWN)
-    return sorted(range(rounds - 1, -1, -step))
 
 
 def _rates(trend: Trend) -> list[str]:

@@ -6,27 +6,10 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from fedlora_cli.render.view import (
-    Block,
-    Paragraph,
-    Table,
-    View,
-    count,
-    duration,
-    ranks_text,
-    table,
-    wrapped,
-)
-from fedlora_cli.render.views.arms import (
-    accuracy,
-    cost_table,
-    every_round_table,
-    grid_tables,
-    rate_tables,
-    results_table,
-    round_tables,
-)
+from fedlora_cli.render.view import Block, Column, Table, View, paragraphs
+from fedlora_cli.render.views import arms
 from fedlora_cli.render.views.findings import findings
+from fedlora_cli.render.wording import count, duration, ranks_text
 from fedlora_cli.reports.simulate import SimulateReport
 from fedlora_cli.text import rank_range
 
@@ -35,34 +18,39 @@ def simulate_view(report: SimulateReport, *, details: bool, warnings: bool = Fal
     """The comparison of the arms; with `details`, also every round and the whole setting; with
     `warnings`, also the warnings, which a terminal shows separately.
     """
-    blocks: list[Block] = [Paragraph(wrapped(_trained(report))), results_table(report)]
-    blocks += rate_tables(report)
-    blocks += [table for grid in report.grids for table in grid_tables(report, grid)]
-    blocks += round_tables(report)
+    blocks: list[Block] = [
+        *paragraphs([_trained(report)]),
+        arms.results_table(report),
+        *arms.rate_tables(report),
+        *(table for grid in report.grids for table in arms.grid_tables(report, grid)),
+        *arms.round_tables(report),
+    ]
     ended = [row for row in report.best if row.rounds]
     if ended:
-        blocks.append(cost_table(ended))
+        blocks.append(arms.cost_table(ended))
     if details:
-        blocks += [every_round_table(report, row) for row in ended]
-        blocks.append(_setting(report.setting))
-    blocks.append(Paragraph("\n".join(wrapped(line) for line in _meanings(report))))
-    if warnings and report.warnings:
-        blocks.append(Paragraph("\n".join(map(wrapped, report.warnings)), "warning"))
+        blocks += [arms.every_round_table(report, row) for row in ended]
+        rows = tuple(pair for pair in _flat(report.setting) if pair[1])
+        columns = (Column("setting", "name"), Column("value", "name"))
+        blocks.append(Table(columns, rows, shown=None))
+    blocks += paragraphs(_meanings(report))
+    blocks += paragraphs(report.warnings if warnings else (), "warning")
     blocks += findings(report)
-    return View("simulate", _summary(report), tuple(blocks), report.output)
-
-
-def _summary(report: SimulateReport) -> str:
-    return (
+    summary = (
         f"{report.task}, {count(len(report.ranks), 'client')} of {ranks_text(report.ranks)}, "
         f"{count(report.rounds, 'round')}, {count(len(report.seeds), 'seed')}"
     )
+    return View("simulate", summary, tuple(blocks), report.output)
 
 
 def _trained(report: SimulateReport) -> str:
     part = str(report.present) if report.present < len(report.ranks) else "all"
     known = report.start_accuracy.mean is not None
-    start = f", accuracy {accuracy(report, report.start_accuracy)} before training" if known else ""
+    start = (
+        f", accuracy {arms.accuracy(report, report.start_accuracy)} before training"
+        if known
+        else ""
+    )
     return (
         f"{report.model}: {report.train_examples:,} training examples split over "
         f"{count(len(report.ranks), 'client')}, {part} of them in every round; "
@@ -85,25 +73,12 @@ def _meanings(report: SimulateReport) -> list[str]:
     ]
 
 
-def _setting(setting: Mapping[str, Any]) -> Table:
-    """The setting that all runs share."""
-    return table(
-        [pair for pair in _flat(setting) if pair[1]],
-        [
-            ("setting", "name", lambda pair: pair[0]),
-            ("value", "name", lambda pair: pair[1]),
-        ],
-        shown=None,
-    )
-
-
 def _flat(setting: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for name, value in setting.items():
         if isinstance(value, Mapping):
             yield from _flat(value)
-        elif isinstance(value, (list, tuple)):
-            # Many clients have the same rank.
+        elif isinstance(value, (list, tuple)):  # many clients have the same rank
             groups = [(len(list(same)), item) for item, same in groupby(value)]
             yield name, ", ".join(f"{n}x{item}" if n > 1 else f"{item}" for n, item in groups)
-        else:
-            yield name, "" if value is None else str(value)
+        elif value is not None:
+            yield name, str(value)
