@@ -8,15 +8,8 @@ from matplotlib.figure import Figure
 
 from fedlora_cli.render.figures.canvas import BEYOND, WITHIN, literal, new_figure
 from fedlora_cli.render.figures.modules import MOST, module_map
-from fedlora_cli.render.figures.panels import (
-    decades,
-    floor,
-    heading,
-    legend_below,
-    nothing,
-    shares,
-    whole_ticks,
-)
+from fedlora_cli.render.figures.panels import decades, heading, legend_below, nothing, whole_ticks
+from fedlora_cli.render.figures.values import floor, shares
 from fedlora_cli.render.wording import rho
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport
 from fedlora_cli.text import rank_range
@@ -47,15 +40,14 @@ def _energy(axes: Axes, row: AdapterRow, shared_rank: int | None) -> None:
     index = np.arange(1, share.size + 1)
     split = share.size if shared_rank is None else shared_rank
     width = 0.82 if share.size <= 64 else 1.0
-    for part, colour, label in (
+    for part, color, label in (
         (slice(0, split), WITHIN, f"within the shared rank, {rank_range(1, split)}"),
         (slice(split, None), BEYOND, f"beyond it, from {split + 1}"),
     ):
         if index[part].size:
-            axes.bar(index[part], share[part], width, color=colour, label=label)
-    axes.set_xlim(0.4, share.size + 0.6)
-    whole_ticks(axes.xaxis)
-    axes.set_xlabel("rank index")
+            axes.bar(index[part], share[part], width, color=color, label=label)
+    axes.set(xlim=(0.4, share.size + 0.6), xlabel="rank index")
     axes.set_ylabel("share of the energy (log scale)")
+    whole_ticks(axes.xaxis)
     if shared_rank is not None:
         legend_below(axes, 2)

@@ -7,20 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from fedlora_cli.render.figures.canvas import COLOURS, DASHES, MARKERS, literal
-from fedlora_cli.render.figures.panels import (
-    Floats,
-    decades,
-    floor,
-    heading,
-    nothing,
-    numbers,
-    whole_ticks,
-)
+from fedlora_cli.render.figures.canvas import line_style, literal
+from fedlora_cli.render.figures.panels import decades, heading, mark_below, nothing, whole_ticks
+from fedlora_cli.render.figures.values import Floats, floor, numbers
 from fedlora_cli.reports.simulate import ArmRow, SimulateReport, Spread
 from fedlora_cli.text import rank_range
 
@@ -46,10 +38,7 @@ def arm_lines(report: SimulateReport) -> list[ArmLine]:
     for i, row in enumerate(report.best):
         rate = f", lr {row.rate:g}" if len(report.rates) > 1 else ""
         gone = "" if row.rounds else ", diverged"
-        # Dashes and markers shift when the colors repeat.
-        place, other = i % len(COLOURS), (i + i // len(COLOURS)) % len(DASHES)
-        style = {"color": COLOURS[place], "linestyle": DASHES[other], "marker": MARKERS[other]}
-        lines.append(ArmLine(row, f"{literal(row.arm, 40)}{rate}{gone}", style))
+        lines.append(ArmLine(row, f"{literal(row.arm, 40)}{rate}{gone}", line_style(i)))
     return lines
 
 
@@ -70,7 +59,8 @@ def accuracies(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> 
         points = scored[line.row.arm]
         if points:
             points = [(0, start), *points] if start.mean is not None else points
-            _curve(axes, line, [number for number, _ in points], [one for _, one in points], lines)
+            rounds, spreads = zip(*points, strict=True)
+            _curve(axes, line, rounds, spreads, lines)
     seeds = len(report.seeds)
     mean = f", mean over {seeds} seeds" if seeds > 1 else ""
     band = " ± standard deviation" if seeds > 1 and len(lines) <= _BANDS else ""
@@ -86,7 +76,7 @@ def energies(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> No
     series = {
         line.row.arm: [_beyond(point.energy_ratio) for point in line.row.rounds] for line in lines
     }
-    known = numbers(one.mean for own in series.values() for one in own)
+    known = numbers(spread.mean for spreads in series.values() for spread in spreads)
     if not (known > 0).any():
         inside = rank_range(1, report.shared_rank)
         why = f"All of it lies in rank index {inside}, which every client holds."
@@ -98,7 +88,7 @@ def energies(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> No
         rounds, points = [point.round for point in line.row.rounds], series[line.row.arm]
         if points:
             _curve(axes, line, rounds, points, lines, bottom / 10)
-            _mark_below(axes, line, np.array(rounds), numbers(one.mean for one in points), bottom)
+            mark_below(axes, np.array(rounds), means(points)[0], bottom, line.style["color"])
     under = "; triangles: below the scale" if (known < bottom).any() else ""
     heading(axes, title, f"a straight fall is geometric: rank collapse{under}")
     _round_axis(axes, report)
@@ -122,8 +112,8 @@ def key(axes: Axes, lines: Sequence[ArmLine]) -> None:
 
 def means(spreads: Sequence[Spread]) -> tuple[Floats, Floats]:
     """Means and standard deviations; the deviation of a single run is 0."""
-    deviations = numbers(one.sd for one in spreads)
-    return numbers(one.mean for one in spreads), np.nan_to_num(deviations)
+    deviations = np.nan_to_num(numbers(spread.sd for spread in spreads))
+    return numbers(spread.mean for spread in spreads), deviations
 
 
 def _beside(lines: Sequence[ArmLine]) -> int:
@@ -157,18 +147,7 @@ def _curve(
         )
 
 
-def _mark_below(
-    axes: Axes, line: ArmLine, rounds: npt.NDArray[np.int64], values: Floats, bottom: float
-) -> None:
-    below = rounds[values < bottom]
-    if below.size:
-        axes.plot(
-            below, np.full(below.size, bottom), "v", color=line.style["color"], clip_on=False,
-            markersize=5, markerfacecolor="white", zorder=5,
-        )  # fmt: skip
-
-
 def _round_axis(axes: Axes, report: SimulateReport) -> None:
-    axes.set_xlim(-0.02 * report.rounds, 1.03 * report.rounds)  # markers at both ends are whole
+    # Markers at both ends are whole.
+    axes.set(xlim=(-0.02 * report.rounds, 1.03 * report.rounds), xlabel="round")
     whole_ticks(axes.xaxis)
-    axes.set_xlabel("round")

@@ -16,7 +16,7 @@ from fedlora_cli.text import printable
 
 #: The palette of Okabe and Ito for color-blind readers, without yellow, which is pale on paper.
 #: Lines also differ in dashes and markers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2, 1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -94,6 +94,13 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     if title:
         figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     return figure
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """The style of a line; dashes and markers shift when the colors repeat."""
+    other = (number + number // len(COLORS)) % len(DASHES)
+    color = COLORS[number % len(COLORS)]
+    return {"color": color, "linestyle": DASHES[other], "marker": MARKERS[other]}
 
 
 def literal(name: str, length: int = 40) -> str:

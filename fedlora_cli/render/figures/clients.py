@@ -8,16 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from fedlora_cli.render.figures.canvas import COLOURS, DIVERGING, HEAT, QUIET, literal, new_figure
+from fedlora_cli.render.figures.canvas import COLORS, DIVERGING, HEAT, QUIET, literal, new_figure
 from fedlora_cli.render.figures.heat import matrix
-from fedlora_cli.render.figures.panels import (
-    heading,
-    legend_below,
-    nothing,
-    numbers,
-    percent_axis,
-    thinned,
-)
+from fedlora_cli.render.figures.panels import heading, legend_below, nothing, percent_axis
+from fedlora_cli.render.figures.values import numbers, thinned
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, HoldingRow, Similarity
 from fedlora_cli.text import rank_range
 
@@ -46,14 +40,14 @@ def clients_figure(report: DiagnoseReport, title: str) -> Figure:
 
 def _bars(axes: Axes, rows: tuple[AdapterRow, ...]) -> None:
     bounds = sorted({(part.first, part.last) for row in rows for part in row.partitions})
-    colours = mpl.colormaps[HEAT](np.linspace(0.08, 0.95, max(len(bounds), 1)))
+    colors = mpl.colormaps[HEAT](np.linspace(0.08, 0.95, max(len(bounds), 1)))
     named = thinned(len(bounds), _KEYS)
     left = np.zeros(len(rows))
     for i, (first, last) in enumerate(bounds):
-        found = [{(p.first, p.last): p.energy for p in row.partitions} for row in rows]
-        share = np.nan_to_num(numbers(parts.get((first, last)) for parts in found))
+        energies = [{(p.first, p.last): p.energy for p in row.partitions} for row in rows]
+        share = np.nan_to_num(numbers(by_bounds.get((first, last)) for by_bounds in energies))
         axes.barh(
-            range(len(rows)), share, 0.6 if len(rows) <= 12 else 0.8, left, color=colours[i],
+            range(len(rows)), share, 0.6 if len(rows) <= 12 else 0.8, left, color=colors[i],
             edgecolor="white", linewidth=0.5 if len(rows) <= 40 else 0.2,
             label=rank_range(first, last) if i in named else None,
         )  # fmt: skip
@@ -63,12 +57,10 @@ def _bars(axes: Axes, rows: tuple[AdapterRow, ...]) -> None:
     size = 8 if len(rows) <= 30 else 6
     positions = thinned(len(rows), _LABELS)
     axes.set_yticks(positions, [_label(rows[i]) for i in positions], fontsize=size)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, 1)
+    axes.set(xlim=(0, 1), xlabel="share of the client's own energy, by rank index")
+    axes.set(ylim=(len(rows) - 0.4, -0.6), ylabel="client, rank, share of the samples")
     percent_axis(axes.xaxis)
-    axes.set_xlabel("share of the client's own energy, by rank index")
-    axes.set_ylabel("client, rank, share of the samples")
     heading(axes, "Energy of each client by rank index", "strongest directions first")
     legend_below(axes, 4)
 
@@ -93,18 +85,16 @@ def _holders(axes: Axes, rows: tuple[HoldingRow, ...]) -> None:
     y = np.arange(len(rows))
     coverage, weight = numbers(r.coverage for r in rows), numbers(r.max_weight for r in rows)
     axes.hlines(y, coverage, weight, color=QUIET, linewidth=1)
-    axes.plot(coverage, y, "o", color=COLOURS[0], markersize=7, label="holders' share of samples")
+    axes.plot(coverage, y, "o", color=COLORS[0], markersize=7, label="holders' share of samples")
     axes.plot(
-        weight, y, "D", color=COLOURS[1], markersize=7, markerfacecolor="white",
+        weight, y, "D", color=COLORS[1], markersize=7, markerfacecolor="white",
         markeredgewidth=1.6, label="largest weight of one client by raFLoRA",
     )  # fmt: skip
     axes.set_yticks(y, [_holding(row) for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(-0.03, 1.05)
+    axes.set(xlim=(-0.03, 1.05), xlabel="share")
+    axes.set(ylim=(len(rows) - 0.4, -0.6), ylabel="rank index: holders (heaviest)")
     percent_axis(axes.xaxis)
     axes.grid(axis="x")
-    axes.set_xlabel("share")
-    axes.set_ylabel("rank index: holders (heaviest)")
     legend_below(axes, 1)
 
 

@@ -9,12 +9,10 @@ from matplotlib.figure import Figure
 
 from fedlora_cli.render.figures.canvas import (
     BEYOND,
-    COLOURS,
-    DASHES,
     HEAT,
-    MARKERS,
     QUIET,
     WITHIN,
+    line_style,
     literal,
     look,
     new_figure,
@@ -22,14 +20,13 @@ from fedlora_cli.render.figures.canvas import (
 from fedlora_cli.render.figures.heat import matrix
 from fedlora_cli.render.figures.panels import (
     decades,
-    floor,
     heading,
     legend_below,
     nothing,
-    numbers,
     percent_axis,
     whole_ticks,
 )
+from fedlora_cli.render.figures.values import floor, numbers
 from fedlora_cli.render.wording import rho
 from fedlora_cli.reports.compare import CompareReport, MethodRow
 
@@ -63,14 +60,11 @@ def _ratios(axes: Axes, report: CompareReport) -> None:
         else:
             axes.text(0.015, i, _absence(row), va="center", color=QUIET, fontsize=7, style="italic")
     axes.set_yticks(y, [literal(row.name, 18) for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, 1)
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="share of the method's own energy")
     percent_axis(axes.xaxis)
-    axes.set_xlabel("share of the method's own energy")
-    heading(
-        axes, "ρ: share of the energy within the shared rank", "near 1: little energy beyond it"
-    )
+    title = "ρ: share of the energy within the shared rank"
+    heading(axes, title, "near 1: little energy beyond it")
     legend_below(axes, 2)
 
 
@@ -105,26 +99,19 @@ def _energy(axes: Axes, report: CompareReport) -> None:
     width = min(max(report.ranks), max(values.size for values in lines.values()))
     everything = np.concatenate([values[:width] for values in lines.values()])
     decades(axes, floor(everything), 1.6 * float(everything.max()))
+    # Markers are shifted by line, so that lines that coincide stay visible.
+    step = min(max(3, width // 8), width)
     for i, (name, values) in enumerate(lines.items()):
         axes.plot(
             np.arange(1, values.size + 1), np.where(values > 0, values, np.nan),
-            label=literal(name, 18),
-            color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)],
-            marker=MARKERS[i % len(MARKERS)], markevery=_markers(i, width),
+            label=literal(name, 18), markevery=(i % step, step), **line_style(i),
         )  # fmt: skip
-    axes.set_xlim(0.5, width + 0.5)
     if report.shared_rank < width:
         axes.axvline(report.shared_rank + 0.5, color=QUIET, linewidth=1, linestyle=(0, (3, 2)))
     whole_ticks(axes.xaxis)
-    axes.set_xlabel("rank index")
+    axes.set(xlim=(0.5, width + 0.5), xlabel="rank index")
     axes.set_ylabel("energy, relative to the exact mean's (log scale)")
     longer = [literal(name, 18) for name, values in lines.items() if values.size > width]
     more = f"; cut at {width}: {', '.join(longer)}" if longer else ""
     heading(axes, title, f"dashed: the end of the shared rank{more}")
     legend_below(axes, 8)
-
-
-def _markers(line: int, width: int) -> tuple[int, int]:
-    """The markers of a line, shifted so that lines that coincide stay visible."""
-    step = min(max(3, width // 8), width)
-    return line % step, step

@@ -13,7 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from fedlora_cli.render.figures.canvas import HEAT, INK, literal
-from fedlora_cli.render.figures.panels import Floats, percent_axis, thinned
+from fedlora_cli.render.figures.panels import percent_axis
+from fedlora_cli.render.figures.values import Floats, thinned
 
 #: The most numbers per row of a matrix that stay legible, and the most names.
 _NUMBERS = 12
@@ -28,7 +29,7 @@ def energy_map(axes: Axes, values: Floats, dead: float, label: str) -> AxesImage
     norm = LogNorm(vmin=dead, vmax=1)
     image = _image(axes, np.where(values > 0, values, np.where(values == 0, dead / 10, np.nan)),
                    norm, HEAT, (0.5, columns + 0.5, rows + 0.5, 0.5))  # fmt: skip
-    bar = _colour_bar(axes, image, label, extend="min")
+    bar = _color_bar(axes, image, label, extend="min")
     percent_axis(bar)
     bar.set_minor_locator(NullLocator())
     return image
@@ -45,10 +46,10 @@ def boundary(draw: Callable[..., Line2D], shared_rank: int | None, width: int) -
 
 
 def matrix(
-    axes: Axes, values: Floats, names: Sequence[str], label: str, norm: Normalize, colours: str
+    axes: Axes, values: Floats, names: Sequence[str], label: str, norm: Normalize, colors: str
 ) -> AxesImage:
     """A matrix with the same names for rows and columns; small ones show their numbers."""
-    return crossing(axes, values, names, names, label, norm, colours)
+    return crossing(axes, values, names, names, label, norm, colors)
 
 
 def crossing(
@@ -58,12 +59,12 @@ def crossing(
     columns: Sequence[str],
     label: str,
     norm: Normalize,
-    colours: str,
+    colors: str,
     written: Callable[[float], str] = lambda value: f"{value:.2f}".replace("-0.00", "0.00"),
 ) -> AxesImage:
     """A matrix; small ones show their numbers, formatted by `written`."""
-    image = _image(axes, values, norm, colours, None)
-    _colour_bar(axes, image, label, extend="neither")
+    image = _image(axes, values, norm, colors, None)
+    _color_bar(axes, image, label, extend="neither")
     down, across = thinned(len(rows), _NAMES), thinned(len(columns), _NAMES)
     labels = [literal(columns[i], 18) for i in across]
     upright = len(columns) > 6 or max(map(len, labels), default=0) > 8
@@ -84,22 +85,22 @@ def _image(
     axes: Axes,
     values: Floats,
     norm: Normalize,
-    colours: str,
+    colors: str,
     extent: tuple[float, float, float, float] | None,
 ) -> AxesImage:
     axes.patch.set(hatch="////", edgecolor="#BFBFBF", linewidth=0)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=2)
     return axes.imshow(
-        np.ma.masked_invalid(values), norm=norm, cmap=colours, extent=extent, aspect="auto",
+        np.ma.masked_invalid(values), norm=norm, cmap=colors, extent=extent, aspect="auto",
         interpolation="nearest",
     )  # fmt: skip
 
 
-def _colour_bar(axes: Axes, image: AxesImage, label: str, *, extend: str) -> Axis:
+def _color_bar(axes: Axes, image: AxesImage, label: str, *, extend: str) -> Axis:
     bar = axes.figure.colorbar(
-        image, ax=axes, extend=extend, extendfrac=0.025, aspect=28, pad=0.02, fraction=0.06
-    )
-    bar.set_label(label)
+        image, ax=axes, extend=extend, extendfrac=0.025, aspect=28, pad=0.02, fraction=0.06,
+        label=label,
+    )  # fmt: skip
     bar.outline.set_visible(False)
     return bar.ax.yaxis

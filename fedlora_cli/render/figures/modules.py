@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 
 from fedlora_cli.render.figures.canvas import literal
 from fedlora_cli.render.figures.heat import boundary, energy_map
-from fedlora_cli.render.figures.panels import Floats, heading, nothing, shares, whole_ticks
+from fedlora_cli.render.figures.panels import heading, nothing, whole_ticks
+from fedlora_cli.render.figures.values import Floats, shares
 from fedlora_cli.reports.diagnose import ModuleSpectrum
 from fedlora_cli.text import natural
 
@@ -84,8 +85,8 @@ def _agreeing(parts: Sequence[list[str]]) -> int:
 
 def _layer(name: str) -> str:
     """The name up to its last number."""
-    found = re.match(r".*\.[0-9]+(?=\.|$)|[0-9]+(?=\.|$)", name)
-    return found[0] if found else name
+    layer = re.match(r".*\.[0-9]+(?=\.|$)|[0-9]+(?=\.|$)", name)
+    return layer[0] if layer else name
 
 
 def _shares(modules: Sequence[ModuleSpectrum], width: int) -> Floats:

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedlora_cli.render.figures.canvas import COLOURS, DASHES, HEAT, MARKERS, look, new_figure
+from fedlora_cli.render.figures.canvas import HEAT, line_style, look, new_figure
+from fedlora_cli.render.figures.values import thinned
 from fedlora_cli.render.wording import count, share
 from fedlora_cli.reports.predict import MethodForecast, PredictReport
 from fedlora_cli.text import rank_range
@@ -23,16 +24,16 @@ _LABEL_WIDTH = 26
 Group = tuple[str, MethodForecast]
 
 
+@look()
 def predict_figure(report: PredictReport) -> Figure:
     """Left ρ by round, right the energy factors; methods with equal factors share a line."""
     groups = _groups(report.methods)
     lines = sum(label.count("\n") + 1 for label, _ in groups)
-    with look():
-        title = f"Forecast for {count(len(report.ranks), 'client')}, without training"
-        figure = new_figure(10.5, max(4.4, 2.2 + 0.26 * lines), title)
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))
-        _curves(left, report, groups)
-        _map(figure, right, report, groups)
+    title = f"Forecast for {count(len(report.ranks), 'client')}, without training"
+    figure = new_figure(10.5, max(4.4, 2.2 + 0.26 * lines), title)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))
+    _curves(left, report, groups)
+    _map(figure, right, report, groups)
     return figure
 
 
@@ -64,20 +65,16 @@ def _label(names: list[str]) -> str:
 
 def _curves(axes: Axes, report: PredictReport, groups: list[Group]) -> None:
     for i, (label, method) in enumerate(groups):
-        place = i % len(COLOURS)
         rounds = np.arange(len(method.energy_ratio))
         axes.plot(
-            rounds, method.energy_ratio, color=COLOURS[place], linestyle=DASHES[place],
-            marker=MARKERS[place], markevery=max(1, len(rounds) // 10), label=label,
-            clip_on=False, zorder=3,
+            rounds, method.energy_ratio, markevery=max(1, len(rounds) // 10), label=label,
+            clip_on=False, zorder=3, **line_style(i),
         )  # fmt: skip
     axes.axhline(0.99, color="#8A8A8A", linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.set_ylim(0, 1.02)
-    axes.set_xlim(0, None)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("round")
+    axes.set(xlim=(0, None), ylim=(0, 1.02), xlabel="round")
     axes.set_ylabel(f"ρ, share of the energy in rank index {rank_range(1, report.shared_rank)}")
     axes.set_title("Rank collapse; dotted: ρ = 0.99")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
@@ -86,21 +83,16 @@ def _map(figure: Figure, axes: Axes, report: PredictReport, groups: list[Group])
     firsts = [part.first - 1 for part in parts]
     values = np.array([method.energy_factors for _, method in groups])[:, firsts]
     image = axes.imshow(values, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
-    numbered = len(parts) <= _NUMBERED
-    if numbered:
+    ticks = thinned(len(parts), _LABELLED)
+    axes.set_xticks(ticks, [rank_range(parts[i].first, parts[i].last) for i in ticks])
+    if len(parts) <= _NUMBERED:
         for (row, column), value in np.ndenumerate(values):
-            dark = value < 0.5
             axes.text(
                 column, row, share(float(value)), ha="center", va="center", fontsize=8,
-                color="white" if dark else "black",
+                color="white" if value < 0.5 else "black",
             )  # fmt: skip
     else:
-        bar = figure.colorbar(image, ax=axes, shrink=0.8)
-        bar.set_label("factor of the energy")
-    step = -(-len(parts) // _LABELLED)
-    ticks = range(0, len(parts), step)
-    axes.set_xticks(ticks, [rank_range(parts[i].first, parts[i].last) for i in ticks])
-    if len(parts) > _NUMBERED:
+        figure.colorbar(image, ax=axes, shrink=0.8, label="factor of the energy")
         axes.tick_params(axis="x", rotation=60)
     axes.set_yticks(range(len(groups)), [label for label, _ in groups])
     for edge in range(1, len(groups)):

@@ -6,21 +6,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedlora_cli.render.figures.canvas import COLOURS, QUIET, literal, new_figure
+from fedlora_cli.render.figures.canvas import COLORS, QUIET, literal, new_figure
 from fedlora_cli.render.figures.heat import boundary, energy_map
 from fedlora_cli.render.figures.modules import MOST, module_map
 from fedlora_cli.render.figures.panels import (
-    Floats,
     decades,
-    floor,
     heading,
     legend_below,
+    mark_below,
     nothing,
-    numbers,
     percent_axis,
-    shares,
     whole_ticks,
 )
+from fedlora_cli.render.figures.values import Floats, floor, numbers, shares
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, Thresholds, Trend
 
 _PREDICTED = ":"
@@ -59,8 +57,8 @@ def _beyond(axes: Axes, trend: Trend, shared_rank: int | None) -> None:
     decades(axes, bottom, 1.15)
     looks = (("-o", "global adapter"), ("--s", "clients above the shared rank"),
              (_PREDICTED, "predicted without training"))  # fmt: skip
-    for values, (form, label), colour in zip(series, looks, (*COLOURS[:2], "black"), strict=True):
-        _line(axes, values, bottom, form, label, colour)
+    for values, (form, label), color in zip(series, looks, (*COLORS[:2], "black"), strict=True):
+        _line(axes, values, bottom, form, label, color)
     if any((values < bottom).any() for values in series):
         axes.plot([], [], "v", color=QUIET, markerfacecolor="white", label="below the scale")
     _round_axis(axes, trend)
@@ -69,21 +67,17 @@ def _beyond(axes: Axes, trend: Trend, shared_rank: int | None) -> None:
     legend_below(axes, 2)
 
 
-def _line(axes: Axes, values: Floats, bottom: float, form: str, label: str, colour: str) -> None:
+def _line(axes: Axes, values: Floats, bottom: float, form: str, label: str, color: str) -> None:
     """One line, with gaps for unknown values and triangles for values below the axis."""
     if not np.isfinite(values).any():
         return
     rounds = np.arange(1, values.size + 1)
     visible = np.where(values > 0, values, np.nan)
-    axes.plot(rounds, visible, form, color=colour, label=label, markersize=4)
-    below = np.flatnonzero(values < bottom)
-    if form == _PREDICTED:
-        below = below[:1]  # a predicted line never rises again
-    if below.size:
-        axes.plot(
-            rounds[below], np.full(below.size, bottom), "v", color=colour, clip_on=False,
-            markersize=5, markerfacecolor="white", zorder=5,
-        )  # fmt: skip
+    axes.plot(rounds, visible, form, color=color, label=label, markersize=4)
+    if form == _PREDICTED:  # it never rises again: one mark is enough
+        below = np.flatnonzero(values < bottom)[:1]
+        rounds, values = rounds[below], values[below]
+    mark_below(axes, rounds, values, bottom, color)
 
 
 def _decay(trend: Trend) -> str:
@@ -115,8 +109,8 @@ def _kept(axes: Axes, trend: Trend, limits: Thresholds) -> None:
         return
     heading(axes, title, f"κ: share of their energy beyond rank {trend.judged_rank}")
     rounds = np.arange(1, values.size + 1)
-    axes.plot(rounds, values, "-o", color=COLOURS[0], markersize=4, clip_on=False)
-    axes.set_ylim(0, max(1.05, 1.05 * float(np.nanmax(values))))
+    axes.plot(rounds, values, "-o", color=COLORS[0], markersize=4, clip_on=False)
+    axes.set(ylim=(0, max(1.05, 1.05 * float(np.nanmax(values)))), ylabel="κ: share kept")
     _round_axis(axes, trend)
     for level, name in ((limits.at_risk, "at risk"), (limits.collapsed, "collapsed")):
         axes.axhline(level, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
@@ -127,7 +121,6 @@ def _kept(axes: Axes, trend: Trend, limits: Thresholds) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
         )  # fmt: skip
     percent_axis(axes.yaxis)
-    axes.set_ylabel("κ: share kept")
 
 
 def _ranks(axes: Axes, rows: tuple[AdapterRow, ...], shared_rank: int | None, dead: float) -> None:
@@ -144,5 +137,4 @@ def _ranks(axes: Axes, rows: tuple[AdapterRow, ...], shared_rank: int | None, de
     boundary(axes.axhline, shared_rank, width)
     whole_ticks(axes.xaxis)
     whole_ticks(axes.yaxis)
-    axes.set_xlabel("round")
-    axes.set_ylabel("rank index")
+    axes.set(xlabel="round", ylabel="rank index")

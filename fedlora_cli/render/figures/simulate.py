@@ -11,18 +11,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from fedlora_cli.render.figures.arms import (
-    ArmLine,
-    accuracies,
-    arm_lines,
-    energies,
-    key,
-    key_rows,
-    means,
-)
+from fedlora_cli.render.figures import arms
+from fedlora_cli.render.figures.arms import ArmLine, arm_lines, means
 from fedlora_cli.render.figures.canvas import HEAT, literal, look, new_figure
 from fedlora_cli.render.figures.heat import crossing
-from fedlora_cli.render.figures.panels import heading, nothing, numbers, thinned
+from fedlora_cli.render.figures.panels import heading, nothing
+from fedlora_cli.render.figures.values import numbers, thinned
 from fedlora_cli.render.wording import count, rho
 from fedlora_cli.reports.simulate import Grid, SimulateReport
 
@@ -37,29 +31,26 @@ def simulate_figure(report: SimulateReport) -> Figure:
     """
     lines = arm_lines(report)
     rows: list[Any] = [["a", "b"], ["key", "key"]]
-    heights = [3.6, 0.12 + 0.19 * key_rows(lines)]
+    heights = [3.6, 0.12 + 0.19 * arms.key_rows(lines)]
     if len(report.rates) > 1:
         rows.append(["rates", "rates"])
         heights.append(2.9)
     for i, grid in enumerate(report.grids):
         rows.append([f"accuracy {i}", f"ρ {i}"])
         heights.append(1.3 + 0.45 * len(grid.quorums))
-    figure = new_figure(11.5, sum(heights) + 0.85 * len(heights), _title(report))
+    arm_count, clients = count(len(report.best), "arm"), count(len(report.ranks), "client")
+    rounds, seeds = count(report.rounds, "round"), count(len(report.seeds), "seed")
+    title = f"{literal(report.task, 50)}: {arm_count}, {clients}, {rounds}, {seeds}"
+    figure = new_figure(11.5, sum(heights) + 0.85 * len(heights), title)
     panels = figure.subplot_mosaic(rows, height_ratios=heights)
-    accuracies(panels["a"], report, lines)
-    energies(panels["b"], report, lines)
-    key(panels["key"], lines)
+    arms.accuracies(panels["a"], report, lines)
+    arms.energies(panels["b"], report, lines)
+    arms.key(panels["key"], lines)
     if len(report.rates) > 1:
         _rates(panels["rates"], report, lines)
     for i, grid in enumerate(report.grids):
         _maps((panels[f"accuracy {i}"], panels[f"ρ {i}"]), report, grid)
     return figure
-
-
-def _title(report: SimulateReport) -> str:
-    arms, clients = count(len(report.best), "arm"), count(len(report.ranks), "client")
-    rounds, seeds = count(report.rounds, "round"), count(len(report.seeds), "seed")
-    return f"{literal(report.task, 50)}: {arms}, {clients}, {rounds}, {seeds}"
 
 
 def _rates(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> None:
@@ -69,15 +60,15 @@ def _rates(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> None
         return
     crosses = dict.fromkeys(report.rates, 0)
     for line in lines:
-        own = sorted((r for r in report.arms if r.arm == line.row.arm), key=lambda r: r.rate)
-        values, deviations = means([row.accuracy for row in own])
-        axes.errorbar([row.rate for row in own], values, deviations, **line.style, capsize=2.5)
+        rows = sorted((r for r in report.arms if r.arm == line.row.arm), key=lambda r: r.rate)
+        values, deviations = means([row.accuracy for row in rows])
+        axes.errorbar([row.rate for row in rows], values, deviations, **line.style, capsize=2.5)
         if line.row.accuracy.mean is not None:
             axes.plot(
                 line.row.rate, line.row.accuracy.mean, "o", color=line.style["color"],
                 markersize=12, markerfacecolor="none", markeredgewidth=1.2,
             )  # fmt: skip
-        for row in own:
+        for row in rows:
             if row.diverged:
                 # Crosses of the same rate are stacked from the bottom.
                 axes.plot(
@@ -87,33 +78,30 @@ def _rates(axes: Axes, report: SimulateReport, lines: Sequence[ArmLine]) -> None
                 crosses[row.rate] += 1
     diverged = "; crosses at the bottom: a run diverged" if any(crosses.values()) else ""
     heading(axes, title, f"circles: the best rate of the arm by validation accuracy{diverged}")
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="learning rate (log scale)", ylabel="accuracy")
     axes.xaxis.set_minor_locator(NullLocator())
     shown = [report.rates[i] for i in thinned(len(report.rates), _LABELS)]
     axes.set_xticks(shown, [f"{rate:g}" for rate in shown])
     axes.grid(axis="y")
-    axes.set_xlabel("learning rate (log scale)")
-    axes.set_ylabel("accuracy")
 
 
 def _maps(panels: tuple[Axes, Axes], report: SimulateReport, grid: Grid) -> None:
-    arms = [arm for row in grid.rows for arm in row]
-    accuracy = numbers(None if arm is None else arm.accuracy.mean for arm in arms)
-    ratio = numbers(None if arm is None else arm.energy_ratio.mean for arm in arms)
-    for axes, what, known, written in (
+    cells = [arm for row in grid.rows for arm in row]
+    accuracy = numbers(None if arm is None else arm.accuracy.mean for arm in cells)
+    ratio = numbers(None if arm is None else arm.energy_ratio.mean for arm in cells)
+    for axes, quantity, known, written in (
         (panels[0], "Accuracy", accuracy, f"{{:.{report.digits}f}}".format),
         (panels[1], f"ρ at {report.shared_rank}", ratio, rho),
     ):
-        title = f"{what} of {grid.method} after the last round"
+        title = f"{quantity} of {grid.method} after the last round"
         if not np.isfinite(known).any():
             nothing(axes, title, "No run came to its end.")
             continue
         notes = ["each at its best rate"] if len(report.rates) > 1 else []
         notes += ["hatched: diverged, or not run"] if np.isnan(known).any() else []
         heading(axes, title, "; ".join(notes))
-        rows, columns = ([f"{one:g}" for one in each] for each in (grid.quorums, grid.momenta))
+        rows, columns = ([f"{value:g}" for value in ax] for ax in (grid.quorums, grid.momenta))
         values = known.reshape(len(rows), len(columns))
         norm = Normalize(float(np.nanmin(known)), float(np.nanmax(known)))
-        crossing(axes, values, rows, columns, what.lower(), norm, HEAT, written)
-        axes.set_xlabel("momentum β")
-        axes.set_ylabel("quorum q")
+        crossing(axes, values, rows, columns, quantity.lower(), norm, HEAT, written)
+        axes.set(xlabel="momentum β", ylabel="quorum q")
