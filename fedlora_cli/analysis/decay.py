@@ -6,6 +6,9 @@ sum of the weights there. Source: arXiv:2602.13486.
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_left
+
 import numpy as np
 
 from fedlora_cli.methods.method import Method
@@ -92,14 +95,6 @@ def rounds_until(
         # Equality up to rounding does not count.
         return energy_ratio(energies, factors, shared, rounds) > threshold * (1 + _ROUNDING)
 
-    if exceeds(0):
-        return 0
-    if not exceeds(np.inf):
+    if not (exceeds(0) or exceeds(np.inf)):
         return None
-    low, high = 0, 1
-    while not exceeds(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if exceeds(middle) else (middle, high)
-    return high
+    return bisect_left(range(sys.maxsize), True, key=exceeds)

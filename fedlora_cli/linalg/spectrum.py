@@ -19,6 +19,11 @@ def energy(s: FloatArray) -> float:
     return float(np.square(s).sum())
 
 
+def finite(value: float) -> float | None:
+    """The value, or None for NaN and infinity, which JSON cannot hold."""
+    return float(value) if np.isfinite(value) else None
+
+
 def energy_ratio(spectra: Sequence[FloatArray], rank: int) -> float:
     """ρ_r = (energy in the first r directions) / (all energy), pooled over modules.
 

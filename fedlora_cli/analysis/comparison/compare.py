@@ -17,13 +17,7 @@ from fedlora_cli.analysis.comparison.module import Contender, ModuleOutcome, com
 from fedlora_cli.clients.reading import LoadedCohort, Paths, paths_of, read_clients
 from fedlora_cli.errors import FedloraError
 from fedlora_cli.execution import engine
-from fedlora_cli.linalg.spectrum import (
-    effective_rank,
-    energy,
-    energy_ratio,
-    pooled_energy,
-    stable_rank,
-)
+from fedlora_cli.linalg import spectrum
 from fedlora_cli.methods import METHODS
 from fedlora_cli.reports.compare import CompareReport, MethodRow
 from fedlora_cli.version import __version__
@@ -62,19 +56,17 @@ def compare(
 def _contenders(
     loaded: LoadedCohort, options: AggregateOptions, previous: Adapter | None
 ) -> list[Contender]:
-    plain = [(name, replace(options, method=name, quorum=None)) for name in METHODS]
+    choices = [(name, replace(options, method=name, quorum=None)) for name in METHODS]
     if options.quorum is not None:
-        plain.insert(1, (f"raflora, q = {options.quorum:g}", replace(options, method="raflora")))
-    return [_contender(name, loaded, choice, previous) for name, choice in plain]
+        choices.insert(1, (f"raflora, q = {options.quorum:g}", replace(options, method="raflora")))
 
+    def contender(name: str, choice: AggregateOptions) -> Contender:
+        try:
+            return Contender(name, make_plan(loaded.cohort, choice, previous))
+        except FedloraError as error:
+            return Contender(name, None, f"{error.where} {error.found}")
 
-def _contender(
-    name: str, loaded: LoadedCohort, choice: AggregateOptions, previous: Adapter | None
-) -> Contender:
-    try:
-        return Contender(name, make_plan(loaded.cohort, choice, previous))
-    except FedloraError as error:
-        return Contender(name, None, f"{error.where} {error.found}")
+    return [contender(*choice) for choice in choices]
 
 
 def _report(
@@ -87,10 +79,6 @@ def _report(
     mean_norm = float(np.sqrt(sum(module.size for module in outcomes)))
     gaps = np.sqrt(np.sum([module.gaps for module in outcomes], axis=0))
     distances = gaps / mean_norm if mean_norm > 0 else np.full(gaps.shape, np.nan)
-    methods = tuple(
-        _row(contender, cohort.shared_rank, m, outcomes, distances[m, -1])
-        for m, contender in enumerate(contenders)
-    )
     alone = ["without --previous, residual equals flexlora"] if reading.previous is None else []
     return CompareReport(
         shared_rank=cohort.shared_rank,
@@ -98,8 +86,11 @@ def _report(
         samples=tuple(client.samples for client in cohort.clients),
         modules=len(reading.modules),
         mean_norm=mean_norm,
-        methods=methods,
-        distances=tuple(tuple(_finite(v) for v in line[:-1]) for line in distances[:-1]),
+        methods=tuple(
+            _row(contender, cohort.shared_rank, m, outcomes, distances[m, -1])
+            for m, contender in enumerate(contenders)
+        ),
+        distances=tuple(tuple(spectrum.finite(v) for v in line[:-1]) for line in distances[:-1]),
         shared_seconds=sum(module.shared_seconds for module in outcomes),
         warnings=(*loaded.remarks, *cohort.notes, *alone),
         version=__version__,
@@ -121,23 +112,19 @@ def _row(
         )
     spectra = [s for outcome in outcomes if (s := outcome.s[m]) is not None]
     written = [s[: plan.rank] for s in spectra]
-    by_index = pooled_energy(written)
-    total = sum(energy(s) for s in spectra)
+    by_index = spectrum.pooled_energy(written)
+    total = sum(spectrum.energy(s) for s in spectra)
     kept = float(by_index.sum())
     return MethodRow(
         name=contender.name,
         rank=plan.rank,
-        energy_ratio=_finite(energy_ratio(written, shared_rank)),
-        effective_rank=effective_rank(np.sqrt(by_index)),
-        stable_rank=stable_rank(np.sqrt(by_index)),
+        energy_ratio=spectrum.finite(spectrum.energy_ratio(written, shared_rank)),
+        effective_rank=spectrum.effective_rank(np.sqrt(by_index)),
+        stable_rank=spectrum.stable_rank(np.sqrt(by_index)),
         norm=float(np.sqrt(kept)),
         kept_energy=kept / total if total > 0 else None,
-        distance=_finite(distance),
+        distance=spectrum.finite(distance),
         energy=tuple(float(value) for value in by_index),
         seconds=float(sum(outcome.seconds[m] for outcome in outcomes)),
         refused=None,
     )
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

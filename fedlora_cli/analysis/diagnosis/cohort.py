@@ -18,7 +18,7 @@ from fedlora_cli.execution import engine
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import fault, sizes
-from fedlora_cli.linalg.spectrum import FloatArray, mean_share
+from fedlora_cli.linalg.spectrum import FloatArray, finite, mean_share
 from fedlora_cli.reports.diagnose import (
     AdapterRow,
     ClientFinding,
@@ -98,6 +98,15 @@ def findings(
     weights = plan.weights()
     alike = measured.products
     none = np.full(len(rows), np.nan)
+    similarity = (
+        None
+        if alike is None
+        else Similarity(
+            cosine=_matrix(cosines(alike.inner)),
+            left=_matrix(_quotient(alike.left, alike.modules)),
+            right=_matrix(_quotient(alike.right, alike.modules)),
+        )
+    )
     outliers = robust_z(np.array([row.norm for row in rows]))
     cosine = none if alike is None else cosines_to_others(alike.inner, plan.cohort.samples)
     overlap = none if alike is None else _mean_overlap(alike)
@@ -105,18 +114,18 @@ def findings(
     clients = tuple(
         ClientFinding(
             name=row.name,
-            outlier=_finite(outliers[k]),
-            cosine=_finite(cosine[k]),
-            overlap=_finite(overlap[k]),
+            outlier=finite(outliers[k]),
+            cosine=finite(cosine[k]),
+            overlap=finite(overlap[k]),
             max_weight=float(largest[k]),
         )
         for k, row in enumerate(rows)
     )
     return CohortFindings(
-        energy_ratio=holders_energy_ratio(rows, shared_rank),
+        energy_ratio=_mean_share([row for row in rows if row.rank > shared_rank], 0, shared_rank),
         clients=clients,
         partitions=_holdings(plan, weights, rows),
-        similarity=None if alike is None else _similarity(alike),
+        similarity=similarity,
         copies=copies(
             plan.cohort.names, measured.spectra, None if alike is None else cosines(alike.inner)
         ),
@@ -136,13 +145,6 @@ def robust_z(norms: FloatArray) -> FloatArray:
     away = logs - np.nanmedian(logs)
     z: FloatArray = away / max(_MAD * float(np.nanmedian(np.abs(away))), _LEAST_SPREAD)
     return z
-
-
-def holders_energy_ratio(rows: Sequence[AdapterRow], shared_rank: int) -> float | None:
-    """ρ of the clients with a rank above the shared rank, averaged by samples. None if there is no
-    such client, or none has any energy.
-    """
-    return _mean_share([row for row in rows if row.rank > shared_rank], 0, shared_rank)
 
 
 def copies(
@@ -167,13 +169,12 @@ def copies(
 
 
 def _same_values(left: Mapping[str, FloatArray], right: Mapping[str, FloatArray]) -> bool:
-    return left.keys() == right.keys() and all(_close(left[name], right[name]) for name in left)
+    def close(a: FloatArray, b: FloatArray) -> bool:
+        length = max(a.size, b.size)
+        a, b = (np.pad(s, (0, length - s.size)) for s in (a, b))
+        return np.allclose(a, b, rtol=0, atol=_SAME_VALUES * a.max(initial=0.0))
 
-
-def _close(a: FloatArray, b: FloatArray) -> bool:
-    length = max(a.size, b.size)
-    a, b = (np.pad(s, (0, length - s.size)) for s in (a, b))
-    return bool((np.abs(a - b) <= _SAME_VALUES * a.max(initial=0.0)).all())
+    return left.keys() == right.keys() and all(close(left[name], right[name]) for name in left)
 
 
 def _svd(factors: Factors) -> lowrank.Svd:
@@ -211,14 +212,6 @@ def _mean_overlap(alike: Products) -> FloatArray:
     return _quotient(both, common)
 
 
-def _similarity(alike: Products) -> Similarity:
-    return Similarity(
-        cosine=_matrix(cosines(alike.inner)),
-        left=_matrix(_quotient(alike.left, alike.modules)),
-        right=_matrix(_quotient(alike.right, alike.modules)),
-    )
-
-
 def _quotient(total: FloatArray, number: FloatArray) -> FloatArray:
     """total / number, NaN for a number of 0."""
     nan = np.full(total.shape, np.nan)
@@ -227,8 +220,4 @@ def _quotient(total: FloatArray, number: FloatArray) -> FloatArray:
 
 
 def _matrix(values: FloatArray) -> tuple[tuple[float | None, ...], ...]:
-    return tuple(tuple(_finite(value) for value in row) for row in values)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    return tuple(tuple(map(finite, row)) for row in values)

@@ -11,6 +11,9 @@ from fedlora_cli.linalg.spectrum import FloatArray
 from fedlora_cli.reports.diagnose import AdapterRow, Verdict
 from fedlora_cli.reports.provenance import Provenance
 
+#: From no verdict to the worst.
+_ORDER = (None, *VERDICTS)
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -33,11 +36,8 @@ def judge_series(
     beyond the rank of the output. The worst verdict counts; among equals, that of the lowest rank.
     """
     if shared_rank is None:
-        return Judgement(
-            None,
-            "the shared rank is unknown; give --shared-rank, the smallest rank of the clients",
-            None,
-        )
+        reason = "the shared rank is unknown; give --shared-rank, the smallest rank of the clients"
+        return Judgement(None, reason, None)
     rank = max(row.rank for row in rows)
     client_ranks = {c.rank for origin in origins if origin is not None for c in origin.clients}
     if all(origin is not None for origin in origins):
@@ -49,7 +49,7 @@ def judge_series(
         reason = f"no client has a rank above {shared_rank}: no energy can be lost beyond it"
         return Judgement("healthy", reason, None)
     judgements = [_judge(course(rows, origins, factors, r), origins) for r in sorted(ranks)]
-    worst = max(judgements, key=_badness)
+    worst = max(judgements, key=lambda judgement: _ORDER.index(judgement.verdict))
     if client_ranks and rank < max(client_ranks):
         cut = f"; the output was cut to rank {rank}, below the clients' {max(client_ranks)}"
         return replace(worst, reason=worst.reason + cut)
@@ -68,7 +68,3 @@ def _judge(beyond: EnergyCourse, origins: Sequence[Provenance | None]) -> Judgem
     if not reported:
         reason += " (compared with the first round, as the clients' energy is unknown)"
     return Judgement(verdict, reason, beyond)
-
-
-def _badness(judgement: Judgement) -> int:
-    return -1 if judgement.verdict is None else VERDICTS.index(judgement.verdict)

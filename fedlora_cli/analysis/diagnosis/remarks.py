@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -26,29 +26,24 @@ def series_remarks(names: Sequence[str], origins: Sequence[Provenance | None]) -
     ]
 
 
-def _order(names: Sequence[str]) -> list[str]:
+def _order(names: Sequence[str]) -> Iterator[str]:
     """A warning about an order by text, such as round-10 before round-2."""
     alike = len({re.sub(r"\d+", "", name) for name in names}) == 1
-    if not alike or list(names) == sorted(names, key=natural):
-        return []
-    return [f"the rounds keep the given order: {', '.join(names)[:200]}"]
+    if alike and list(names) != sorted(names, key=natural):
+        yield f"the rounds keep the given order: {', '.join(names)[:200]}"
 
 
-def _gaps(names: Sequence[str]) -> list[str]:
-    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", name) for name in names]
-    numbered = [part for part in parts if part is not None]
-    if len(numbered) < len(names) or len({(part[1], part[3]) for part in numbered}) > 1:
-        return []
-    if all(int(later[2]) - int(earlier[2]) <= 1 for earlier, later in pairwise(numbered)):
-        return []
-    return ["rounds are missing: rates are per given adapter, not per round"]
+def _gaps(names: Sequence[str]) -> Iterator[str]:
+    parts = [part for name in names if (part := re.fullmatch(r"(.*?)(\d+)(\D*)", name))]
+    alike = len(parts) == len(names) and len({(part[1], part[3]) for part in parts}) == 1
+    if alike and any(int(later[2]) - int(earlier[2]) > 1 for earlier, later in pairwise(parts)):
+        yield "rounds are missing: rates are per given adapter, not per round"
 
 
-def _repetitions(names: Sequence[str]) -> list[str]:
+def _repetitions(names: Sequence[str]) -> Iterator[str]:
     again = next((name for k, name in enumerate(names) if name in names[:k]), None)
-    if again is None:
-        return []
-    return [f"two rounds are named {again}: diagnose each federation separately"]
+    if again is not None:
+        yield f"two rounds are named {again}: diagnose each federation separately"
 
 
 def _methods(names: Sequence[str], origins: Sequence[Provenance | None]) -> list[str]:

@@ -49,19 +49,14 @@ def diagnose_clients(
     )
     plan = make_plan(cohort, AggregateOptions(method="raflora"))
     cohort_findings = findings(plan, rows, measured, shared_rank)
+    holders = lone_holders(plan, plan.weights(), cohort.distinct_ranks)
     lone = [
         f"{cohort.names[k]} holds rank index {rank_range(first, last)} "
         f"{'' if holder.alone else 'nearly '}alone: by raflora it has weight {holder.weight:.2f} "
         "there; `fedlora aggregate --quorum` limits that weight"
-        for (first, last, k), holder in lone_holders(
-            plan, plan.weights(), cohort.distinct_ranks
-        ).items()
+        for (first, last, k), holder in holders.items()
     ]
-    skipped = (
-        ()
-        if similar
-        else (f"more than {MOST_COMPARED} clients: give --similarity to compare them",)
-    )
+    skipped = f"more than {MOST_COMPARED} clients: give --similarity to compare them"
     return DiagnoseReport(
         subject="clients",
         verdict=None,
@@ -77,7 +72,7 @@ def diagnose_clients(
             *_ambiguity(loaded, options),
             *loaded.remarks,
             *cohort.notes,
-            *skipped,
+            *([] if similar else [skipped]),
             *_oddities(rows, cohort_findings),
             *lone,
         ),

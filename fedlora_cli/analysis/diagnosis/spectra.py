@@ -15,6 +15,7 @@ from fedlora_cli.linalg.spectrum import (
     effective_rank,
     energy,
     energy_ratio,
+    finite,
     pooled_energy,
     rank_for_energy,
     stable_rank,
@@ -44,13 +45,15 @@ def adapter_row(
     samples: float | None = None,
     share: float | None = None,
 ) -> AdapterRow:
-    """The report of one adapter, from the singular values of its modules."""
+    """The report of one adapter, from the singular values of its modules; `bounds` are the upper
+    ends of its partitions, ascending.
+    """
     modules = tuple(
         _module(module, adapter.modules[module], spectra[module], shared_rank)
         for module in sorted(spectra)
     )
     by_index = pooled_energy(list(spectra.values()))
-    pooled = np.sqrt(by_index)
+    pooled, total = np.sqrt(by_index), float(by_index.sum())
     return AdapterRow(
         name=name,
         path=str(adapter.path),
@@ -65,20 +68,14 @@ def adapter_row(
         rank_99=rank_for_energy(pooled, 0.99),
         dead=sum(row.dead for row in modules),
         directions=sum(row.rank for row in modules),
-        norm=float(np.sqrt(by_index.sum())),
+        norm=float(np.sqrt(total)),
         energy=tuple(float(value) for value in by_index),
-        partitions=tuple(energy_rows(by_index, bounds)),
+        partitions=tuple(
+            EnergyRow(first + 1, last, float(by_index[first:last].sum()) / total if total else None)
+            for first, last in zip([0, *bounds], bounds, strict=False)
+        ),
         modules=modules,
     )
-
-
-def energy_rows(by_index: FloatArray, bounds: Sequence[int]) -> list[EnergyRow]:
-    """The share of the energy in each partition; `bounds` are their upper ends, ascending."""
-    total = float(by_index.sum())
-    return [
-        EnergyRow(first + 1, last, float(by_index[first:last].sum()) / total if total else None)
-        for first, last in zip([0, *bounds], bounds, strict=False)
-    ]
 
 
 def partition_bounds(rank: int, known: Sequence[int], shared_rank: int | None) -> list[int]:
@@ -118,7 +115,4 @@ def _module(name: str, module: Module, s: FloatArray, shared_rank: int | None) -
 
 
 def _ratio(spectra: Sequence[FloatArray], shared_rank: int | None) -> float | None:
-    if shared_rank is None:
-        return None
-    ratio = energy_ratio(spectra, shared_rank)
-    return ratio if np.isfinite(ratio) else None
+    return None if shared_rank is None else finite(energy_ratio(spectra, shared_rank))

@@ -43,7 +43,7 @@ def course(
     If the clients' energy is unknown for a round, every round is compared with the global adapter
     of the round before, so κ compares with the first round.
     """
-    beyond = [_share(row.energy, rank) for row in rows]
+    beyond = [mean_share([row.energy], [1.0], rank, None) for row in rows]
     known = [origin for origin in origins if origin is not None]
     if len(known) == len(rows):
         brought = [clients_beyond(origin.clients, rank) for origin in known]
@@ -51,9 +51,9 @@ def course(
     else:
         brought = [None] * len(rows)
         reference = [beyond[0], *brought[1:]]
-    left = kept(beyond, reference)
+    kappa = tuple(kept(beyond, reference))
     gamma = _predicted_gamma(factors, rank)
-    return EnergyCourse(rank, tuple(beyond), tuple(brought), tuple(left), gamma)
+    return EnergyCourse(rank, tuple(beyond), tuple(brought), kappa, gamma)
 
 
 def trend(
@@ -110,12 +110,6 @@ def fit(values: Sequence[float | None]) -> tuple[int | None, float | None, float
     varies = spread > len(rounds) * np.finfo(np.float64).eps
     r_squared = 1 - residual / spread if varies else None
     return int(rounds[0]) + 1, float(np.exp(slope)), r_squared
-
-
-def _share(energy: Sequence[float], rank: int) -> float | None:
-    """The share of the energy beyond the rank, None without any energy."""
-    total = sum(energy)
-    return sum(energy[rank:]) / total if total > 0 else None
 
 
 def _odds(beyond: float | None) -> float | None:

@@ -12,15 +12,16 @@ from fedlora_cli.text import printable
 
 
 def contents(
-    name: str, adapter: Adapter, samples: float | None, origin: Origin | None, remarks: list[str]
+    name: str, adapter: Adapter, samples: float | None, origin: Origin | None, zeros: int
 ) -> InspectedAdapter:
-    """The report of one adapter; `remarks` are added to its notes."""
+    """The report of one adapter, of whose factors `zeros` are all zero."""
     groups = _groups(adapter)
     tensors = tuple(
         TensorRow(key, tensor.shape, tensor.dtype, tensor.role, tensor.owner)
         for key, tensor in adapter.tensors.items()
     )
-    dora = ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.metadata.dora
+    dora = ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.facts.dora
+    untrained = [f"{zeros} of its factors are all zero: untrained or padded"] * (zeros > 0)
     in_tensors = sum(math.prod(tensor.shape) for tensor in tensors)
     return InspectedAdapter(
         name=name,
@@ -36,7 +37,7 @@ def contents(
         modules=groups,
         tensors=tensors,
         origin=origin,
-        notes=tuple(map(printable, (*adapter.notes, *dora, *remarks))),
+        notes=tuple(map(printable, (*adapter.notes, *dora, *untrained))),
     )
 
 

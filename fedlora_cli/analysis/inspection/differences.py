@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from fedlora_cli.adapters.adapter import Adapter, Module
 from fedlora_cli.reports.inspect import Difference
@@ -15,8 +15,8 @@ _PROPERTIES: dict[str, Callable[[Adapter], str]] = {
     "revision": lambda adapter: adapter.metadata.revision or "-",
     "task type": lambda adapter: adapter.metadata.task_type or "-",
     "rank": lambda adapter: _set(f"{m.rank}" for m in _by_rank(adapter)),
-    "scaling": lambda adapter: _set(_scale(m) for m in _by_rank(adapter)),
-    "rsLoRA": lambda adapter: "yes" if adapter.metadata.rslora else "no",
+    "scaling": lambda adapter: _set(f"{m.scale:g}" for m in _by_rank(adapter)).replace("nan", "-"),
+    "rsLoRA": lambda adapter: "yes" if adapter.facts.rslora else "no",
     "dtype": lambda adapter: _set(sorted(m.dtype for m in adapter.modules.values())),
     "target modules": lambda adapter: _set(sorted(n.split(".")[-1] for n in adapter.modules)),
     "dropout": lambda adapter: f"{adapter.metadata.dropout:g}",
@@ -30,10 +30,8 @@ def differences(adapters: Sequence[tuple[str, Adapter]]) -> tuple[Difference, ..
         property_: [(name, text(adapter)) for name, adapter in adapters]
         for property_, text in _PROPERTIES.items()
     }
-    compared["modules"] = _names([(name, list(adapter.modules)) for name, adapter in adapters])
-    compared["other tensors"] = _names(
-        [(name, list(adapter.tensors)) for name, adapter in adapters]
-    )
+    compared["modules"] = _names([(name, adapter.modules) for name, adapter in adapters])
+    compared["other tensors"] = _names([(name, adapter.tensors) for name, adapter in adapters])
     for module in sorted({module for _, adapter in adapters for module in adapter.modules}):
         compared[f"shape of {module}"] = [
             (name, " x ".join(map(str, adapter.modules[module].shape)))
@@ -60,7 +58,7 @@ def _order(value: str) -> tuple[float, str]:
         return math.inf, value
 
 
-def _names(adapters: Sequence[tuple[str, list[str]]]) -> list[tuple[str, str]]:
+def _names(adapters: Sequence[tuple[str, Collection[str]]]) -> list[tuple[str, str]]:
     """The number of names in each adapter, and the names of other adapters that it lacks."""
     union = {name for _, names in adapters for name in names}
     result = []
@@ -73,10 +71,6 @@ def _names(adapters: Sequence[tuple[str, list[str]]]) -> list[tuple[str, str]]:
 
 def _by_rank(adapter: Adapter) -> list[Module]:
     return sorted(adapter.modules.values(), key=lambda module: module.rank)
-
-
-def _scale(module: Module) -> str:
-    return "-" if math.isnan(module.scale) else f"{module.scale:g}"
 
 
 def _set(values: Iterable[str]) -> str:

@@ -55,7 +55,7 @@ def inspect(
     if clients:
         given = [home[folder] for folder in clients] if globals_ else places
         adapters += _clients(given, samples, base, adapter, on_fault)
-    client_remarks = _remarks(adapters, origins)
+    written = [client.name for client in adapters if origins[client.adapter.path]]
     for folder in globals_:
         with catching_faults(on_fault):
             if clients:
@@ -66,11 +66,9 @@ def inspect(
             # The global adapters of several rounds often have the same name.
             name = folder.resolve().name if len(globals_) == 1 else str(folder)
             adapters.append(_Named(text(name), formats.read(folder, on_fault), None))
-    zeros = (
-        _values(adapters, clients, options.jobs, stage("reading values"), on_fault)
-        if options.values
-        else {}
-    )
+    zeros: Mapping[Location, int] = {}
+    if options.values:
+        zeros = _values(adapters, clients, options.jobs, stage("reading values"), on_fault)
     return InspectReport(
         adapters=tuple(
             contents(
@@ -78,13 +76,16 @@ def inspect(
                 named.adapter,
                 named.samples,
                 origins[named.adapter.path],
-                _untrained(zeros.get(named.adapter.path, 0)),
+                zeros.get(named.adapter.path, 0),
             )
             for named in adapters
         ),
         differences=differences([(a.name, a.adapter) for a in adapters if a.adapter.modules]),
         faults=tuple(faults),
-        notes=(*map(printable, remarks), *client_remarks),
+        notes=(
+            *map(printable, remarks),
+            *(f"fedlora wrote {name}; aggregate would count it as a client" for name in written),
+        ),
         values=options.values,
         version=__version__,
     )
@@ -153,18 +154,3 @@ def _values(
     for look in looks:
         zeros[look.item.adapter.path] += look.zeros
     return zeros
-
-
-def _untrained(zeros: int) -> list[str]:
-    if not zeros:
-        return []
-    return [f"{zeros} of its factors are all zero: untrained or padded"]
-
-
-def _remarks(clients: Sequence[_Named], origins: Mapping[Location, Origin | None]) -> list[str]:
-    """A remark for every global adapter among the clients."""
-    return [
-        f"fedlora wrote {client.name}; aggregate would count it as a client"
-        for client in clients
-        if origins[client.adapter.path]
-    ]

@@ -29,7 +29,9 @@ def origin(folder: Location) -> Origin | None:
     """
     try:
         if not exists(folder / REPORT):
-            return _from_metadata(_weights(folder))
+            files = (folder / known.weights for known in FORMATS.values())
+            alone = folder.is_file()  # the adapter is the file itself
+            return _from_metadata(folder if alone else next(filter(exists, files), folder))
         made = read_provenance(folder)
     except InputError:
         return None
@@ -37,12 +39,6 @@ def origin(folder: Location) -> Origin | None:
         return None
     clients = len(made.clients)
     return Origin(made.method[:_LONGEST], made.version[:_LONGEST], clients, made.shared_rank)
-
-
-def _weights(path: Location) -> Location:
-    """The weights file of an adapter, in its folder or given as the file itself."""
-    files = (path / known.weights for known in FORMATS.values())
-    return path if path.is_file() else next((file for file in files if exists(file)), path)
 
 
 def _from_metadata(weights: Location) -> Origin | None:

@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedlora_cli.analysis.decay import (
-    column_sums,
-    energy_factors,
-    energy_ratio,
-    gamma,
-    rounds_until,
-)
+from fedlora_cli.analysis import decay
 from fedlora_cli.analysis.prediction.population import Population, Round
 from fedlora_cli.methods import METHODS
 from fedlora_cli.methods.method import Method
@@ -34,7 +28,7 @@ def forecast(
     Expectations are means over `rounds`; `energies` (P,) are those of round 0.
     """
     factors = {name: _expected(*row, rounds) for name, row in rows.items()}
-    ends = (rounds_until(0.99, energies, f, shared=1) for f in factors.values())
+    ends = (decay.rounds_until(0.99, energies, f, shared=1) for f in factors.values())
     shown = min(_MOST, max(_FEWEST, *(end or 0 for end in ends)))
     return {
         name: _forecast(name, *row, clients, energies, factors[name], shown)
@@ -58,12 +52,12 @@ def _forecast(
     return MethodForecast(
         name=name,
         weights=_by_rank(weights, everyone.holdings),
-        column_sums=clients.by_index(column_sums(method, everyone.holdings, rule)),
+        column_sums=clients.by_index(decay.column_sums(method, everyone.holdings, rule)),
         energy_factors=clients.by_index(factors),
-        gamma=gamma(factors, shared=1),
-        rounds_to_90=rounds_until(0.9, energies, factors, shared=1),
-        rounds_to_99=rounds_until(0.99, energies, factors, shared=1),
-        energy_ratio=tuple(energy_ratio(energies, factors, 1, t) for t in range(shown + 1)),
+        gamma=decay.gamma(factors, shared=1),
+        rounds_to_90=decay.rounds_until(0.9, energies, factors, shared=1),
+        rounds_to_99=decay.rounds_until(0.99, energies, factors, shared=1),
+        energy_ratio=tuple(decay.energy_ratio(energies, factors, 1, t) for t in range(shown + 1)),
         largest_weight=float(largest[heaviest]),
         heaviest_rank=int(clients.bounds[everyone.holdings.ranks[heaviest] - 1]),
         note=_note(method),
@@ -89,7 +83,7 @@ def _note(method: Method) -> str:
 def _expected(method: Method, rule: Rule, rounds: Sequence[Round]) -> FloatArray:
     """The mean energy factor of each partition over the rounds, shape (P,)."""
     times = np.array([round_.times for round_ in rounds], dtype=np.float64)
-    factors = np.array([energy_factors(method, round_.holdings, rule) for round_ in rounds])
+    factors = np.array([decay.energy_factors(method, round_.holdings, rule) for round_ in rounds])
     mean: FloatArray = times @ factors / times.sum()
     return mean
 

@@ -88,11 +88,10 @@ def ranks_of(cohort: Cohort) -> tuple[tuple[int, ...], tuple[str, ...]]:
 def _rows(quorums: Sequence[float | None]) -> dict[str, tuple[Method, Rule]]:
     """Every method by its name, and raflora with these quorums."""
     raflora = METHODS["raflora"]
-    plain = {name: (method, method.rule) for name, method in METHODS.items()}
-    return plain | {
-        f"{raflora.name}, quorum {q:g}": (raflora, with_quorum(q))
-        for q in sorted(q for q in quorums if q)
-    }
+    rows = {name: (method, method.rule) for name, method in METHODS.items()}
+    for quorum in sorted(quorum for quorum in quorums if quorum):
+        rows[f"{raflora.name}, quorum {quorum:g}"] = (raflora, with_quorum(quorum))
+    return rows
 
 
 def _partitions(clients: Population, present: int) -> tuple[PredictedPartition, ...]:
@@ -120,13 +119,11 @@ def _check(ranks: Sequence[int], samples: Sequence[float]) -> None:
     if wrong:
         raise UsageError("--ranks", f"a rank of {wrong[0]}", f"ranks are 1 to {MOST_RANK}")
     if different > MOST_PARTITIONS:
-        raise UsageError(
-            "--ranks", f"{different} different ranks", f"give {MOST_PARTITIONS} at most"
-        )
+        cure = f"give {MOST_PARTITIONS} at most"
+        raise UsageError("--ranks", f"{different} different ranks", cure)
     if len(samples) != count:
-        raise UsageError(
-            "--samples", f"{len(samples)} counts for {count} clients", "give one per client"
-        )
+        found = f"{len(samples)} counts for {count} clients"
+        raise UsageError("--samples", found, "give one per client")
     wrong_counts = [n for n in samples if not 0 <= n <= MOST_SAMPLES]
     if wrong_counts:
         cure = f"counts are 0 to {MOST_SAMPLES:g}"
