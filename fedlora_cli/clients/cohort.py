@@ -97,8 +97,9 @@ class Cohort:
 
     def ranks(self, module: str) -> IntArray:
         """r_k in a module, shape (K,); 0 for a client that does not adapt it."""
-        adapted = (client.adapter.modules.get(module) for client in self.clients)
-        return np.array([0 if one is None else one.rank for one in adapted], dtype=np.int64)
+        adapted = [client.adapter.modules for client in self.clients]
+        ranks = [modules[module].rank if module in modules else 0 for modules in adapted]
+        return np.array(ranks, dtype=np.int64)
 
 
 def align(
@@ -120,7 +121,7 @@ def align(
     if not sum(client.samples for client in ordered) > 0:
         on_fault(InputError("samples", "all counts are zero", "give at least one client samples"))
     adapters = with_one_orientation([client.adapter for client in ordered], on_fault)
-    ordered = [replace(one, adapter=new) for one, new in zip(ordered, adapters, strict=True)]
+    ordered = _with_adapters(ordered, adapters)
     modules = sorted({name for adapter in adapters for name in adapter.modules})
     tensors = sorted({name for adapter in adapters for name in adapter.tensors})
     check_compatibility(adapters, on_fault)
@@ -150,16 +151,20 @@ def with_earlier(
     """
     if not earlier:
         return cohort, []
-    uploads = [client.adapter for client in cohort.clients]
+    uploads = (client.adapter for client in cohort.clients)
     adapters = with_one_orientation([*uploads, *earlier], raise_fault)
     check_compatibility(adapters, raise_fault)
     if not base_declared:
         agreed(adapters, "base_model", "give --base to declare it", raise_fault)
-    clients = [
-        replace(one, adapter=new) for one, new in zip(cohort.clients, adapters, strict=False)
-    ]
-    metadata = replace(cohort.metadata, expert_layout=common_layout(adapters))
-    return replace(cohort, clients=tuple(clients), metadata=metadata), adapters[len(uploads) :]
+    number = len(cohort.clients)
+    clients = tuple(_with_adapters(cohort.clients, adapters[:number]))
+    facts = replace(cohort.facts, old_experts=all_older(adapters))
+    return replace(cohort, clients=clients, facts=facts), adapters[number:]
+
+
+def _with_adapters(clients: Sequence[Client], adapters: Sequence[Adapter]) -> list[Client]:
+    pairs = zip(clients, adapters, strict=True)
+    return [replace(client, adapter=adapter) for client, adapter in pairs]
 
 
 def _common_metadata(

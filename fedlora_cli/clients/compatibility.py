@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from fedlora_cli.adapters.adapter import Adapter, FullTensor, Module, Role
 from fedlora_cli.clients.majority import agreed, exclude, majority
 from fedlora_cli.clients.renames import renames
 from fedlora_cli.errors import FaultHandler
 
+T = TypeVar("T")
+
 #: Metadata that changes the meaning of the tensors.
-_MEANINGS = (
-    "bias",
-    "lora_bias",
-    "dora",
-    "layer_replication",
-    "invocation_tokens",
-)
+_MEANINGS = ("bias", "lora_bias", "dora", "layer_replication", "invocation_tokens")
 
 #: Metadata that differs between the tools that save adapters.
 _STYLES = ("key_prefix", "alpha_source")
@@ -31,7 +28,6 @@ _ROLES: dict[Role, str] = {
     "magnitude": "magnitudes of DoRA",
     "lora_bias": "a bias on lora_B",
 }
-
 
 #: The part of a name that PEFT adds to an embedding of which it trains some rows.
 _ROWS = ".token_adapter."
@@ -68,16 +64,24 @@ def _check_formats(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
             on_fault(most.fault(adapter.path, found, cure))
 
 
+def _by_name(entries: Iterable[tuple[str, Adapter, T]]) -> dict[str, dict[Adapter, T]]:
+    """The adapters that have each of the names, with the first value of the name in each."""
+    by_name: dict[str, dict[Adapter, T]] = {}
+    for name, adapter, value in entries:
+        by_name.setdefault(name, {}).setdefault(adapter, value)
+    return by_name
+
+
 def _check_descriptions(
-    descriptions: dict[str, list[tuple[str, Adapter]]],
+    descriptions: Mapping[str, Mapping[Adapter, str]],
     cure: str,
     on_fault: FaultHandler,
     note: Callable[[str, str], str] = lambda description, other: "",
 ) -> None:
     """All descriptions of a name are equal; `note` adds to the message about two that differ."""
-    for name, values in descriptions.items():
-        most = majority(values)
-        for description, adapter in values:
+    for name, by_adapter in descriptions.items():
+        most = majority([(description, adapter) for adapter, description in by_adapter.items()])
+        for adapter, description in by_adapter.items():
             if description != most.value:
                 found = f"{name} is {description}, but {most.value} in {most.example.path}"
                 found += note(description, most.value)
@@ -105,13 +109,10 @@ def _kind(content: Module | FullTensor) -> object:
 
 def _check_modules(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """Every module has one shape and one layout in all adapters."""
-    descriptions: dict[str, list[tuple[str, Adapter]]] = {}
-    for adapter in adapters:
-        for name, module in adapter.modules.items():
-            descriptions.setdefault(name, []).append((_describe(module), adapter))
-    _check_descriptions(
-        descriptions, "leave out the adapters of another base model", on_fault, _transposes
-    )
+    modules = ((name, a, module) for a in adapters for name, module in a.modules.items())
+    descriptions = _by_name((name, a, _describe(module)) for name, a, module in modules)
+    cure = "leave out the adapters of another base model"
+    _check_descriptions(descriptions, cure, on_fault, _transposes)
 
 
 def _describe(module: Module) -> str:
@@ -140,29 +141,24 @@ def _transposes(description: str, other: str) -> str:
 
 def _check_experts(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """Experts are adapted one by one (transformers 4) or together (5), not both."""
-    together: dict[str, list[Adapter]] = {}
-    for adapter in adapters:
-        layouts = [module.layout for module in adapter.modules.values()]
-        fused = [layout.target for layout in layouts if layout.kind == "experts"]
-        for owner in dict.fromkeys(fused):
-            together.setdefault(owner, []).append(adapter)
-    apart: dict[str, dict[Adapter, str]] = {}
-    for adapter in adapters if together else ():
-        for name in adapter.modules:
-            for owner, rest in _splits(name):
-                if owner in together and rest.partition(".")[0].isdigit():
-                    apart.setdefault(owner, {}).setdefault(adapter, name)
-    for owner, single in apart.items():
-        example = next(iter(single.values()))
+    together = _by_name(
+        (module.layout.target, adapter, module)
+        for adapter in adapters
+        for module in adapter.modules.values()
+        if module.layout.kind == "experts"
+    )
+    apart = _by_name(
+        (owner, adapter, name)
+        for adapter in (adapters if together else ())
+        for name in adapter.modules
+        for owner, rest in _splits(name)
+        if owner in together and rest.partition(".")[0].isdigit()
+    )
+    for owner, names in apart.items():
+        example = next(iter(names.values()))
         exclude(
-            (
-                list(single),
-                f"{example} is one expert, but all of {owner} are together in",
-            ),
-            (
-                together[owner],
-                f"all of {owner} are together, but {example} is one expert in",
-            ),
+            (names, f"{example} is one expert, but all of {owner} are together in"),
+            (together[owner], f"all of {owner} are together, but {example} is one expert in"),
             "train all clients with one version of transformers, 4 or 5",
             on_fault,
         )
@@ -183,16 +179,12 @@ def _check_tensors(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """Every tensor has one shape and role, every module is trained in one way, and biases are
     trained in all adapters or none.
     """
-    descriptions: dict[str, list[tuple[str, Adapter]]] = {}
-    for adapter in adapters:
-        for name, tensor in adapter.tensors.items():
-            descriptions.setdefault(name, []).append((_role(tensor), adapter))
+    tensors = [(name, a, tensor) for a in adapters for name, tensor in a.tensors.items()]
+    descriptions = _by_name((name, a, _role(tensor)) for name, a, tensor in tensors)
     _check_descriptions(descriptions, _ONE_MODEL, on_fault)
-    for name, values in descriptions.items():
-        holders = [adapter for _, adapter in values]
-        if holders[0].tensors[name].role != "bias":
-            continue
-        lacking = [adapter for adapter in adapters if name not in adapter.tensors]
+    for name, holders in descriptions.items():
+        is_bias = next(iter(holders)).tensors[name].role == "bias"
+        lacking = [a for a in adapters if a not in holders] if is_bias else []
         if lacking:
             exclude(
                 (lacking, f"no {name}, but it is trained in"),
@@ -206,22 +198,22 @@ def _check_tensors(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
 
 def _check_saved(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """No module that an adapter saves in full has LoRA factors, on it or inside it, in another."""
-    savers: dict[str, list[Adapter]] = {}
-    for adapter in adapters:
-        owners = {tensor.owner: None for tensor in adapter.tensors.values() if tensor.owner}
-        for owner in owners:
-            savers.setdefault(owner, []).append(adapter)
-    factored: dict[str, dict[Adapter, str]] = {}
-    for adapter in adapters if savers else ():
-        for module in adapter.modules:
-            for owner in (module, *(outer for outer, _ in _splits(module))):
-                if owner in savers:
-                    factored.setdefault(owner, {}).setdefault(adapter, module)
+    tensors = ((adapter, t) for adapter in adapters for t in adapter.tensors.values())
+    savers = _by_name(
+        (tensor.owner, adapter, tensor) for adapter, tensor in tensors if tensor.owner
+    )
+    factored = _by_name(
+        (owner, adapter, module)
+        for adapter in (adapters if savers else ())
+        for module in adapter.modules
+        for owner in (module, *(outer for outer, _ in _splits(module)))
+        if owner in savers
+    )
     for owner, holders in factored.items():
         module = next(iter(holders.values()))
         exclude(
             (savers[owner], f"{module} is saved in full, but has LoRA factors in"),
-            (list(holders), f"{module} has LoRA factors, but is saved in full in"),
+            (holders, f"{module} has LoRA factors, but is saved in full in"),
             _ONE_WAY,
             on_fault,
         )
@@ -231,17 +223,13 @@ def _check_tokens(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
     """The trained tokens of an embedding have one width, and the embedding is trained in no other
     way: PEFT 0.21 would not load that.
     """
-    rows: dict[str, list[tuple[str, Adapter]]] = {}
-    for adapter in adapters:
-        tokens = [name for name, tensor in adapter.tensors.items() if tensor.role == "token"]
-        # In an adapter, all rows of an embedding come from one tensor.
-        for embedding, name in {name.partition(_ROWS)[0]: name for name in tokens}.items():
-            rows.setdefault(embedding, []).append((_role(adapter.tensors[name]), adapter))
+    tokens = [(*token, adapter) for adapter in adapters for token in _tokens(adapter)]
+    rows = _by_name((embedding, adapter, _role(tensor)) for embedding, _, tensor, adapter in tokens)
     _check_descriptions(rows, _ONE_MODEL, on_fault)
-    for embedding, values in rows.items():
-        holders = [adapter for _, adapter in values]
+    for embedding, holders in rows.items():
         # If a client trained both, PEFT stores the embedding below the rows, under another name.
-        saved = [a for a in adapters if _is_saved(a.tensors.get(f"{embedding}.weight"))]
+        weight = f"{embedding}.weight"
+        saved = [a for a in adapters if weight in a.tensors and a.tensors[weight].role == "saved"]
         factored = [a for a in adapters if embedding in a.modules]
         for others, way in ((factored, "has LoRA factors"), (saved, "is saved in full")):
             if others:
@@ -251,37 +239,41 @@ def _check_tokens(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
                     _ONE_WAY,
                     on_fault,
                 )
-    _check_same_tokens(adapters, on_fault)
+    _check_same_tokens(adapters, rows, on_fault)
 
 
-def _check_same_tokens(adapters: Sequence[Adapter], on_fault: FaultHandler) -> None:
+def _check_same_tokens(
+    adapters: Sequence[Adapter],
+    holders: Mapping[str, Mapping[Adapter, str]],
+    on_fault: FaultHandler,
+) -> None:
     """No two embeddings have the same trained tokens, unless one adapter trained both.
 
     PEFT takes such entries for one if the base model ties its embeddings, which the files do not
     show, and drops the rows of the second.
     """
     tokens: dict[str, set[str]] = {}
-    holders: dict[str, dict[Adapter, None]] = {}
     for adapter in adapters:
-        for name, tensor in adapter.tensors.items():
-            if tensor.role == "token":
-                embedding, _, row = name.partition(_ROWS)
-                tokens.setdefault(embedding, set()).add(row)
-                holders.setdefault(embedding, {})[adapter] = None
+        for embedding, row, _ in _tokens(adapter):
+            tokens.setdefault(embedding, set()).add(row)
     alike: dict[frozenset[str], str] = {}
     for other in sorted(tokens):
         first = alike.setdefault(frozenset(tokens[other]), other)
         if first != other and not holders[first].keys() & holders[other].keys():
             exclude(
-                (list(holders[first]), f"the trained tokens of {first} are those of {other} in"),
-                (list(holders[other]), f"the trained tokens of {other} are those of {first} in"),
+                (holders[first], f"the trained tokens of {first} are those of {other} in"),
+                (holders[other], f"the trained tokens of {other} are those of {first} in"),
                 "train tokens of one embedding; PEFT may treat the two as tied and drop one",
                 on_fault,
             )
 
 
-def _is_saved(tensor: FullTensor | None) -> bool:
-    return tensor is not None and tensor.role == "saved"
+def _tokens(adapter: Adapter) -> Iterator[tuple[str, str, FullTensor]]:
+    """The trained tokens of an adapter: the embedding, the row, and the values of each."""
+    for name, tensor in adapter.tensors.items():
+        if tensor.role == "token":
+            embedding, _, row = name.partition(_ROWS)
+            yield embedding, row, tensor
 
 
 def _role(tensor: FullTensor) -> str:

@@ -6,7 +6,7 @@ The adapters that differ from a strict majority are at fault. Without one, no ad
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -55,8 +55,8 @@ def fault_for(
 
 
 def exclude(
-    one: tuple[Sequence[Adapter], str],
-    other: tuple[Sequence[Adapter], str],
+    one: tuple[Collection[Adapter], str],
+    other: tuple[Collection[Adapter], str],
     cure: str,
     on_fault: FaultHandler,
 ) -> None:
@@ -91,9 +91,8 @@ def agreed(adapters: Sequence[Adapter], name: str, cure: str, on_fault: FaultHan
         if value != most.value:
             label = name.replace("_", " ")
             verb = "are" if isinstance(value, tuple) and label.endswith("s") else "is"
-            found = (
-                f"its {label} {verb} {_text(value)}, but {_text(most.value)} in {most.example.path}"
-            )
+            found = f"its {label} {verb} {_text(value)}, but {_text(most.value)} in "
+            found += str(most.example.path)
             on_fault(most.fault(adapter.path, found, cure))
     return most.value
 

@@ -207,10 +207,15 @@ def read_adapters(folders: Sequence[Location], on_fault: FaultHandler) -> list[A
     """The adapters in these folders. Remote adapters are read in parallel."""
 
     def read(folder: Location) -> tuple[Adapter, list[InputError]]:
-        """The adapter, and the faults of a remote adapter, which wait for their turn."""
+        """The adapter, empty if it cannot be read, and the faults of a remote adapter, which wait
+        for their turn.
+        """
         faults: list[InputError] = []
+        adapter = Adapter(folder, folder, {}, {}, AdapterMetadata())
         handler = faults.append if isinstance(folder, Remote) else on_fault
-        return read_adapter(folder, handler), faults
+        with catching_faults(handler):
+            adapter = formats.read(folder, handler)
+        return adapter, faults
 
     adapters = []
     for answer in prefetched(read, folders):
@@ -219,10 +224,3 @@ def read_adapters(folders: Sequence[Location], on_fault: FaultHandler) -> list[A
             on_fault(fault)
         adapters.append(adapter)
     return adapters
-
-
-def read_adapter(folder: Location, on_fault: FaultHandler) -> Adapter:
-    """The adapter in the folder; an empty adapter if the folder cannot be read."""
-    with catching_faults(on_fault):
-        return formats.read(folder, on_fault)
-    return Adapter(folder, folder, {}, {}, AdapterMetadata())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import TypeVar
 
 from fedlora_cli import formats
@@ -17,7 +18,6 @@ from fedlora_cli.clients.names import distinct_folders, name_clients, name_of
 from fedlora_cli.clients.reading import (
     LeftOut,
     LoadedCohort,
-    Upload,
     clients_of,
     loaded,
     read_uploads,
@@ -28,6 +28,9 @@ from fedlora_cli.remote import Location, Remote, below, normal
 from fedlora_cli.text import printable
 
 T = TypeVar("T")
+
+_folder = attrgetter("folder")
+_path = attrgetter("adapter.path")
 
 
 def select_clients(
@@ -48,18 +51,18 @@ def select_clients(
     folders, remarks = distinct_folders(paths, faults.append, adapter)
     order = {path: number for number, path in reversed([*enumerate(paths)])}
     faults_by_place = {_client_folder(fault, order): fault for fault in reversed(faults)}
-    found = {_spelled(folder) for folder in folders}  # a second path of such a folder is no client
+    valid = {_spelled(folder) for folder in folders}  # a second path of such a folder is no client
     names = {normal(place): name_of(place) for place in (*folders, *faults_by_place)}
     left_out = [
         _left_out(name_of(place), place, fault, names)
         for place, fault in faults_by_place.items()
-        if _spelled(place) not in found
+        if _spelled(place) not in valid
     ]
 
     faults = []
     uploads = read_uploads(name_clients(folders, faults.append), adapter, faults.append)
     uploads, faulty = _split_by_fault(uploads, _folder, faults)
-    left_out += [_left_out(one.name, one.folder, fault, names) for one, fault in faulty]
+    left_out += [_left_out(upload.name, upload.folder, fault, names) for upload, fault in faulty]
 
     faults = []
     counts, count_remarks = sample_counts(
@@ -74,9 +77,9 @@ def select_clients(
     uploads, faulty = _split_by_fault(uploads, _folder, faults)
     if faulty:  # the median, which decides about a count, depends on all counts
         check_majority(len(uploads), number, faults)
-    left_out += [_left_out(one.name, one.folder, fault, names) for one, fault in faulty]
+    left_out += [_left_out(upload.name, upload.folder, fault, names) for upload, fault in faulty]
 
-    counts = {one.folder: counts[one.folder] for one in uploads if one.folder in counts}
+    counts = {u.folder: counts[u.folder] for u in uploads if u.folder in counts}
     cohort, all_left_out = _compatible(
         clients_of(uploads, counts), base_model, left_out, min_clients
     )
@@ -123,9 +126,8 @@ def check_majority(fit: int, clients: int, faults: Sequence[InputError]) -> None
 
 
 def _undecided(fault: InputError) -> InputError:
-    return fault.with_cure(
-        f"{fault.cure}; no client is left out, because the others are no majority"
-    )
+    reason = "no client is left out, because the others are no majority"
+    return fault.with_cure(f"{fault.cure}; {reason}")
 
 
 def _compatible(
@@ -193,14 +195,6 @@ def _spelled(place: Location) -> Location:
     return absolute.parent.resolve() / absolute.name
 
 
-def _folder(upload: Upload) -> Location:
-    return upload.folder
-
-
-def _path(client: Client) -> Location:
-    return client.adapter.path
-
-
 def _left_out_clients(
     faulty: Sequence[tuple[Client, InputError]], clients: Sequence[Client]
 ) -> list[LeftOut]:
@@ -215,12 +209,12 @@ def _left_out(
     clients replace their folders.
     """
 
-    def without_folders(other: Location) -> str:
-        absolute = normal(other)
-        home = next((one for one in (absolute, *absolute.parents) if one in names), None)
+    def without_folders(path: Location) -> str:
+        absolute = normal(path)
+        home = next((place for place in (absolute, *absolute.parents) if place in names), None)
         if home is not None:
             return "/".join((names[home], *below(absolute, home)))
-        return str(other) if isinstance(other, Remote) else absolute.name
+        return str(path) if isinstance(path, Remote) else absolute.name
 
     found = fault.reported(without_folders)
     inside = () if fault.path is None else below(fault.path, place)
