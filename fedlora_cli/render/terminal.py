@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from rich import table as rich
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.text import Text
 
-from fedlora_cli.render.view import Bar, Block, Cell, Paragraph, Table, View
+from fedlora_cli.render.view import Bar, Cell, Column, Kind, Paragraph, Table, View
 from fedlora_cli.text import printable
 
 #: The width of every table, and the blanks between two of its columns.
 _TABLE_WIDTH = 80
 _GAP = 2
-
-#: The kinds of columns that are shortened to fit.
-_SHORTENED = ("name", "phrase")
 
 #: The largest and the smallest width of a bar, and of a name.
 _BARS = (28, 10)
@@ -29,34 +26,21 @@ _LEAST_WORD = 12
 _STYLES = {"plain": "", "good": "green", "warning": "yellow", "bad": "bold red"}
 
 #: Replacements on terminals that have only ASCII.
-_ASCII = {"ρ": "rho", "γ": "gamma", "κ": "kappa", "β": "beta", "Δ": "d", "²": "^2", "‖": "|"} | {
-    "Σ": "sum", "·": "*", "×": "x", "…": "~", "√": "sqrt ", "±": "+-"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The widths of bars and of names by column; `phrases` are the columns of phrases; `plain`
-    draws in ASCII.
-    """
-
-    bar: int
-    names: dict[int, int]
-    phrases: frozenset[int]
-    plain: bool
+_ASCII = str.maketrans({
+    "ρ": "rho", "γ": "gamma", "κ": "kappa", "β": "beta", "Δ": "d", "²": "^2", "‖": "|",
+    "Σ": "sum", "·": "*", "×": "x", "…": "~", "√": "sqrt ", "±": "+-",
+})  # fmt: skip
 
 
 def on_terminal(view: View, *, plain: bool = False) -> RenderableType:
     """The view as rich draws it; `plain` draws in ASCII."""
     subject, summary = (_written(text, plain=plain) for text in (view.subject, view.summary))
     headline = Text.assemble((subject, "bold"), f": {summary}")
-    blocks = [_block(block, plain=plain) for block in view.blocks]
+    blocks = [
+        _table(block, plain=plain) if isinstance(block, Table) else _paragraph(block, plain=plain)
+        for block in view.blocks
+    ]
     return Group(headline, *(part for block in blocks for part in (Text(), block)))
-
-
-def _block(block: Block, *, plain: bool) -> RenderableType:
-    if isinstance(block, Table):
-        return _table(block, plain=plain)
-    return _paragraph(block, plain=plain)
 
 
 def _paragraph(block: Paragraph, *, plain: bool) -> Text:
@@ -65,17 +49,16 @@ def _paragraph(block: Paragraph, *, plain: bool) -> Text:
 
 
 def _table(block: Table, *, plain: bool) -> RenderableType:
-    layout = _layout(block, plain=plain)
+    widths = _widths(block, plain=plain)
     table = rich.Table(box=None, pad_edge=False, header_style="dim")
-    for column in block.columns:
+    for column, width in zip(block.columns, widths, strict=True):
         name = _written(column.name, plain=plain)
-        if column.kind == "bar":
-            table.add_column(name, no_wrap=True, width=layout.bar)
-        else:
-            right = column.kind == "number"
-            table.add_column(name, no_wrap=True, justify="right" if right else "left")
+        justify: JustifyMethod = "right" if column.kind == "number" else "left"
+        bar = width if column.kind == "bar" else None
+        table.add_column(name, no_wrap=True, width=bar, justify=justify)
     for row in block.rows[: block.shown]:
-        table.add_row(*(_cell(cell, i, layout) for i, cell in enumerate(row)))
+        cells = zip(row, block.columns, widths, strict=True)
+        table.add_row(*(_cell(*cell, plain=plain) for cell in cells))
     parts: list[RenderableType] = [table]
     if block.title:
         parts.insert(0, Text(_written(block.title, plain=plain), style="bold"))
@@ -85,24 +68,25 @@ def _table(block: Table, *, plain: bool) -> RenderableType:
     return Group(*parts)
 
 
-def _layout(block: Table, *, plain: bool) -> _Layout:
-    """The widths of names and bars: they share the rest of the line, names first."""
+def _widths(block: Table, *, plain: bool) -> list[int]:
+    """The width of each column: names and bars share the rest of the line, names first."""
     room = _TABLE_WIDTH - _GAP * (len(block.columns) - 1)
-    bars, least, names = 0, _BARS[1], {}
+    widths, bars, names, least = [], [], {}, _BARS[1]
     for i, column in enumerate(block.columns):
         head = cell_len(_written(column.name, plain=plain))
         cells = (_written(str(row[i]), plain=plain) for row in block.rows)
-        width = max(head, *map(cell_len, cells), 0)
+        widths.append(max(head, *map(cell_len, cells), 0))
         if column.kind == "bar":
-            bars, least = bars + 1, max(least, head)
-        elif column.kind in _SHORTENED:
-            names[i] = width
+            bars.append(i)
+            least = max(least, head)
+        elif column.kind in _SHORTEN:
+            names[i] = widths[i]
         else:
-            room -= width
+            room -= widths[i]
     wanted = sum(min(width, _NAMES[0]) for width in names.values())
-    bar = min(_BARS[0], max(least, (room - wanted) // max(bars, 1)))
-    phrases = frozenset(i for i, column in enumerate(block.columns) if column.kind == "phrase")
-    return _Layout(bar, _shared_out(names, room - bars * bar), phrases, plain)
+    bar = min(_BARS[0], max(least, (room - wanted) // max(len(bars), 1)))
+    shared = _shared_out(names, room - len(bars) * bar) | dict.fromkeys(bars, bar)
+    return [shared.get(i, width) for i, width in enumerate(widths)]
 
 
 def _shared_out(wanted: dict[int, int], room: int) -> dict[int, int]:
@@ -118,20 +102,18 @@ def _shared_out(wanted: dict[int, int], room: int) -> dict[int, int]:
     return given
 
 
-def _cell(cell: Cell, position: int, layout: _Layout) -> Text:
+def _cell(cell: Cell, column: Column, width: int, *, plain: bool) -> Text:
     if isinstance(cell, Bar):
-        return Text(_bar(cell.share, layout), style="cyan")
-    text, width = printable(cell), layout.names.get(position)
-    if width is not None:
-        shorten = _shortened_phrase if position in layout.phrases else _shortened
-        text = shorten(text, width)
-    return Text(_written(text, plain=layout.plain))
+        return Text(_bar(cell.share, width, plain=plain), style="cyan")
+    text = printable(cell)
+    if column.kind in _SHORTEN:
+        text = _SHORTEN[column.kind](text, width)
+    return Text(_written(text, plain=plain))
 
 
 def _written(text: str, *, plain: bool) -> str:
     """Text without control characters, in ASCII if `plain`."""
-    shown = printable(text)
-    return "".join(_ASCII.get(letter, letter) for letter in shown) if plain else shown
+    return printable(text).translate(_ASCII if plain else {})
 
 
 def _shortened(name: str, width: int) -> str:
@@ -170,11 +152,15 @@ def _shortened_phrase(text: str, width: int) -> str:
     return shown if number == len(words) else f"{shown} …"
 
 
-def _bar(share: float | None, layout: _Layout) -> str:
+#: How the text of a column is shortened to fit, by the kind of the column.
+_SHORTEN: dict[Kind, Callable[[str, int], str]] = {"name": _shortened, "phrase": _shortened_phrase}
+
+
+def _bar(share: float | None, width: int, *, plain: bool) -> str:
     """A bar in eighths of a character; every positive share is visible."""
     if not share:
         return ""
-    if layout.plain:
-        return "#" * max(1, round(share * layout.bar))
-    eighths = max(1, round(share * layout.bar * 8))
+    if plain:
+        return "#" * max(1, round(share * width))
+    eighths = max(1, round(share * width * 8))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
