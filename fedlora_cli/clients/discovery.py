@@ -66,13 +66,10 @@ def find_folders(
                     check_linked_folder(child, path)
                     _check_links(child, path, adapter)
                     folders.append(child)
-            remarks += [
-                f"{child.name} left out: no adapter in it" for child in left_out[:_MOST_REMARKS]
-            ]
-            if left_out[_MOST_REMARKS:]:
-                remarks.append(
-                    f"{len(left_out) - _MOST_REMARKS} more folders left out: no adapter in them"
-                )
+            names = [child.name for child in left_out[:_MOST_REMARKS]]
+            remarks += [f"{name} left out: no adapter in it" for name in names]
+            if more := len(left_out) - len(names):
+                remarks.append(f"{more} more folders left out: no adapter in them")
     return folders, tuple(sorted(remarks))
 
 
@@ -113,22 +110,19 @@ def _elsewhere(folder: Location, adapter: str | None) -> Elsewhere | None:
     """The error of a folder whose adapters are elsewhere; None if it has no adapters."""
     if adapter is not None and formats.is_adapter(folder):
         found = f"no adapter named {adapter} in it, but the folder itself is an adapter"
-        return Elsewhere(
-            folder, found, "leave it out, or give --adapter only if every client has it"
-        )
+        cure = "leave it out, or give --adapter only if every client has it"
+        return Elsewhere(folder, found, cure)
     adapters = _adapters_in(folder)
     if not adapters:
         return None
     found = f"no adapter {'in it' if adapter is None else f'named {adapter} in it'}, but "
     folders = _folder_names(adapters)
     if not folders:
-        found += f"files that may be adapters: {shortened([one.name for one in adapters])}"
+        found += f"files that may be adapters: {shortened([file.name for file in adapters])}"
         return Elsewhere(folder, found, "name this folder if each is a client, or move it away")
     found += f"in its subfolders: {shortened(folders)}"
-    cure = (
-        f"give --adapter {_option_value(folders)} if they belong to one client, name this folder "
-    )
-    return Elsewhere(folder, found, f"{cure}if each is a client, or move it away")
+    cure = f"give --adapter {_option_value(folders)} if they belong to one client, name this folder"
+    return Elsewhere(folder, found, f"{cure} if each is a client, or move it away")
 
 
 def _option_value(folders: Sequence[str]) -> str:

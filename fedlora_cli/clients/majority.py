@@ -48,15 +48,14 @@ def fault_for(
     place: Location, found: str, cure: str, example: Adapter, *, decided: bool
 ) -> InputError:
     """The error of the adapter at `place`, which is at fault only if the majority has `decided`."""
-    places: dict[Location, str | None] = {example.path: None}
     if decided:
-        return InputError(place, found, cure, places)
-    return Undecided(str(place), found, cure, places)
+        return InputError(place, found, cure, {example.path: None})
+    return Undecided(str(place), found, cure, {example.path: None})
 
 
 def exclude(
-    one: tuple[Collection[Adapter], str],
-    other: tuple[Collection[Adapter], str],
+    side: tuple[Collection[Adapter], str],
+    other_side: tuple[Collection[Adapter], str],
     cure: str,
     on_fault: FaultHandler,
 ) -> None:
@@ -65,13 +64,13 @@ def exclude(
     Each side is its adapters and the message for them, which ends before the path of an adapter on
     the other side. An adapter on both sides is at fault. With sides of equal size, no adapter is.
     """
-    both = set(one[0]) & set(other[0])
-    for adapter in (adapter for adapter in one[0] if adapter in both):
-        found = f"{one[1]} {adapter.path}"
+    both = set(side[0]) & set(other_side[0])
+    for adapter in (adapter for adapter in side[0] if adapter in both):
+        found = f"{side[1]} {adapter.path}"
         on_fault(InputError(adapter.weights_file, found, cure, {adapter.path: None}))
     sides = [
-        ([adapter for adapter in side if adapter not in both], found)
-        for side, found in (one, other)
+        ([adapter for adapter in adapters if adapter not in both], found)
+        for adapters, found in (side, other_side)
     ]
     (fewer, found), (others, _) = sorted(sides, key=lambda side: len(side[0]))
     decided = len(fewer) < len(others)

@@ -59,16 +59,14 @@ def _kinds_to_turn(
         for name, module in modules.items():
             votes.setdefault(name, Counter())[module.shape] += 1
     shapes = {name: most.most_common(1)[0][0] for name, most in votes.items()}
-    turned, equal = set(), set()
-    for _, modules in older:
-        for name, module in modules.items():
-            rows, columns = module.shape
-            if rows != columns and shapes.get(name) == (columns, rows):
-                turned.add(_kind(module))
-            if rows != columns and shapes.get(name) == (rows, columns):
-                equal.add(_kind(module))
-    kinds = {_kind(module) for _, modules in older for module in modules.values()}
-    old, new = (side[0][0].metadata.expert_layout.versions for side in (older, newer))
+    kinds, turned, equal = set(), set(), set()
+    for name, module in ((name, m) for _, modules in older for name, m in modules.items()):
+        kinds.add(_kind(module))
+        rows, columns = module.shape
+        if rows != columns and shapes.get(name) == (columns, rows):
+            turned.add(_kind(module))
+        if rows != columns and shapes.get(name) == (rows, columns):
+            equal.add(_kind(module))
     for kind in sorted(kinds - (turned ^ equal)):
         exclude(
             (_with_kind(kind, older), _found(kind, old, new)),
@@ -76,7 +74,7 @@ def _kinds_to_turn(
             _CURE,
             on_fault,
         )
-    return turned - equal
+    return [_turned(a, turned - equal) if a.facts.old_experts else a for a in adapters]
 
 
 def common_layout(adapters: Sequence[Adapter]) -> ExpertLayout:
@@ -120,15 +118,12 @@ def _found(kind: str, version: str, other: str) -> str:
 
 def _turned(adapter: Adapter, kinds: set[str]) -> Adapter:
     """The adapter with every expert of these kinds transposed."""
-    modules = {
-        name: (
-            _transpose(module)
-            if module.layout.kind == "experts" and _kind(module) in kinds
-            else module
-        )
-        for name, module in adapter.modules.items()
+    turned = {
+        name: _transpose(module)
+        for name, module in _experts(adapter).items()
+        if _kind(module) in kinds
     }
-    return replace(adapter, modules=modules)
+    return replace(adapter, modules={**adapter.modules, **turned})
 
 
 def _transpose(module: Module) -> Module:

@@ -119,7 +119,7 @@ def read_without_counts(
     adapters = read_adapters([formats.inside(folder, adapter) for _, folder in named], raise_fault)
     clients = [Client(name, read, 1.0) for (name, _), read in zip(named, adapters, strict=True)]
     cohort = align(clients, base_model)
-    return cohort, (*remarks, *(note for one in cohort.clients for note in one.adapter.notes))
+    return cohort, (*remarks, *(note for c in cohort.clients for note in c.adapter.notes))
 
 
 def read_uploads(
@@ -133,7 +133,7 @@ def read_uploads(
 
 def clients_of(uploads: Iterable[Upload], counts: Mapping[Location, float]) -> list[Client]:
     """The clients with their sample counts by folder; without a count, a client has one sample."""
-    return [Client(one.name, one.adapter, counts.get(one.folder, 1.0)) for one in uploads]
+    return [Client(name, adapter, counts.get(folder, 1.0)) for name, folder, adapter in uploads]
 
 
 def loaded(
@@ -185,14 +185,14 @@ def sample_counts(
         return counts, ()
     beyond: list[InputError] = []
     check_ratio(counts, MAX_RATIO, beyond.append)
-    return counts, tuple(f"{one.where}: {one.found}; aggregate refuses that" for one in beyond)
+    return counts, tuple(f"{e.where}: {e.found}; aggregate refuses that" for e in beyond)
 
 
 def _check_files(adapters: Iterable[Adapter], on_fault: FaultHandler) -> None:
     """Report every further name of a file to `on_fault`: a link would count a client twice."""
     first: dict[tuple[int, int], Path] = {}
-    files = [one.weights_file for one in adapters if isinstance(one.weights_file, Path)]
-    for file in sorted(files, key=Path.is_symlink):
+    files = (adapter.weights_file for adapter in adapters)
+    for file in sorted((f for f in files if isinstance(f, Path)), key=Path.is_symlink):
         try:
             status = file.stat()
         except OSError:  # reported when the adapter was read

@@ -118,9 +118,9 @@ def _words(parts: Sequence[str]) -> tuple[str, ...]:
     return (parts[-1], *sorted(parts[:-1]))
 
 
-def _difference(one: str, other: str) -> tuple[str, str]:
+def _difference(name: str, other: str) -> tuple[str, str]:
     """The differing words of two names, without the common beginning and end."""
-    first, second = one.split("."), other.split(".")
+    first, second = name.split("."), other.split(".")
     while first and second and first[-1] == second[-1]:
         first, second = first[:-1], second[:-1]
     while first and second and first[0] == second[0]:

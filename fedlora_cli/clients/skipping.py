@@ -146,7 +146,7 @@ def _compatible(
         faults = [fault for fault in faults if not isinstance(fault, Undecided)] or faults
         remaining, faulty = _split_by_fault(clients, _path, faults)
         if not faulty:
-            return cohort, tuple(sorted(all_left_out, key=lambda one: (one.name, one.path)))
+            return cohort, tuple(sorted(all_left_out, key=attrgetter("name", "path")))
         check_majority(len(remaining), len(clients), faults)
         all_left_out += _left_out_clients(faulty, clients)
         clients = remaining

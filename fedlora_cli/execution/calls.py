@@ -24,17 +24,15 @@ if TYPE_CHECKING:
 
 def versions_here() -> tuple[str, ...]:
     """The versions on which the bytes of a result depend."""
-    libraries = (
-        f"{name} {metadata.version(name).partition('+')[0]}" for name in ("torch", "numpy")
-    )
-    return (f"fedlora {__version__}", *libraries)
+    torch, numpy = (metadata.version(name).partition("+")[0] for name in ("torch", "numpy"))
+    return (f"fedlora {__version__}", f"torch {torch}", f"numpy {numpy}")
 
 
 def run_elsewhere(call: bytes, versions: tuple[str, ...]) -> bytes:
     """`run_here` for a worker that may be on another machine, in another folder."""
-    place, own = f"worker on {platform.node()}", versions_here()
-    if own != versions:
-        found = f"the worker has {', '.join(own)}, this machine has {', '.join(versions)}"
+    place, installed = f"worker on {platform.node()}", versions_here()
+    if installed != versions:
+        found = f"the worker has {', '.join(installed)}, this machine has {', '.join(versions)}"
         cure = "install the same versions on all machines"
         return packed((None, ClusterError(place, found, cure)))
     result, error = _outcome(call)
@@ -99,9 +97,8 @@ def packed(value: object, home: Path | None = None) -> bytes:
 def _seen(place: Remote) -> Any:
     if place.protocol == "memory":
         found = f"{place} is in the memory of this process"
-        raise UsageError(
-            "--cluster", found, "leave --cluster out, or give files that all workers see"
-        )
+        cure = "leave --cluster out, or give files that all workers see"
+        raise UsageError("--cluster", found, cure)
     return place.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
 
 

@@ -21,8 +21,8 @@ def check_form(cluster: str) -> None:
     >>> check_form("processes:4"), check_form("local:2"), check_form("tcp://head:8786")
     (None, None, None)
     """
-    found = _FORM.fullmatch(cluster)
-    if not found or not 1 <= int(found[3] or 1) <= _LAST_PORT:
+    form = _FORM.fullmatch(cluster)
+    if not form or not 1 <= int(form[3] or 1) <= _LAST_PORT:
         cure = "give tcp://HOST:PORT or tls://HOST:PORT of a scheduler, local:N or processes:N"
         cure += f", N from 1 to 9999, PORT from 1 to {_LAST_PORT}"
         raise UsageError("--cluster", f"{cluster[:80]!r} is not a cluster", cure)

@@ -46,7 +46,7 @@ def on_dask(cluster: str) -> Iterator[Workers]:
     kind, _, rest = cluster.partition(":")
     with _muted():
         if kind == "local":
-            with _local(int(rest)) as own, _client(cluster, own) as client:
+            with _local(int(rest)) as local, _client(cluster, local) as client:
                 yield _workers(cluster, client)
         else:
             _check_answer(cluster)
@@ -56,11 +56,11 @@ def on_dask(cluster: str) -> Iterator[Workers]:
 
 def _workers(cluster: str, client: Client) -> Workers:
     pool = client.get_executor(pure=False, retries=_RETRIES)
-    own, home = versions_here(), Path.cwd()
+    versions, home = versions_here(), Path.cwd()
 
     def submit(function: Callable[[Any], Any], item: Any) -> Future[Any]:
         with _present(cluster):
-            call: Future[Any] = pool.submit(run_elsewhere, packed((function, item), home), own)
+            call: Future[Any] = pool.submit(run_elsewhere, packed((function, item), home), versions)
             return call
 
     def result(future: Future[Any]) -> Any:
