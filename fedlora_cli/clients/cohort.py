@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, pairwise
@@ -122,16 +122,14 @@ def align(
         on_fault(InputError("samples", "all counts are zero", "give at least one client samples"))
     adapters = with_one_orientation([client.adapter for client in ordered], on_fault)
     ordered = _with_adapters(ordered, adapters)
-    modules = sorted({name for adapter in adapters for name in adapter.modules})
-    tensors = sorted({name for adapter in adapters for name in adapter.tensors})
     check_compatibility(adapters, on_fault)
     # Only of clients: a global adapter has no unknown fields.
     agreed(adapters, "unknown_fields", "train all clients with the same configuration", on_fault)
     return Cohort(
         clients=tuple(ordered),
-        modules=tuple(modules),
-        tensors=tuple(tensors),
-        metadata=_common_metadata(adapters, base_model, on_fault),
+        modules=tuple(sorted({name for adapter in adapters for name in adapter.modules})),
+        tensors=tuple(sorted({name for adapter in adapters for name in adapter.tensors})),
+        facts=_common_facts(adapters, base_model, on_fault),
         notes=(
             *(note for adapter in adapters for note in adapter.notes),
             *_gaps(ordered),
@@ -216,18 +214,14 @@ def _differences(adapters: Sequence[Adapter]) -> tuple[str, ...]:
     dropouts = {adapter.metadata.dropout for adapter in adapters}
     orientations = {adapter.metadata.fan_in_fan_out for adapter in adapters}
     classes = _model_classes(adapters)
-    notes = []
-    if len(classes) > 1:
-        named = shortened(sorted(name.rpartition(".")[2] for name in classes))
-        notes.append(
-            f"the clients name different model classes ({named}); the global adapter names none, "
-            "so AutoPeftModel cannot load it"
-        )
-    if len(dropouts) > 1:
-        notes.append("the clients differ in lora_dropout; the global adapter has none")
-    if len(orientations) > 1:
-        notes.append("the clients differ in fan_in_fan_out; the global adapter has false")
-    return tuple(notes)
+    named = shortened(sorted(name.rpartition(".")[2] for name in classes))
+    notes: dict[str, Sized] = {
+        f"the clients name different model classes ({named}); the global adapter names none, so "
+        "AutoPeftModel cannot load it": classes,
+        "the clients differ in lora_dropout; the global adapter has none": dropouts,
+        "the clients differ in fan_in_fan_out; the global adapter has false": orientations,
+    }
+    return tuple(note for note, values in notes.items() if len(values) > 1)
 
 
 def _model_classes(adapters: Sequence[Adapter]) -> set[str]:

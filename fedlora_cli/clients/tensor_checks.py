@@ -45,7 +45,7 @@ class Look:
 def look_at(adapters: Sequence[Adapter], jobs: int, progress: engine.Progress) -> list[Look]:
     """Read every tensor of these adapters on `jobs` threads; 0 is all cores. Raises nothing."""
     groups = [group for adapter in adapters for group in _groups(adapter)]
-    looks = engine.run(_look, groups, jobs or engine.available_cores(), progress)
+    looks = engine.run(_look, groups, jobs, progress)
     return [look for group in looks for look in group]
 
 

@@ -52,14 +52,15 @@ def run(
     executor: Workers | int,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[Result]:
-    """Yield `function(item)` for each item, in order. A number as `executor` means threads.
+    """Yield `function(item)` for each item, in order. A number as `executor` means threads, and 0
+    all cores.
 
     Each call uses one core, so sums are always split the same way and any number of workers gives
     the same bytes. At most two results per worker wait to be taken, which bounds the memory. For
     processes and clusters, the function must be defined in a module, and items should be small.
     """
     if isinstance(executor, int):
-        with _one_core_per_call(), _threads(executor) as workers:
+        with _one_core_per_call(), _threads(executor or available_cores()) as workers:
             yield from run(function, items, workers, progress)
         return
     waiting: deque[Future[Any]] = deque()

@@ -72,6 +72,7 @@ Row = TypeVar("Row")
 
 #: One column of a table: its title, its kind, and the cell that it shows for a row.
 Field = tuple[str, Kind, Callable[[Row], "Cell | int"]]
+Fields = tuple[Field[Row], ...]
 
 
 def table(

@@ -41,7 +41,6 @@ def compare(
     # A fault of the clients is an error; a method that cannot run with them is a row.
     reading = make_plan(loaded.cohort, replace(options, method="raflora"), previous)
     contenders = _contenders(loaded, options, previous)
-    jobs = options.jobs or engine.available_cores()
     torch.linalg.svd(torch.eye(2))  # the first call loads LAPACK, which must not be timed
 
     def one_part(names: tuple[str, ...]) -> list[ModuleOutcome]:
@@ -49,7 +48,9 @@ def compare(
 
     work = grouped(reading.adapters, reading.modules)
     progress = stage("comparing methods")
-    outcomes = [module for part in engine.run(one_part, work, jobs, progress) for module in part]
+    outcomes = [
+        module for part in engine.run(one_part, work, options.jobs, progress) for module in part
+    ]
     return _report(contenders, reading, outcomes, loaded)
 
 

@@ -32,8 +32,7 @@ def diagnose_clients(
     shared_rank = options.shared_rank or cohort.shared_rank
     few = len(cohort.clients) <= MOST_COMPARED
     similar = few if options.similarity is None else options.similarity
-    jobs = options.jobs or engine.available_cores()
-    measured = measure(cohort, jobs, stage("reading clients"), similar=similar)
+    measured = measure(cohort, options.jobs, stage("reading clients"), similar=similar)
     bounds = sorted({*cohort.distinct_ranks, shared_rank})
     rows = tuple(
         adapter_row(

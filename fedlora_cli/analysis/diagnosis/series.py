@@ -38,7 +38,7 @@ def diagnose_series(
     reported = [origin.shared_rank for origin in origins if origin is not None]
     shared_rank = options.shared_rank or min(reported, default=None)
     known = sorted({c.rank for origin in origins if origin for c in origin.clients})
-    spectra = _spectra(adapters, options.jobs or engine.available_cores(), stage("reading"))
+    spectra = _spectra(adapters, options.jobs, stage("reading"))
     rows = tuple(
         adapter_row(
             round_name(adapter.path),

@@ -8,18 +8,10 @@ import numpy as np
 
 from fedlora_cli.adapters.adapter import Adapter, Module, read_modules
 from fedlora_cli.errors import without_norm
+from fedlora_cli.linalg import spectrum
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import LARGEST, norm
-from fedlora_cli.linalg.spectrum import (
-    FloatArray,
-    effective_rank,
-    energy,
-    energy_ratio,
-    finite,
-    pooled_energy,
-    rank_for_energy,
-    stable_rank,
-)
+from fedlora_cli.linalg.spectrum import FloatArray, finite, rank_for_energy
 from fedlora_cli.reports.diagnose import AdapterRow, EnergyRow, ModuleSpectrum
 
 #: Share of its module's energy below which a direction is dead: float16 rounds away a thousandth of
@@ -52,7 +44,7 @@ def adapter_row(
         _module(module, adapter.modules[module], spectra[module], shared_rank)
         for module in sorted(spectra)
     )
-    by_index = pooled_energy(list(spectra.values()))
+    by_index = spectrum.pooled_energy(list(spectra.values()))
     pooled, total = np.sqrt(by_index), float(by_index.sum())
     return AdapterRow(
         name=name,
@@ -61,8 +53,8 @@ def adapter_row(
         samples=samples,
         share=share,
         energy_ratio=_ratio(list(spectra.values()), shared_rank),
-        effective_rank=effective_rank(pooled),
-        stable_rank=stable_rank(pooled),
+        effective_rank=spectrum.effective_rank(pooled),
+        stable_rank=spectrum.stable_rank(pooled),
         rank_90=rank_for_energy(pooled, 0.90),
         rank_95=rank_for_energy(pooled, 0.95),
         rank_99=rank_for_energy(pooled, 0.99),
@@ -97,14 +89,14 @@ def partition_bounds(rank: int, known: Sequence[int], shared_rank: int | None) -
 
 
 def _module(name: str, module: Module, s: FloatArray, shared_rank: int | None) -> ModuleSpectrum:
-    total = energy(s)
+    total = spectrum.energy(s)
     return ModuleSpectrum(
         name=name,
         shape=module.shape,
         rank=module.rank,
         energy_ratio=_ratio([s], shared_rank),
-        effective_rank=effective_rank(s),
-        stable_rank=stable_rank(s),
+        effective_rank=spectrum.effective_rank(s),
+        stable_rank=spectrum.stable_rank(s),
         rank_90=rank_for_energy(s, 0.90),
         rank_95=rank_for_energy(s, 0.95),
         rank_99=rank_for_energy(s, 0.99),
@@ -115,4 +107,4 @@ def _module(name: str, module: Module, s: FloatArray, shared_rank: int | None) -
 
 
 def _ratio(spectra: Sequence[FloatArray], shared_rank: int | None) -> float | None:
-    return None if shared_rank is None else finite(energy_ratio(spectra, shared_rank))
+    return None if shared_rank is None else finite(spectrum.energy_ratio(spectra, shared_rank))

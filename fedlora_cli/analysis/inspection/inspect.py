@@ -123,9 +123,9 @@ def _clients(
     """The clients that `aggregate` would read from `paths`."""
     read = read_clients(paths, samples, base, on_fault, adapter=adapter, max_count_ratio=MAX_RATIO)
     # One wrong count makes the cohort's counts uniform; `counts_by_path` keeps the valid counts.
+    counts = read.counts_by_path
     return [
-        _Named(text(client.name), client.adapter, read.counts_by_path.get(client.adapter.path))
-        for client in read.cohort.clients
+        _Named(text(c.name), c.adapter, counts.get(c.adapter.path)) for c in read.cohort.clients
     ]
 
 
@@ -146,9 +146,8 @@ def _values(
     cohort = set(clients)
     check_base_weights((look for look in looks if look.item.adapter.path in cohort), on_fault)
     voters = [named.adapter for named in adapters if named.adapter.path in cohort]
-    threads = jobs or engine.available_cores()
     # An unreadable file is a fault already.
-    digests = digests_of(voters, threads, engine.quiet(""), lambda fault: None)
+    digests = digests_of(voters, jobs, engine.quiet(""), lambda fault: None)
     check_copies(voters, digests, on_fault)
     zeros: Counter[Location] = Counter()
     for look in looks:

@@ -72,7 +72,7 @@ def _label(row: AdapterRow) -> str:
 
 def _similarity(axes: Axes, similarity: Similarity, names: list[str]) -> None:
     values = np.array([numbers(row) for row in similarity.cosine]).reshape(len(names), len(names))
-    matrix(axes, values, names, "cosine similarity", Normalize(-1, 1), DIVERGING)
+    matrix(axes, values, names, names, "cosine similarity", Normalize(-1, 1), DIVERGING)
     heading(axes, "Similarity of the updates", "cosine of the updates, all modules as one vector")
 
 

@@ -86,7 +86,7 @@ def _distances(axes: Axes, report: CompareReport) -> None:
     values = values[np.ix_(ran, ran)]
     top = float(np.nanmax(values, initial=0)) or 1.0
     names = [report.methods[i].name for i in ran]
-    matrix(axes, values, names, "relative distance", Normalize(0, top), HEAT)
+    matrix(axes, values, names, names, "relative distance", Normalize(0, top), HEAT)
 
 
 def _energy(axes: Axes, report: CompareReport) -> None:

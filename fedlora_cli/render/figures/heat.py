@@ -46,13 +46,6 @@ def boundary(draw: Callable[..., Line2D], shared_rank: int | None, width: int) -
 
 
 def matrix(
-    axes: Axes, values: Floats, names: Sequence[str], label: str, norm: Normalize, colors: str
-) -> AxesImage:
-    """A matrix with the same names for rows and columns; small ones show their numbers."""
-    return crossing(axes, values, names, names, label, norm, colors)
-
-
-def crossing(
     axes: Axes,
     values: Floats,
     rows: Sequence[str],

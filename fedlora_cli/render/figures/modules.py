@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,7 +35,11 @@ def module_map(
         nothing(axes, title, "No module has a singular value.")
         return
     values = _shares(modules, width)
-    heading(axes, title, _note(values, shared_rank))
+    dashed = 0 < (shared_rank or 0) < width
+    notes = ["dashed: the end of the shared rank"] if dashed else []
+    if np.isnan(values).any():
+        notes.append("hatched: no such direction, or no energy")
+    heading(axes, title, "; ".join(notes))
     energy_map(axes, values, dead, "share of the module's energy")
     boundary(axes.axvline, shared_rank, width)
     whole_ticks(axes.xaxis)
@@ -43,15 +47,6 @@ def module_map(
     parents, positions, labels = module_labels([module.name for module in modules], MOST)
     axes.set_yticks([position + 1 for position in positions], labels, fontsize=7)
     axes.set_ylabel(f"module (in {literal(parents, 30)})" if parents else "module")
-
-
-def _note(values: Floats, shared_rank: int | None) -> str:
-    notes = (
-        ["dashed: the end of the shared rank"] if 0 < (shared_rank or 0) < values.shape[1] else []
-    )
-    if np.isnan(values).any():
-        notes.append("hatched: no such direction, or no energy")
-    return "; ".join(notes)
 
 
 def module_labels(names: Sequence[str], most: int) -> tuple[str, list[float], list[str]]:
@@ -64,7 +59,8 @@ def module_labels(names: Sequence[str], most: int) -> tuple[str, list[float], li
     ('m', [0.5, 2.5], ['h.0', 'h.1'])
     """
     parts = [name.split(".") for name in names]
-    shared = max(0, _agreeing(parts) - 1)
+    alike = takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False))
+    shared = max(0, len(list(alike)) - 1)
     short = [".".join(part[shared:]) for part in parts]
     groups = [list(rows) for _, rows in groupby(enumerate(short), key=lambda row: _layer(row[1]))]
     if len(names) <= most:
@@ -74,13 +70,6 @@ def module_labels(names: Sequence[str], most: int) -> tuple[str, list[float], li
     positions = [(rows[0][0] + rows[-1][0]) / 2 for rows in chosen]
     labels = [rows[0][1] if len(names) <= most else _layer(rows[0][1]) for rows in chosen]
     return ".".join(parts[0][:shared]), positions, [literal(label, 34) for label in labels]
-
-
-def _agreeing(parts: Sequence[list[str]]) -> int:
-    """The number of parts at the beginning that all names share."""
-    # In sorted order, the first and the last name have the shortest common beginning.
-    ends = min(parts), max(parts)
-    return next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), len(ends[0]))
 
 
 def _layer(name: str) -> str:

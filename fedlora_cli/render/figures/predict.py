@@ -39,28 +39,25 @@ def predict_figure(report: PredictReport) -> Figure:
 
 def _groups(methods: tuple[MethodForecast, ...]) -> list[Group]:
     """Methods with equal factors under one label, sorted by the energy that they keep."""
-    names: dict[tuple[float, ...], list[str]] = {}
-    first: dict[tuple[float, ...], MethodForecast] = {}
+    groups: dict[tuple[float, ...], list[MethodForecast]] = {}
     for method in methods:
-        key = tuple(round(factor, 9) for factor in method.energy_factors)
-        names.setdefault(key, []).append(method.name.replace("raflora, ", ""))
-        first.setdefault(key, method)
-    ordered = sorted(first, key=lambda key: (-sum(key), list(first).index(key)))
-    return [(_label(names[key]), first[key]) for key in ordered]
+        factors = tuple(round(factor, 9) for factor in method.energy_factors)
+        groups.setdefault(factors, []).append(method)
+    ordered = [groups[factors] for factors in sorted(groups, key=sum, reverse=True)]
+    return [(_label([method.name for method in group]), group[0]) for group in ordered]
 
 
 def _label(names: list[str]) -> str:
     r"""Names in short lines; a quorum belongs to raflora.
 
-    >>> _label(["raflora", "residual", "quorum 0.25"])
+    >>> _label(["raflora", "residual", "raflora, quorum 0.25"])
     'raflora, residual,\nraflora with quorum 0.25'
     """
-    quorums = [name for name in names if name.startswith("quorum")]
-    plain = ", ".join(name for name in names if name not in quorums)
-    if not quorums:
-        return fill(plain, _LABEL_WIDTH)
-    last = fill(f"raflora with {', '.join(quorums)}", _LABEL_WIDTH)
-    return f"{fill(plain + ',', _LABEL_WIDTH)}\n{last}" if plain else last
+    quorums = [name.partition(", ")[2] for name in names if ", " in name]
+    plain = ", ".join(name for name in names if ", " not in name)
+    last = f"raflora with {', '.join(quorums)}" if quorums else ""
+    lines = [f"{plain}," if plain and last else plain, last]
+    return "\n".join(fill(line, _LABEL_WIDTH) for line in lines if line)
 
 
 def _curves(axes: Axes, report: PredictReport, groups: list[Group]) -> None:

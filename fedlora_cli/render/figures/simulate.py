@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from fedlora_cli.render.figures import arms
 from fedlora_cli.render.figures.arms import ArmLine, arm_lines, means
 from fedlora_cli.render.figures.canvas import HEAT, literal, look, new_figure
-from fedlora_cli.render.figures.heat import crossing
+from fedlora_cli.render.figures.heat import matrix
 from fedlora_cli.render.figures.panels import heading, nothing
 from fedlora_cli.render.figures.values import numbers, thinned
 from fedlora_cli.render.wording import count, rho
@@ -103,5 +103,5 @@ def _maps(panels: tuple[Axes, Axes], report: SimulateReport, grid: Grid) -> None
         rows, columns = ([f"{value:g}" for value in ax] for ax in (grid.quorums, grid.momenta))
         values = known.reshape(len(rows), len(columns))
         norm = Normalize(float(np.nanmin(known)), float(np.nanmax(known)))
-        crossing(axes, values, rows, columns, quantity.lower(), norm, HEAT, written)
+        matrix(axes, values, rows, columns, quantity.lower(), norm, HEAT, written)
         axes.set(xlabel="momentum β", ylabel="quorum q")

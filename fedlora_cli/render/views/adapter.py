@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.view import Bar, Block, Paragraph, Table, table
+from fedlora_cli.render.view import Bar, Block, Fields, Paragraph, Table, table
 from fedlora_cli.render.wording import count, number, rho, share
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, EnergyRow
 from fedlora_cli.text import rank_range
@@ -18,23 +18,17 @@ def adapter_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     """The energy by partition, the spectrum in words, and the modules."""
     row = report.adapters[0]
     return [
-        energy_table(row.partitions),
+        table(row.partitions, ENERGY_FIELDS),
         spectrum_paragraph(row, report.shared_rank),
         modules_table(row, whole=whole),
     ]
 
 
-def energy_table(partitions: tuple[EnergyRow, ...], title: str = "") -> Table:
-    """The share of the energy in every partition."""
-    return table(
-        partitions,
-        [
-            ("rank index", "text", lambda row: rank_range(row.first, row.last)),
-            ("energy", "bar", lambda row: Bar(row.energy)),
-            ("", "number", lambda row: share(row.energy)),
-        ],
-        title,
-    )
+ENERGY_FIELDS: Fields[EnergyRow] = (
+    ("rank index", "text", lambda row: rank_range(row.first, row.last)),
+    ("energy", "bar", lambda row: Bar(row.energy)),
+    ("", "number", lambda row: share(row.energy)),
+)
 
 
 def spectrum_paragraph(row: AdapterRow, shared_rank: int | None) -> Paragraph:

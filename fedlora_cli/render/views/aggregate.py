@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fedlora_cli.render.view import Bar, Block, Field, Paragraph, Table, View, table
+from fedlora_cli.render.view import Bar, Block, Field, Fields, Paragraph, Table, View, table
 from fedlora_cli.render.wording import count, duration, file_size, number, percent, shape_text
 from fedlora_cli.reports.aggregate import (
     SAMPLES_SOURCE,
@@ -22,14 +22,14 @@ def aggregate_view(report: AggregateReport, *, modules: bool, explain: bool = Fa
     """The view of an aggregation; with `modules`, also every client and every module; with
     `explain`, also why the modules have no choice of routes.
     """
-    rank = "by --energy" if report.rank is None else str(report.rank)
+    rank = "by --energy" if report.rank is None else report.rank
     blocks: list[Block] = [
         _clients(report, whole=modules),
         Paragraph(SAMPLES_SOURCE[report.samples_from]),
-        _partitions(report.partitions),
+        table(report.partitions, _PARTITION_FIELDS),
     ]
     if modules:
-        blocks.append(_modules(report.modules))
+        blocks.append(table(report.modules, _MODULE_FIELDS, shown=None))
     if findings := "\n".join(_findings(report)):
         blocks.append(Paragraph(findings))
     if report.work is not None:
@@ -75,20 +75,7 @@ def _work(work: WorkEstimate) -> list[Block]:
         f"takes about {file_size(work.memory)} of memory with {count(work.jobs, 'module')} at a "
         f"time;\n    reads {file_size(work.read)} of factors and writes {written}"
     )
-    routes = table(
-        work.routes,
-        [
-            ("shape", "text", lambda row: shape_text(row.shape)),
-            ("modules", "number", lambda row: row.modules),
-            ("ranks", "number", lambda row: row.total_rank),
-            ("route", "text", lambda row: row.route),
-            ("time, all", "number", lambda row: duration(row.seconds)),
-            ("bytes, one", "number", lambda row: file_size(row.bytes)),
-            ("alternative", "text", _alternative),
-        ],
-        shown=None,
-    )
-    return [routes, takes] if work.routes else [takes]
+    return [table(work.routes, _ROUTE_FIELDS, shown=None), takes] if work.routes else [takes]
 
 
 def _one_way(report: AggregateReport) -> str:
@@ -110,37 +97,37 @@ def _alternative(row: RouteRow) -> str:
     return f"{name} {duration(seconds)}"
 
 
-def _partitions(partitions: tuple[PartitionRow, ...]) -> Table:
-    return table(
-        partitions,
-        [
-            ("rank index", "text", lambda row: rank_range(row.first, row.last)),
-            ("clients", "number", lambda row: row.holders),
-            ("samples", "number", lambda row: percent(row.coverage)),
-            ("energy", "bar", lambda row: Bar(row.energy)),
-            ("", "number", lambda row: percent(row.energy, 1)),
-        ],
-    )
+_ROUTE_FIELDS: Fields[RouteRow] = (
+    ("shape", "text", lambda row: shape_text(row.shape)),
+    ("modules", "number", lambda row: row.modules),
+    ("ranks", "number", lambda row: row.total_rank),
+    ("route", "text", lambda row: row.route),
+    ("time, all", "number", lambda row: duration(row.seconds)),
+    ("bytes, one", "number", lambda row: file_size(row.bytes)),
+    ("alternative", "text", _alternative),
+)
 
+_PARTITION_FIELDS: Fields[PartitionRow] = (
+    ("rank index", "text", lambda row: rank_range(row.first, row.last)),
+    ("clients", "number", lambda row: row.holders),
+    ("samples", "number", lambda row: percent(row.coverage)),
+    ("energy", "bar", lambda row: Bar(row.energy)),
+    ("", "number", lambda row: percent(row.energy, 1)),
+)
 
-def _modules(modules: tuple[ModuleRow, ...]) -> Table:
-    return table(
-        modules,
-        [
-            ("module", "name", lambda row: row.name),
-            ("shape", "text", lambda row: shape_text(row.shape)),
-            ("clients", "number", lambda row: sum(rank > 0 for rank in row.ranks)),
-            # A dry run does not know the number of directions.
-            (
-                "rank",
-                "number",
-                lambda row: "-" if not row.rank and row.energy_ratio is None else row.rank,
-            ),
-            ("ρ", "number", lambda row: number(row.energy_ratio)),
-            ("kept energy", "number", lambda row: number(row.kept_energy)),
-        ],
-        shown=None,
-    )
+_MODULE_FIELDS: Fields[ModuleRow] = (
+    ("module", "name", lambda row: row.name),
+    ("shape", "text", lambda row: shape_text(row.shape)),
+    ("clients", "number", lambda row: sum(rank > 0 for rank in row.ranks)),
+    # A dry run does not know the number of directions.
+    (
+        "rank",
+        "number",
+        lambda row: "-" if not row.rank and row.energy_ratio is None else row.rank,
+    ),
+    ("ρ", "number", lambda row: number(row.energy_ratio)),
+    ("kept energy", "number", lambda row: number(row.kept_energy)),
+)
 
 
 def _findings(report: AggregateReport) -> list[str]:

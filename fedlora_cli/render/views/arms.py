@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedlora_cli.render.view import Field, Table, matrix, table
+from fedlora_cli.render.view import Field, Fields, Table, matrix, table
 from fedlora_cli.render.wording import duration, file_size, number, rho
 from fedlora_cli.reports.simulate import ArmRow, Grid, SimulateReport, Spread
 
@@ -100,20 +100,13 @@ def every_round_table(report: SimulateReport, row: ArmRow) -> Table:
     )
 
 
-def cost_table(arms: Sequence[ArmRow]) -> Table:
-    """The bytes and seconds of one round, by arm."""
-    return table(
-        arms,
-        [
-            ("arm", "name", lambda row: row.arm),
-            ("up", "number", lambda row: file_size(round(row.bytes_up))),
-            ("down", "number", lambda row: file_size(round(row.bytes_down))),
-            ("server", "number", lambda row: duration(row.server_seconds)),
-            ("training", "number", lambda row: duration(row.client_seconds)),
-        ],
-        "cost of a round",
-        shown=None,
-    )
+COST_FIELDS: Fields[ArmRow] = (
+    ("arm", "name", lambda row: row.arm),
+    ("up", "number", lambda row: file_size(round(row.bytes_up))),
+    ("down", "number", lambda row: file_size(round(row.bytes_down))),
+    ("server", "number", lambda row: duration(row.server_seconds)),
+    ("training", "number", lambda row: duration(row.client_seconds)),
+)
 
 
 def at_rate(report: SimulateReport, row: ArmRow) -> str:

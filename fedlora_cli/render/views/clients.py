@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from fedlora_cli.render.view import Bar, Block, Paragraph, Table, matrix, paragraphs, table
+from fedlora_cli.render.view import Bar, Block, Fields, Paragraph, matrix, paragraphs, table
 from fedlora_cli.render.wording import count, number, percent, ranks_text, rho, share
-from fedlora_cli.reports.diagnose import CohortFindings, DiagnoseReport, HoldingRow, Similarity
+from fedlora_cli.reports.diagnose import (
+    AdapterRow,
+    ClientFinding,
+    CohortFindings,
+    DiagnoseReport,
+    HoldingRow,
+    Similarity,
+)
 from fedlora_cli.text import rank_range
 
 #: The largest cohort whose matrix of cosines fits on a terminal.
@@ -25,7 +32,11 @@ def clients_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     cohort = report.cohort
     if cohort is None:
         return []
-    blocks: list[Block] = [_clients(report, cohort, whole=whole), _partitions(cohort.partitions)]
+    clients = list(zip(report.adapters, cohort.clients, strict=True))
+    blocks: list[Block] = [
+        table(clients, _CLIENT_FIELDS, shown=None if whole else 20),
+        table(cohort.partitions, _PARTITION_FIELDS),
+    ]
     similarity = cohort.similarity
     names = [row.name for row in report.adapters]
     if whole and similarity is not None and len(names) <= _FITTING:
@@ -42,36 +53,26 @@ def clients_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     return [*blocks, *paragraphs(_lines(report, cohort)), Paragraph("\n".join(meanings))]
 
 
-def _clients(report: DiagnoseReport, cohort: CohortFindings, *, whole: bool) -> Table:
-    return table(
-        list(zip(report.adapters, cohort.clients, strict=True)),
-        [
-            ("client", "name", lambda pair: pair[0].name),
-            ("rank", "number", lambda pair: pair[0].rank),
-            ("samples", "number", lambda pair: f"{pair[0].samples:g}"),
-            ("norm", "number", lambda pair: number(pair[0].norm, ".3g")),
-            ("z", "number", lambda pair: number(pair[1].outlier, "+.1f")),
-            ("ρ", "number", lambda pair: rho(pair[0].energy_ratio)),
-            ("effective", "number", lambda pair: number(pair[0].effective_rank, ".1f")),
-            ("cosine", "number", lambda pair: number(pair[1].cosine, ".2f")),
-            ("overlap", "number", lambda pair: number(pair[1].overlap, ".2f")),
-        ],
-        shown=None if whole else 20,
-    )
+_CLIENT_FIELDS: Fields[tuple[AdapterRow, ClientFinding]] = (
+    ("client", "name", lambda pair: pair[0].name),
+    ("rank", "number", lambda pair: pair[0].rank),
+    ("samples", "number", lambda pair: f"{pair[0].samples:g}"),
+    ("norm", "number", lambda pair: number(pair[0].norm, ".3g")),
+    ("z", "number", lambda pair: number(pair[1].outlier, "+.1f")),
+    ("ρ", "number", lambda pair: rho(pair[0].energy_ratio)),
+    ("effective", "number", lambda pair: number(pair[0].effective_rank, ".1f")),
+    ("cosine", "number", lambda pair: number(pair[1].cosine, ".2f")),
+    ("overlap", "number", lambda pair: number(pair[1].overlap, ".2f")),
+)
 
-
-def _partitions(partitions: tuple[HoldingRow, ...]) -> Table:
-    return table(
-        partitions,
-        [
-            ("rank index", "text", lambda row: rank_range(row.first, row.last)),
-            ("holders", "number", lambda row: row.holders),
-            ("samples", "number", lambda row: percent(row.coverage)),
-            ("top weight", "number", lambda row: number(row.max_weight, ".2f")),
-            ("energy its holders put there", "bar", lambda row: Bar(row.energy)),
-            ("", "number", lambda row: share(row.energy)),
-        ],
-    )
+_PARTITION_FIELDS: Fields[HoldingRow] = (
+    ("rank index", "text", lambda row: rank_range(row.first, row.last)),
+    ("holders", "number", lambda row: row.holders),
+    ("samples", "number", lambda row: percent(row.coverage)),
+    ("top weight", "number", lambda row: number(row.max_weight, ".2f")),
+    ("energy its holders put there", "bar", lambda row: Bar(row.energy)),
+    ("", "number", lambda row: share(row.energy)),
+)
 
 
 def _lines(report: DiagnoseReport, cohort: CohortFindings) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.view import Table, View, matrix, paragraphs, table
+from fedlora_cli.render.view import Fields, Table, View, matrix, paragraphs, table
 from fedlora_cli.render.wording import count, number, ranks_text, rho, share
 from fedlora_cli.reports.compare import CompareReport, MethodRow
 
@@ -15,25 +15,24 @@ def compare_view(report: CompareReport) -> View:
         "compare",
         f"{count(len(report.ranks), 'client')} of {ranks_text(report.ranks)}, "
         f"{count(report.modules, 'module')}, shared rank {report.shared_rank}",
-        (_methods(able), _distances(report, able), *paragraphs(refused, "warning")),
+        (
+            table([row for _, row in able], _METHOD_FIELDS, shown=None),
+            _distances(report, able),
+            *paragraphs(refused, "warning"),
+        ),
     )
 
 
-def _methods(able: list[tuple[int, MethodRow]]) -> Table:
-    return table(
-        [row for _, row in able],
-        [
-            ("method", "name", lambda row: row.name),
-            ("rank", "number", lambda row: str(row.rank)),
-            ("ρ", "number", lambda row: rho(row.energy_ratio)),
-            ("effective", "number", lambda row: number(row.effective_rank, ".1f")),
-            ("norm", "number", lambda row: number(row.norm, ".3g")),
-            ("kept energy", "number", lambda row: share(row.kept_energy)),
-            ("from mean", "number", lambda row: number(row.distance)),
-            ("time", "number", lambda row: f"{row.seconds:.2g} s"),
-        ],
-        shown=None,
-    )
+_METHOD_FIELDS: Fields[MethodRow] = (
+    ("method", "name", lambda row: row.name),
+    ("rank", "number", lambda row: str(row.rank)),
+    ("ρ", "number", lambda row: rho(row.energy_ratio)),
+    ("effective", "number", lambda row: number(row.effective_rank, ".1f")),
+    ("norm", "number", lambda row: number(row.norm, ".3g")),
+    ("kept energy", "number", lambda row: share(row.kept_energy)),
+    ("from mean", "number", lambda row: number(row.distance)),
+    ("time", "number", lambda row: f"{row.seconds:.2g} s"),
+)
 
 
 def _distances(report: CompareReport, able: list[tuple[int, MethodRow]]) -> Table:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fedlora_cli.render.view import Bar, Field, Table, View, paragraphs, table
+from fedlora_cli.render.view import Bar, Field, Fields, View, paragraphs, table
 from fedlora_cli.render.wording import count, file_size, percent, shape_text
 from fedlora_cli.reports.distribution import (
+    DistributedModule,
     DistributedRow,
     DistributeReport,
     HeadRow,
@@ -26,8 +27,8 @@ def distribute_view(report: DistributeReport, *, details: bool) -> View:
         f"rank {report.rank}, {count(len(report.modules), 'module')}, "
         f"distributed as {count(len(report.clients), 'adapter')}",
         (
-            _received(report.clients, whole=details),
-            *([_modules(report)] if details else ()),
+            table(report.clients, _CLIENT_FIELDS, shown=None if details else 20),
+            *([table(report.modules, _MODULE_FIELDS, shown=None)] if details else ()),
             *paragraphs(meanings),
         ),
     )
@@ -35,101 +36,71 @@ def distribute_view(report: DistributeReport, *, details: bool) -> View:
 
 def init_view(report: InitReport, *, details: bool) -> View:
     """The targets, the fully trained tensors and the adapters; with `details`, every row."""
-    number = sum(len(target.names) for target in report.targets)
+    targets = table(report.targets, _TARGET_FIELDS)
+    modules = [(name, target.shape) for target in report.targets for name in target.names]
     task = "" if report.task_type is None else f"{report.task_type}, "
     return View(
         report.base_model,
-        f"{report.model_class}, {task}{count(number, 'module')}, seed {report.seed}",
+        f"{report.model_class}, {task}{count(len(modules), 'module')}, seed {report.seed}",
         (
-            _targets(report.targets, each=details),
-            *([_heads(report.tensors)] if report.tensors else ()),
-            _adapters(report.adapters, whole=details),
+            table(modules, _TARGET_MODULE_FIELDS, shown=None) if details else targets,
+            *([table(report.tensors, _HEAD_FIELDS)] if report.tensors else ()),
+            table(report.adapters, _ADAPTER_FIELDS, shown=None if details else 20),
         ),
     )
 
 
 _NAME: Field[DistributedRow] = ("adapter", "name", lambda row: row.name)
 _SIZE: Field[DistributedRow] = ("size", "number", lambda row: file_size(row.bytes))
-_SETTINGS: tuple[Field[DistributedRow], ...] = (
+_SETTINGS: Fields[DistributedRow] = (
     ("rank", "number", lambda row: row.rank),
     ("alpha", "number", lambda row: _number(row.alpha)),
     ("scaling", "number", lambda row: _number(row.scaling)),
 )
 
+_CLIENT_FIELDS: Fields[DistributedRow] = (
+    _NAME,
+    ("energy", "bar", lambda row: Bar(row.kept_energy)),
+    ("", "number", lambda row: percent(row.kept_energy, 1)),
+    *_SETTINGS,
+    ("new", "number", lambda row: f"{row.padded} of {row.directions}"),
+    _SIZE,
+)
 
-def _received(clients: tuple[DistributedRow, ...], *, whole: bool) -> Table:
-    return table(
-        clients,
-        [
-            _NAME,
-            ("energy", "bar", lambda row: Bar(row.kept_energy)),
-            ("", "number", lambda row: percent(row.kept_energy, 1)),
-            *_SETTINGS,
-            ("new", "number", lambda row: f"{row.padded} of {row.directions}"),
-            _SIZE,
-        ],
-        shown=None if whole else 20,
-    )
-
-
-def _modules(report: DistributeReport) -> Table:
-    return table(
-        report.modules,
-        [
-            ("module", "name", lambda row: row.name),
-            ("shape", "text", lambda row: shape_text(row.shape)),
-            ("directions", "number", lambda row: len(row.singular_values)),
-            ("least", "number", lambda row: percent(row.least_kept, 1)),
-            ("most", "number", lambda row: percent(row.most_kept, 1)),
-        ],
-        shown=None,
-    )
+_MODULE_FIELDS: Fields[DistributedModule] = (
+    ("module", "name", lambda row: row.name),
+    ("shape", "text", lambda row: shape_text(row.shape)),
+    ("directions", "number", lambda row: len(row.singular_values)),
+    ("least", "number", lambda row: percent(row.least_kept, 1)),
+    ("most", "number", lambda row: percent(row.most_kept, 1)),
+)
 
 
-def _targets(targets: tuple[TargetRow, ...], *, each: bool) -> Table:
-    if each:
-        return table(
-            [(name, target.shape) for target in targets for name in target.names],
-            [
-                ("module", "name", lambda pair: pair[0]),
-                ("shape", "number", lambda pair: shape_text(pair[1])),
-            ],
-            shown=None,
-        )
-    return table(
-        targets,
-        [
-            ("target", "name", lambda row: row.target),
-            ("modules", "number", lambda row: len(row.names)),
-            ("shape", "number", lambda row: shape_text(row.shape)),
-        ],
-    )
+_TARGET_FIELDS: Fields[TargetRow] = (
+    ("target", "name", lambda row: row.target),
+    ("modules", "number", lambda row: len(row.names)),
+    ("shape", "number", lambda row: shape_text(row.shape)),
+)
 
+_TARGET_MODULE_FIELDS: Fields[tuple[str, tuple[int, int]]] = (
+    ("module", "name", lambda pair: pair[0]),
+    ("shape", "number", lambda pair: shape_text(pair[1])),
+)
 
-def _heads(tensors: tuple[HeadRow, ...]) -> Table:
-    return table(
-        tensors,
-        [
-            ("trained in full", "name", lambda row: row.name),
-            ("shape", "number", lambda row: shape_text(row.shape)),
-            ("dtype", "text", lambda row: row.dtype),
-            ("", "text", lambda row: "random" if row.drawn else "from the base model"),
-        ],
-    )
+_HEAD_FIELDS: Fields[HeadRow] = (
+    ("trained in full", "name", lambda row: row.name),
+    ("shape", "number", lambda row: shape_text(row.shape)),
+    ("dtype", "text", lambda row: row.dtype),
+    ("", "text", lambda row: "random" if row.drawn else "from the base model"),
+)
 
-
-def _adapters(adapters: tuple[DistributedRow, ...], *, whole: bool) -> Table:
-    return table(
-        adapters,
-        [
-            _NAME,
-            *_SETTINGS,
-            ("dtype", "text", lambda row: row.dtype),
-            ("parameters", "number", lambda row: f"{row.parameters:,}"),
-            _SIZE,
-        ],
-        shown=None if whole else 20,
-    )
+_ADAPTER_FIELDS: Fields[DistributedRow] = (
+    _NAME,
+    *_SETTINGS,
+    ("dtype", "text", lambda row: row.dtype),
+    ("parameters", "number", lambda row: f"{row.parameters:,}"),
+    _SIZE,
+)
 
 
 def _number(value: float | None) -> str:

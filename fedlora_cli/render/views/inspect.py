@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from fedlora_cli.adapters.adapter import Role
-from fedlora_cli.render.view import Block, Field, Paragraph, Table, View, table
-from fedlora_cli.render.wording import count, file_size, ranks_text, shape_text
-from fedlora_cli.reports.inspect import Difference, InspectedAdapter, InspectReport, ModuleGroup
+from fedlora_cli.render.view import Block, Fields, Paragraph, Table, View, table
+from fedlora_cli.render.wording import count, file_size, number, ranks_text, shape_text
+from fedlora_cli.reports.inspect import (
+    Difference,
+    InspectedAdapter,
+    InspectReport,
+    ModuleGroup,
+    TensorRow,
+)
 from fedlora_cli.text import printable
 
 #: Rows of the table of differences that a terminal shows.
@@ -46,20 +51,18 @@ def inspect_views(report: InspectReport, *, modules: bool) -> tuple[View, ...]:
 def _verdict(report: InspectReport) -> Paragraph:
     if report.faults:
         return Paragraph(count(len(report.faults), "fault"), "bad")
-    checked = (
-        "every tensor is finite"
-        if report.values
-        else "configs and headers are checked; --values checks the tensors as well"
-    )
+    if report.values:
+        return Paragraph("no faults: every tensor is finite", "good")
+    checked = "configs and headers are checked; --values checks the tensors as well"
     return Paragraph(f"no faults: {checked}", "good")
 
 
 def _adapter(adapter: InspectedAdapter, *, modules: bool) -> View:
     blocks: list[Block] = [_facts(adapter)]
     if adapter.modules:
-        blocks.append(_modules(adapter) if modules else _groups(adapter))
+        blocks.append(_modules(adapter) if modules else table(adapter.modules, _GROUP_FIELDS))
     if adapter.tensors:
-        blocks.append(_tensors(adapter))
+        blocks.append(table(adapter.tensors, _TENSOR_FIELDS))
     if adapter.notes:
         blocks.append(Paragraph("\n".join(adapter.notes), "warning"))
     return View(adapter.name, _summary(adapter), tuple(blocks))
@@ -68,16 +71,15 @@ def _adapter(adapter: InspectedAdapter, *, modules: bool) -> View:
 def _summary(adapter: InspectedAdapter) -> str:
     if not adapter.modules:
         return "no module could be read"
-    number = sum(len(group.names) for group in adapter.modules)
+    modules = sum(len(group.names) for group in adapter.modules)
     return (
-        f"rank {adapter.rank}, {count(number, 'module')}, "
+        f"rank {adapter.rank}, {count(modules, 'module')}, "
         f"{count(len(adapter.tensors), 'other tensor')}, {_dtypes(adapter)}, "
         f"{adapter.parameters:,} parameters"
     )
 
 
 def _facts(adapter: InspectedAdapter) -> Paragraph:
-    origin = adapter.origin
     facts = {
         "path": adapter.path,
         "size": file_size(adapter.bytes),
@@ -86,29 +88,14 @@ def _facts(adapter: InspectedAdapter) -> Paragraph:
         "task type": adapter.task_type,
         "rsLoRA": "yes" if adapter.rslora else None,
         "samples": None if adapter.samples is None else f"{adapter.samples:g}",
-        "written by": None
-        if origin is None
-        else f"fedlora {origin.version}: {origin.method} of {count(origin.clients, 'client')}, "
-        f"shared rank {origin.shared_rank}",
     }
-    return Paragraph(
-        "\n".join(
-            f"{label:<10}  {printable(value)}"
-            for label, value in facts.items()
-            if value is not None
+    if origin := adapter.origin:
+        facts["written by"] = (
+            f"fedlora {origin.version}: {origin.method} of {count(origin.clients, 'client')}, "
+            f"shared rank {origin.shared_rank}"
         )
-    )
-
-
-def _groups(adapter: InspectedAdapter) -> Table:
-    return table(
-        adapter.modules,
-        [
-            ("target", "name", lambda group: group.target),
-            ("modules", "number", lambda group: len(group.names)),
-            *_MODULE_FIELDS,
-        ],
-    )
+    known = ((label, value) for label, value in facts.items() if value is not None)
+    return Paragraph("\n".join(f"{label:<10}  {printable(value)}" for label, value in known))
 
 
 def _modules(adapter: InspectedAdapter) -> Table:
@@ -120,34 +107,17 @@ def _modules(adapter: InspectedAdapter) -> Table:
     )
 
 
-def _tensors(adapter: InspectedAdapter) -> Table:
-    return table(
-        adapter.tensors,
-        [
-            ("other tensor", "name", lambda tensor: tensor.name),
-            ("shape", "number", lambda tensor: shape_text(tensor.shape)),
-            ("dtype", "text", lambda tensor: tensor.dtype),
-            ("", "text", lambda tensor: _ROLES[tensor.role]),
-        ],
-    )
+_TENSOR_FIELDS: Fields[TensorRow] = (
+    ("other tensor", "name", lambda tensor: tensor.name),
+    ("shape", "number", lambda tensor: shape_text(tensor.shape)),
+    ("dtype", "text", lambda tensor: tensor.dtype),
+    ("", "text", lambda tensor: _ROLES[tensor.role]),
+)
 
 
 def _adapters(report: InspectReport, *, notes: bool) -> View:
     """All adapters in one table; with `notes`, the notes about each adapter."""
-    blocks: list[Block] = [
-        table(
-            report.adapters,
-            [
-                ("adapter", "name", lambda row: row.name),
-                ("rank", "number", lambda row: row.rank if row.modules else "-"),
-                ("modules", "number", lambda row: sum(len(group.names) for group in row.modules)),
-                ("dtype", "text", _dtypes),
-                ("parameters", "number", lambda row: f"{row.parameters:,}"),
-                ("size", "number", lambda row: file_size(row.bytes)),
-                ("samples", "number", lambda row: "global" if row.origin else _number(row.samples)),
-            ],
-        )
-    ]
+    blocks: list[Block] = [table(report.adapters, _ADAPTER_FIELDS)]
     if report.differences:
         blocks.append(_differences(report.differences))
     elif all(adapter.modules for adapter in report.adapters):
@@ -183,15 +153,27 @@ def _dtypes(adapter: InspectedAdapter) -> str:
     return dtypes[0] if len(dtypes) == 1 else "mixed" if dtypes else "-"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:g}"
-
+_ADAPTER_FIELDS: Fields[InspectedAdapter] = (
+    ("adapter", "name", lambda row: row.name),
+    ("rank", "number", lambda row: row.rank if row.modules else "-"),
+    ("modules", "number", lambda row: sum(len(group.names) for group in row.modules)),
+    ("dtype", "text", _dtypes),
+    ("parameters", "number", lambda row: f"{row.parameters:,}"),
+    ("size", "number", lambda row: file_size(row.bytes)),
+    ("samples", "number", lambda row: "global" if row.origin else number(row.samples, "g")),
+)
 
 #: The columns that modules and groups of modules have in common.
-_MODULE_FIELDS: tuple[Field[ModuleGroup], ...] = (
+_MODULE_FIELDS: Fields[ModuleGroup] = (
     ("shape", "number", lambda group: shape_text(group.shape)),
     ("rank", "number", lambda group: group.rank),
-    ("alpha", "number", lambda group: _number(group.alpha)),
-    ("scaling", "number", lambda group: _number(group.scale)),
+    ("alpha", "number", lambda group: number(group.alpha, "g")),
+    ("scaling", "number", lambda group: number(group.scale, "g")),
     ("dtype", "text", lambda group: group.dtype),
+)
+
+_GROUP_FIELDS: Fields[ModuleGroup] = (
+    ("target", "name", lambda group: group.target),
+    ("modules", "number", lambda group: len(group.names)),
+    *_MODULE_FIELDS,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedlora_cli.render.view import Bar, Block, Field, Table, View, matrix, paragraphs, table
+from fedlora_cli.render.view import Bar, Block, Fields, Table, View, matrix, paragraphs, table
 from fedlora_cli.render.wording import count, number, percent, ranks_text, share
 from fedlora_cli.reports.predict import MethodForecast, PredictedPartition, PredictReport
 from fedlora_cli.text import rank_range
@@ -16,9 +16,12 @@ _BESIDE = 5
 def predict_view(report: PredictReport, *, details: bool) -> View:
     """The forecast in tables and sentences; with `details`, every method at every partition."""
     partial = report.present < len(report.ranks)
-    blocks: list[Block] = [_partitions(report.partitions, partial=partial)]
+    fields = (*_PARTITION_FIELDS, *(_CHANCE_FIELDS if partial else ()))
+    blocks: list[Block] = [table(report.partitions, fields)]
     if details:
-        blocks += [_details(report), _weights(report)]
+        pairs = [(method, part) for method in report.methods for part in report.partitions]
+        title = "Column sums of the weights, energy"
+        blocks += [table(pairs, _DETAIL_FIELDS, title, shown=None), _weights(report)]
     else:
         expected = ", expected" if partial else ""
         blocks += [
@@ -35,21 +38,17 @@ def predict_view(report: PredictReport, *, details: bool) -> View:
     )
 
 
-def _partitions(partitions: tuple[PredictedPartition, ...], *, partial: bool) -> Table:
-    chances: list[Field[PredictedPartition]] = [
-        ("absent", "number", lambda row: _chance(row.absent)),
-        ("alone", "number", lambda row: _chance(row.alone)),
-    ]
-    return table(
-        partitions,
-        [
-            ("rank index", "text", _ranks),
-            ("clients", "number", lambda row: row.holders),
-            ("samples", "number", lambda row: percent(row.coverage)),
-            ("", "bar", lambda row: Bar(row.coverage)),
-            *(chances if partial else []),
-        ],
-    )
+_PARTITION_FIELDS: Fields[PredictedPartition] = (
+    ("rank index", "text", lambda row: _ranks(row)),
+    ("clients", "number", lambda row: row.holders),
+    ("samples", "number", lambda row: percent(row.coverage)),
+    ("", "bar", lambda row: Bar(row.coverage)),
+)
+
+_CHANCE_FIELDS: Fields[PredictedPartition] = (
+    ("absent", "number", lambda row: _chance(row.absent)),
+    ("alone", "number", lambda row: _chance(row.alone)),
+)
 
 
 def _ranks(partition: PredictedPartition) -> str:
@@ -73,23 +72,17 @@ def _by_partition(
     return matrix("method", names, _beside([_ranks(p) for p in report.partitions]), cells, title)
 
 
-def _details(report: PredictReport) -> Table:
-    return table(
-        [(method, part) for method in report.methods for part in report.partitions],
-        [
-            ("method", "name", lambda pair: pair[0].name if pair[1].first == 1 else ""),
-            ("rank index", "text", lambda pair: _ranks(pair[1])),
-            ("sum", "number", lambda pair: _sum(*pair)),
-            ("energy", "number", lambda pair: _energy(*pair)),
-            (
-                "left after one round",
-                "bar",
-                lambda pair: Bar(pair[0].energy_factors[pair[1].first - 1]),
-            ),
-        ],
-        title="Column sums of the weights, energy",
-        shown=None,
-    )
+_DETAIL_FIELDS: Fields[tuple[MethodForecast, PredictedPartition]] = (
+    ("method", "name", lambda pair: pair[0].name if pair[1].first == 1 else ""),
+    ("rank index", "text", lambda pair: _ranks(pair[1])),
+    ("sum", "number", lambda pair: _sum(*pair)),
+    ("energy", "number", lambda pair: _energy(*pair)),
+    (
+        "left after one round",
+        "bar",
+        lambda pair: Bar(pair[0].energy_factors[pair[1].first - 1]),
+    ),
+)
 
 
 def _weights(report: PredictReport) -> Table:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from fedlora_cli.render.view import Bar, Block, Paragraph, Table, table
-from fedlora_cli.render.views.adapter import energy_table, modules_table, spectrum_paragraph
+from fedlora_cli.render.view import Bar, Block, Fields, Paragraph, Table, table
+from fedlora_cli.render.views.adapter import ENERGY_FIELDS, modules_table, spectrum_paragraph
 from fedlora_cli.render.wording import count, number, rho, share
 from fedlora_cli.reports.diagnose import AdapterRow, DiagnoseReport, Trend
 
@@ -26,10 +24,10 @@ def rounds_blocks(report: DiagnoseReport, *, whole: bool) -> list[Block]:
     last = report.adapters[-1]
     blocks: list[Block] = []
     if report.trend is None or report.shared_rank is None:
-        blocks.append(_spectra(report.adapters))
+        blocks.append(table(report.adapters, _SPECTRUM_FIELDS, shown=None))
     else:
         blocks.append(_rounds(report.trend, report.shared_rank, whole=whole))
-    blocks.append(energy_table(last.partitions, f"the last round, {last.name}"))
+    blocks.append(table(last.partitions, ENERGY_FIELDS, f"the last round, {last.name}"))
     blocks.append(spectrum_paragraph(last, report.shared_rank))
     if whole:
         blocks.append(modules_table(last, whole=True))
@@ -60,19 +58,13 @@ def _rounds(trend: Trend, shared_rank: int, *, whole: bool) -> Table:
     )
 
 
-def _spectra(adapters: Sequence[AdapterRow]) -> Table:
-    """The ranks and norms of rounds without a shared rank."""
-    return table(
-        adapters,
-        [
-            ("round", "name", lambda row: row.name),
-            ("effective rank", "number", lambda row: number(row.effective_rank, ".1f")),
-            ("stable rank", "number", lambda row: number(row.stable_rank, ".1f")),
-            ("99 % in", "number", lambda row: row.rank_99),
-            ("norm", "number", lambda row: number(row.norm, ".3g")),
-        ],
-        shown=None,
-    )
+_SPECTRUM_FIELDS: Fields[AdapterRow] = (
+    ("round", "name", lambda row: row.name),
+    ("effective rank", "number", lambda row: number(row.effective_rank, ".1f")),
+    ("stable rank", "number", lambda row: number(row.stable_rank, ".1f")),
+    ("99 % in", "number", lambda row: row.rank_99),
+    ("norm", "number", lambda row: number(row.norm, ".3g")),
+)
 
 
 def _rates(trend: Trend) -> list[str]:

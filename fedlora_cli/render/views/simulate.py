@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from fedlora_cli.render.view import Block, Column, Table, View, paragraphs
+from fedlora_cli.render.view import Block, Column, Table, View, paragraphs, table
 from fedlora_cli.render.views import arms
 from fedlora_cli.render.views.findings import findings
 from fedlora_cli.render.wording import count, duration, ranks_text
@@ -22,12 +22,12 @@ def simulate_view(report: SimulateReport, *, details: bool, warnings: bool = Fal
         *paragraphs([_trained(report)]),
         arms.results_table(report),
         *arms.rate_tables(report),
-        *(table for grid in report.grids for table in arms.grid_tables(report, grid)),
+        *(part for grid in report.grids for part in arms.grid_tables(report, grid)),
         *arms.round_tables(report),
     ]
     ended = [row for row in report.best if row.rounds]
     if ended:
-        blocks.append(arms.cost_table(ended))
+        blocks.append(table(ended, arms.COST_FIELDS, "cost of a round", shown=None))
     if details:
         blocks += [arms.every_round_table(report, row) for row in ended]
         rows = tuple(pair for pair in _flat(report.setting) if pair[1])
