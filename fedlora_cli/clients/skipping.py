@@ -12,17 +12,11 @@ from operator import attrgetter
 from typing import TypeVar
 
 from fedlora_cli import formats
+from fedlora_cli.clients import reading
 from fedlora_cli.clients.cohort import Client, Cohort, align
 from fedlora_cli.clients.majority import Undecided
 from fedlora_cli.clients.names import distinct_folders, name_clients, name_of
-from fedlora_cli.clients.reading import (
-    LeftOut,
-    LoadedCohort,
-    clients_of,
-    loaded,
-    read_uploads,
-    sample_counts,
-)
+from fedlora_cli.clients.reading import LeftOut, LoadedCohort
 from fedlora_cli.errors import InputError
 from fedlora_cli.remote import Location, Remote, below, normal
 from fedlora_cli.text import printable
@@ -60,12 +54,12 @@ def select_clients(
     ]
 
     faults = []
-    uploads = read_uploads(name_clients(folders, faults.append), adapter, faults.append)
+    uploads = reading.read_uploads(name_clients(folders, faults.append), adapter, faults.append)
     uploads, faulty = _split_by_fault(uploads, _folder, faults)
     left_out += [_left_out(upload.name, upload.folder, fault, names) for upload, fault in faulty]
 
     faults = []
-    counts, count_remarks = sample_counts(
+    counts, count_remarks = reading.sample_counts(
         uploads,
         samples,
         faults.append,
@@ -81,10 +75,10 @@ def select_clients(
 
     counts = {u.folder: counts[u.folder] for u in uploads if u.folder in counts}
     cohort, all_left_out = _compatible(
-        clients_of(uploads, counts), base_model, left_out, min_clients
+        reading.clients_of(uploads, counts), base_model, left_out, min_clients
     )
     remarks = (*count_remarks, *remarks)
-    return loaded(cohort, counts, samples, adapter, remarks, all_left_out)
+    return reading.loaded(cohort, counts, samples, adapter, remarks, all_left_out)
 
 
 def leave_out(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,19 +42,13 @@ _LEAST_SPREAD = 0.1
 _MAD = 1.4826
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """The singular values by client and module, and the products of the clients' updates, which are
-    None without similarity.
+def measure(
+    cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bool
+) -> tuple[list[dict[str, FloatArray]], Products | None]:
+    """The singular values by client and module, and, if `similar`, the products of the clients'
+    updates; every tensor is read once. Raises InputError.
     """
-
-    spectra: tuple[dict[str, FloatArray], ...]
-    products: Products | None
-
-
-def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bool) -> Measured:
-    """The measurements of all clients; every tensor is read once. Raises InputError."""
-    spectra: tuple[dict[str, FloatArray], ...] = tuple({} for _ in cohort.clients)
+    spectra: list[dict[str, FloatArray]] = [{} for _ in cohort.clients]
     total: Products | None = None
     adapters = [client.adapter for client in cohort.clients]
 
@@ -77,8 +70,8 @@ def measure(cohort: Cohort, jobs: int, progress: engine.Progress, *, similar: bo
             for by_module, s in zip(spectra, values, strict=True):
                 if s is not None:
                     by_module[name] = s
-            total = sums if total is None or sums is None else total + sums
-    return Measured(spectra, total)
+            total = sums if total is None or sums is None else total.plus(sums)
+    return spectra, total
 
 
 def _read(adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
@@ -92,24 +85,25 @@ def _read(adapter: Adapter, names: Sequence[str]) -> dict[str, Factors]:
 
 
 def findings(
-    plan: Plan, rows: Sequence[AdapterRow], measured: Measured, shared_rank: int
+    plan: Plan,
+    rows: Sequence[AdapterRow],
+    spectra: Sequence[Mapping[str, FloatArray]],
+    alike: Products | None,
+    shared_rank: int,
 ) -> CohortFindings:
-    """The findings about a cohort. `plan` is the plan of raFLoRA, `rows` are the adapters."""
+    """The findings about a cohort. `plan` is the plan of raFLoRA, `rows` are the adapters; the rest
+    comes from `measure`.
+    """
     weights = plan.weights()
-    alike = measured.products
-    none = np.full(len(rows), np.nan)
-    similarity = (
-        None
-        if alike is None
-        else Similarity(
-            cosine=_matrix(cosines(alike.inner)),
-            left=_matrix(_quotient(alike.left, alike.modules)),
-            right=_matrix(_quotient(alike.right, alike.modules)),
-        )
-    )
     outliers = robust_z(np.array([row.norm for row in rows]))
-    cosine = none if alike is None else cosines_to_others(alike.inner, plan.cohort.samples)
-    overlap = none if alike is None else _mean_overlap(alike)
+    cosine = overlap = np.full(len(rows), np.nan)
+    similarity = pairwise = None
+    if alike is not None:
+        cosine = cosines_to_others(alike.inner, plan.cohort.samples)
+        overlap = _mean_overlap(alike)
+        pairwise = cosines(alike.inner)
+        left, right = (_quotient(side, alike.modules) for side in (alike.left, alike.right))
+        similarity = Similarity(_matrix(pairwise), _matrix(left), _matrix(right))
     largest = np.max([w.max(axis=1, initial=0.0) for w in weights.values()], axis=0)
     clients = tuple(
         ClientFinding(
@@ -126,9 +120,7 @@ def findings(
         clients=clients,
         partitions=_holdings(plan, weights, rows),
         similarity=similarity,
-        copies=copies(
-            plan.cohort.names, measured.spectra, None if alike is None else cosines(alike.inner)
-        ),
+        copies=copies(plan.cohort.names, spectra, pairwise),
     )
 
 

@@ -32,22 +32,22 @@ def diagnose_clients(
     shared_rank = options.shared_rank or cohort.shared_rank
     few = len(cohort.clients) <= MOST_COMPARED
     similar = few if options.similarity is None else options.similarity
-    measured = measure(cohort, options.jobs, stage("reading clients"), similar=similar)
+    spectra, alike = measure(cohort, options.jobs, stage("reading clients"), similar=similar)
     bounds = sorted({*cohort.distinct_ranks, shared_rank})
     rows = tuple(
         adapter_row(
             client.name,
             client.adapter,
-            spectra,
+            values,
             shared_rank,
             [bound for bound in bounds if bound <= client.adapter.rank],
             samples=client.samples,
             share=float(client.samples / cohort.samples.sum()),
         )
-        for client, spectra in zip(cohort.clients, measured.spectra, strict=True)
+        for client, values in zip(cohort.clients, spectra, strict=True)
     )
     plan = make_plan(cohort, AggregateOptions(method="raflora"))
-    cohort_findings = findings(plan, rows, measured, shared_rank)
+    cohort_findings = findings(plan, rows, spectra, alike, shared_rank)
     holders = lone_holders(plan, plan.weights(), cohort.distinct_ranks)
     lone = [
         f"{cohort.names[k]} holds rank index {rank_range(first, last)} "

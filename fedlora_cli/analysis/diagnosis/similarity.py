@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,7 @@ from fedlora_cli.linalg.lowrank import Svd
 from fedlora_cli.linalg.spectrum import FloatArray
 
 
-@dataclass(frozen=True, eq=False)
-class Products:
+class Products(NamedTuple):
     """Sums over modules, each (K, K): inner products ‹ΔW_j, ΔW_k›, overlaps of the left and of the
     right singular subspaces, and the number of modules that both clients adapt.
     """
@@ -24,13 +23,8 @@ class Products:
     right: FloatArray
     modules: FloatArray
 
-    def __add__(self, other: Products) -> Products:
-        return Products(
-            self.inner + other.inner,
-            self.left + other.left,
-            self.right + other.right,
-            self.modules + other.modules,
-        )
+    def plus(self, other: Products) -> Products:
+        return Products(*map(np.add, self, other))
 
 
 def products(updates: Sequence[Svd | None]) -> Products:
