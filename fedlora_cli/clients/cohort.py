@@ -129,7 +129,7 @@ def align(
         clients=tuple(ordered),
         modules=tuple(sorted({name for adapter in adapters for name in adapter.modules})),
         tensors=tuple(sorted({name for adapter in adapters for name in adapter.tensors})),
-        facts=_common_facts(adapters, base_model, on_fault),
+        metadata=_common_metadata(adapters, base_model, on_fault),
         notes=(
             *(note for adapter in adapters for note in adapter.notes),
             *_gaps(ordered),
@@ -156,8 +156,8 @@ def with_earlier(
         agreed(adapters, "base_model", "give --base to declare it", raise_fault)
     number = len(cohort.clients)
     clients = tuple(_with_adapters(cohort.clients, adapters[:number]))
-    facts = replace(cohort.facts, old_experts=all_older(adapters))
-    return replace(cohort, clients=clients, facts=facts), adapters[number:]
+    metadata = replace(cohort.metadata, old_experts=all_older(adapters))
+    return replace(cohort, clients=clients, metadata=metadata), adapters[number:]
 
 
 def _with_adapters(clients: Sequence[Client], adapters: Sequence[Adapter]) -> list[Client]:

@@ -74,7 +74,7 @@ def _kinds_to_turn(
             _CURE,
             on_fault,
         )
-    return [_turned(a, turned - equal) if a.facts.old_experts else a for a in adapters]
+    return [_turned(a, turned - equal) if a.metadata.old_experts else a for a in adapters]
 
 
 def common_layout(adapters: Sequence[Adapter]) -> ExpertLayout:

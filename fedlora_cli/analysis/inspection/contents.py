@@ -20,7 +20,7 @@ def contents(
         TensorRow(key, tensor.shape, tensor.dtype, tensor.role, tensor.owner)
         for key, tensor in adapter.tensors.items()
     )
-    dora = ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.facts.dora
+    dora = ["it uses DoRA; aggregate takes it with --dora approximate"] * adapter.metadata.dora
     untrained = [f"{zeros} of its factors are all zero: untrained or padded"] * (zeros > 0)
     in_tensors = sum(math.prod(tensor.shape) for tensor in tensors)
     return InspectedAdapter(

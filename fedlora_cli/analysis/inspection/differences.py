@@ -16,7 +16,7 @@ _PROPERTIES: dict[str, Callable[[Adapter], str]] = {
     "task type": lambda adapter: adapter.metadata.task_type or "-",
     "rank": lambda adapter: _set(f"{m.rank}" for m in _by_rank(adapter)),
     "scaling": lambda adapter: _set(f"{m.scale:g}" for m in _by_rank(adapter)).replace("nan", "-"),
-    "rsLoRA": lambda adapter: "yes" if adapter.facts.rslora else "no",
+    "rsLoRA": lambda adapter: "yes" if adapter.metadata.rslora else "no",
     "dtype": lambda adapter: _set(sorted(m.dtype for m in adapter.modules.values())),
     "target modules": lambda adapter: _set(sorted(n.split(".")[-1] for n in adapter.modules)),
     "dropout": lambda adapter: f"{adapter.metadata.dropout:g}",
