@@ -10,14 +10,7 @@ from typing import Any
 
 from fedlora_cli import formats
 from fedlora_cli.errors import FaultHandler, InputError, catching_faults
-from fedlora_cli.files.documents import (
-    TooLarge,
-    exists,
-    parse_object,
-    read_beginning,
-    read_bytes,
-    read_object,
-)
+from fedlora_cli.files import documents
 from fedlora_cli.remote import Location, prefetched
 from fedlora_cli.robust.median import lower_median
 
@@ -51,9 +44,13 @@ def counts_from_file(
     for a file that is no list of counts; other faults go to `on_fault`.
     """
     faults: list[InputError] = []
-    text = read_bytes(path)
+    text = documents.read_bytes(path)
     is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] == b"{"
-    raw = parse_object(text, where=path) if is_json else _parse_csv(text, path, faults.append)
+    raw = (
+        documents.parse_object(text, where=path)
+        if is_json
+        else _parse_csv(text, path, faults.append)
+    )
     counts: dict[str, float] = {}
     for name, value in raw.items():
         with catching_faults(faults.append):
@@ -64,12 +61,10 @@ def counts_from_file(
         faults.append(InputError(path, found, "correct the name"))
     for fault in faults:
         on_fault(fault)
-    for name, folder in (
-        [] if faults else sorted(clients, key=lambda client: (client[0], client[1].parts))
-    ):
-        if name not in raw:
-            found = f"no count for {name} in {path}"
-            on_fault(InputError(folder, found, "add it, or leave the client out", {path: None}))
+    missing = [] if faults else [client for client in clients if client[0] not in raw]
+    for name, folder in sorted(missing, key=lambda client: (client[0], client[1].parts)):
+        found = f"no count for {name} in {path}"
+        on_fault(InputError(folder, found, "add it, or leave the client out", {path: None}))
     return {folder: counts[name] for name, folder in clients if name in counts}
 
 
@@ -142,9 +137,8 @@ def check_ratio(counts: Mapping[Location, float], most: float, on_fault: FaultHa
         if count > most * middle:
             found = f"{count:.12g} self-reported samples, more than {most:g} times the median of "
             found += f"the clients, {middle:.12g}"
-            on_fault(
-                InputError(folder, found, "give --samples FILE, or a larger --max-count-ratio")
-            )
+            cure = "give --samples FILE, or a larger --max-count-ratio"
+            on_fault(InputError(folder, found, cure))
 
 
 def sample_count_in(folder: Location) -> float | None:
@@ -154,13 +148,13 @@ def sample_count_in(folder: Location) -> float | None:
     """
     for file, field in COUNT_FILES:
         path = folder / file
-        if not exists(path):
+        if not documents.exists(path):
             continue
         try:
-            document = read_object(path, finite=False)
-        except TooLarge:
+            document = documents.read_object(path, finite=False)
+        except documents.TooLarge:
             # The report of a global adapter may be larger than any file of counts.
-            if not _REPORT.match(read_beginning(path, 200)):
+            if not _REPORT.match(documents.read_beginning(path, 200)):
                 raise
             document = {"schema": _AGGREGATE}
         if str(document.get("schema", "")).startswith(_AGGREGATE):

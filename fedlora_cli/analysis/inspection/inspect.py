@@ -37,24 +37,23 @@ def inspect(
     `samples` is given. With `values`, every tensor is read, not just the headers. Bad input becomes
     a fault in the report.
     """
-    samples, base, adapter = options.samples, options.base, options.adapter
     faults: dict[Fault, None] = {}  # a set that keeps the order
 
     def on_fault(error: InputError) -> None:
         faults.setdefault(Fault(error.where, error.here, error.cure))
 
     places = paths_of(paths)
-    homes, remarks = find_folders(places, on_fault, adapter)
-    home = {formats.inside(path, adapter): path for path in homes}
+    homes, remarks = find_folders(places, on_fault, options.adapter)
+    home = {formats.inside(path, options.adapter): path for path in homes}
     folders = list(home)
     answers = prefetched(origin, folders)
     origins = {folder: answer() for folder, answer in zip(folders, answers, strict=True)}
-    globals_ = _globals(folders, origins, samples)
+    globals_ = _globals(folders, origins, options.samples)
     clients = sorted(set(folders) - set(globals_), key=lambda folder: folder.parts)
     adapters: list[_Named] = []
     if clients:
         given = [home[folder] for folder in clients] if globals_ else places
-        adapters += _clients(given, samples, base, adapter, on_fault)
+        adapters += _clients(given, options, on_fault)
     written = [client.name for client in adapters if origins[client.adapter.path]]
     for folder in globals_:
         with catching_faults(on_fault):
@@ -114,13 +113,10 @@ def _globals(
 
 
 def _clients(
-    paths: Sequence[Location],
-    samples: Location | None,
-    base: str | None,
-    adapter: str | None,
-    on_fault: FaultHandler,
+    paths: Sequence[Location], options: InspectOptions, on_fault: FaultHandler
 ) -> list[_Named]:
     """The clients that `aggregate` would read from `paths`."""
+    samples, base, adapter = options.samples, options.base, options.adapter
     read = read_clients(paths, samples, base, on_fault, adapter=adapter, max_count_ratio=MAX_RATIO)
     # One wrong count makes the cohort's counts uniform; `counts_by_path` keeps the valid counts.
     counts = read.counts_by_path

@@ -32,11 +32,8 @@ DIVERGING = "RdBu_r"
 
 _STYLE: Any = {
     "axes.axisbelow": True,
-    "axes.edgecolor": QUIET,
     "axes.grid": False,
-    "axes.labelcolor": INK,
     "axes.labelsize": 8.5,
-    "axes.linewidth": 0.7,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -61,15 +58,10 @@ _STYLE: Any = {
     "lines.markersize": 4.5,
     "savefig.dpi": 160,
     "svg.hashsalt": "fedlora",  # the same figure, the same bytes
-    "text.color": INK,
-    "xtick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "xtick.major.width": 0.7,
-    "ytick.color": QUIET,
-    "ytick.labelcolor": INK,
-    "ytick.labelsize": 8,
-    "ytick.major.width": 0.7,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), QUIET),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.7),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 8),
 }
 
 #: Without dates and versions, so that the same figure has the same bytes.
