@@ -10,7 +10,7 @@ import torch
 from fedlora_cli.execution import engine
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 7])
+@pytest.mark.parametrize("jobs", [0, 1, 2, 7])
 def test_results_come_in_the_order_of_the_items(jobs: int) -> None:
     told = []
 

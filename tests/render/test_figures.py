@@ -14,7 +14,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedlora_cli.render.figures.canvas import rendered
+from fedlora_cli.render.figures.canvas import line_style, rendered
 from fedlora_cli.render.figures.compare import compare_figure
 from fedlora_cli.render.figures.diagnose import diagnose_figure
 from fedlora_cli.render.page import page
@@ -307,6 +307,13 @@ def test_lines_of_methods_differ_without_colour() -> None:
     lines = [one for one in axes.lines if one.get_label().startswith("m")]
     assert len({one.get_marker() for one in lines}) == 8
     assert len({str(one._unscaled_dash_pattern) for one in lines}) == 8
+
+
+def test_lines_differ_also_where_their_colours_repeat() -> None:
+    looks = [line_style(number) for number in range(64)]
+
+    assert looks[8]["color"] == looks[0]["color"]
+    assert len({tuple(map(str, look.values())) for look in looks}) == 64
 
 
 def many(count: int, rank: int) -> list[ModuleSpectrum]:
