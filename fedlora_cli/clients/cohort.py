@@ -156,7 +156,7 @@ def with_earlier(
         agreed(adapters, "base_model", "give --base to declare it", raise_fault)
     number = len(cohort.clients)
     clients = tuple(_with_adapters(cohort.clients, adapters[:number]))
-    metadata = replace(cohort.metadata, old_experts=all_older(adapters))
+    metadata = replace(cohort.metadata, expert_layout=common_layout(adapters))
     return replace(cohort, clients=clients, metadata=metadata), adapters[number:]
 
 

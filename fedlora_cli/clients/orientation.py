@@ -45,8 +45,10 @@ def with_one_orientation(adapters: Sequence[Adapter], on_fault: FaultHandler) ->
     newer = by_layout.pop(newest, [])
     turned = {layout: _kinds_to_turn(older, newer, on_fault) for layout, older in by_layout.items()}
     return [
-        _turned(one, kinds) if (kinds := turned.get(one.metadata.expert_layout)) else one
-        for one in adapters
+        _turned(adapter, kinds)
+        if (kinds := turned.get(adapter.metadata.expert_layout))
+        else adapter
+        for adapter in adapters
     ]
 
 
@@ -59,14 +61,16 @@ def _kinds_to_turn(
         for name, module in modules.items():
             votes.setdefault(name, Counter())[module.shape] += 1
     shapes = {name: most.most_common(1)[0][0] for name, most in votes.items()}
-    kinds, turned, equal = set(), set(), set()
-    for name, module in ((name, m) for _, modules in older for name, m in modules.items()):
-        kinds.add(_kind(module))
-        rows, columns = module.shape
-        if rows != columns and shapes.get(name) == (columns, rows):
-            turned.add(_kind(module))
-        if rows != columns and shapes.get(name) == (rows, columns):
-            equal.add(_kind(module))
+    turned, equal = set(), set()
+    for _, modules in older:
+        for name, module in modules.items():
+            rows, columns = module.shape
+            if rows != columns and shapes.get(name) == (columns, rows):
+                turned.add(_kind(module))
+            if rows != columns and shapes.get(name) == (rows, columns):
+                equal.add(_kind(module))
+    kinds = {_kind(module) for _, modules in older for module in modules.values()}
+    old, new = (side[0][0].metadata.expert_layout.versions for side in (older, newer))
     for kind in sorted(kinds - (turned ^ equal)):
         exclude(
             (_with_kind(kind, older), _found(kind, old, new)),
@@ -74,7 +78,7 @@ def _kinds_to_turn(
             _CURE,
             on_fault,
         )
-    return [_turned(a, turned - equal) if a.metadata.old_experts else a for a in adapters]
+    return turned - equal
 
 
 def common_layout(adapters: Sequence[Adapter]) -> ExpertLayout:
@@ -118,12 +122,15 @@ def _found(kind: str, version: str, other: str) -> str:
 
 def _turned(adapter: Adapter, kinds: set[str]) -> Adapter:
     """The adapter with every expert of these kinds transposed."""
-    turned = {
-        name: _transpose(module)
-        for name, module in _experts(adapter).items()
-        if _kind(module) in kinds
+    modules = {
+        name: (
+            _transpose(module)
+            if module.layout.kind == "experts" and _kind(module) in kinds
+            else module
+        )
+        for name, module in adapter.modules.items()
     }
-    return replace(adapter, modules={**adapter.modules, **turned})
+    return replace(adapter, modules=modules)
 
 
 def _transpose(module: Module) -> Module:
