@@ -56,7 +56,7 @@ def predict(
 
     fedlora predict --cohort 40x4,30x8,20x16,10x32 --participation 0.2
 
-    fedlora predict round-01 --plot forecast.png
+    fedlora predict round-01 --rounds 6 --plot forecast.png
     """
     known = forecast_clients(clients or [], ranks, cohort, samples, null=null)
     report = run(known.ranks, known.samples, options, known.warnings)

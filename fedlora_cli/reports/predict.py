@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from fedlora_cli.reports.aggregate import ON_DEMAND
+from fedlora_cli.reports.diagnose import Verdict
 from fedlora_cli.reports.document import PREDICT_SCHEMA, document
 from fedlora_cli.reports.notebook import Summary, at_risk, shown_by_summary, span, table
 
@@ -36,6 +38,8 @@ class MethodForecast:
     - `energy_ratio`: ρ of the expected energies by round, from round 0 on.
     - `largest_weight`: the largest weight of one client, all present; its rank is `heaviest_rank`.
     - `note`: the assumption behind the forecast.
+    - `verdict`: in the last round of `energy_ratio`, with its `reason`: `kept` is κ beyond the rank
+      `beyond`. All are None without a number of rounds, and if all ranks are equal.
     """
 
     name: str
@@ -49,6 +53,10 @@ class MethodForecast:
     largest_weight: float
     heaviest_rank: int
     note: str
+    verdict: Verdict | None = field(default=None, metadata=ON_DEMAND)
+    reason: str | None = field(default=None, metadata=ON_DEMAND)
+    beyond: int | None = field(default=None, metadata=ON_DEMAND)
+    kept: float | None = field(default=None, metadata=ON_DEMAND)
 
 
 @shown_by_summary
@@ -57,7 +65,7 @@ class PredictReport:
     """One forecast. `coverage` is by rank index; `start` is the assumed ρ of round 0.
 
     A round has `present` clients. Expectations are means over `draws` random rounds, or exact if
-    `draws` is 0.
+    `draws` is 0. `rounds` is the number of rounds that the forecast was asked for, if it was.
     """
 
     ranks: tuple[int, ...]
@@ -73,6 +81,7 @@ class PredictReport:
     advice: tuple[str, ...]
     warnings: tuple[str, ...]
     version: str
+    rounds: int | None = field(default=None, metadata=ON_DEMAND)
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `--json` prints, as plain values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from functools import partial
@@ -328,6 +329,133 @@ def test_the_advice_counts_the_rounds_of_flexlora() -> None:
     assert f"in rank index 1-2 after {rounds} rounds" in report.advice[0]
 
 
+# The forecast for a number of rounds
+
+
+def outlook_by_hand(ranks: tuple[int, ...], factors: np.ndarray, last: int) -> tuple[str, int]:
+    """The worst verdict and its rank: every rank index has energy 1 at the start, and `factors` per
+    round; the thresholds are those of the documents.
+    """
+    order = ["healthy", "at risk", "collapsing", "collapsed"]
+    worst = ("healthy", min(ranks))
+    for rank in sorted(set(ranks))[:-1]:
+        shares = [
+            sum(f**t for f in factors[rank:]) / sum(f**t for f in factors) for t in range(last + 1)
+        ]
+        kappa, rate = shares[-1] / shares[0], shares[-1] / shares[-2]
+        if kappa <= 0.1:
+            found = "collapsed"
+        elif kappa * rate**10 <= 0.1:
+            found = "collapsing"
+        elif kappa <= 0.5 or max(factors[rank:]) < 0.9:
+            found = "at risk"
+        else:
+            found = "healthy"
+        if order.index(found) > order.index(worst[0]):
+            worst = (found, rank)
+    return worst
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 6, 40])
+@pytest.mark.parametrize(
+    ("ranks", "samples"),
+    [
+        (RANKS, SAMPLES),
+        ((4, 8, 16), (1.0, 50.0, 50.0)),  # c = 1, .990, .495: slow beyond rank 4, fast beyond 8
+        ((4, 8), (5.0, 95.0)),  # c² = .9025, no risk at first
+        ((4, 8), (6.0, 94.0)),  # c² = .8836, at risk from the first round on
+        ((4, 4, 8, 32), (3.0, 3.0, 2.0, 2.0)),
+    ],
+)
+def test_the_rounds_and_the_verdict_are_those_of_the_closed_form(
+    ranks: tuple[int, ...], samples: tuple[float, ...], rounds: int
+) -> None:
+    report = predict(ranks, samples, PredictOptions(rounds=rounds))
+    coverage = [
+        sum(n for n, r in zip(samples, ranks, strict=True) if r > i) / sum(samples)
+        for i in range(max(ranks))
+    ]
+
+    assert report.rounds == rounds
+    for name, powers in (("flexlora", 2), ("fedavg", 4), ("raflora", 0)):
+        factors = np.array(coverage) ** powers
+        method = of(report, name)
+        assert len(method.energy_ratio) == rounds + 1
+        for t, ratio in enumerate(method.energy_ratio):
+            left = factors**t
+            assert ratio == pytest.approx(left[: min(ranks)].sum() / left.sum(), rel=1e-12)
+        assert (method.verdict, method.beyond) == outlook_by_hand(ranks, factors, rounds)
+        left = factors**rounds
+        beyond = left[method.beyond :].sum() / left.sum() / (1 - method.beyond / max(ranks))
+        assert method.kept == pytest.approx(beyond, rel=1e-9)
+
+
+def test_the_verdicts_of_some_rounds_written_down() -> None:
+    """c = 1, 1/2 at ranks 4, 8: κ = 2 / (4^t + 1), which is 0.4, 0.118, 0.031."""
+    seen = [of(predict((4, 8), (1, 1), PredictOptions(rounds=t)), "flexlora") for t in (1, 2, 3)]
+
+    assert [one.verdict for one in seen] == ["collapsing", "collapsing", "collapsed"]
+    assert [one.kept for one in seen] == pytest.approx([2 / 5, 2 / 17, 2 / 65])
+    assert [one.energy_ratio[-1] for one in seen] == pytest.approx([4 / 5, 16 / 17, 64 / 65])
+    reason = "3.08 % of the clients' energy share beyond rank 4 is left; 10 % or less is collapsed"
+    assert seen[2].reason == reason
+
+
+def test_equal_ranks_have_no_verdict_and_keep_their_energy() -> None:
+    report = predict((8, 8), (1, 2), PredictOptions(rounds=3))
+
+    assert all(method.energy_ratio == (1.0,) * 4 for method in report.methods)
+    assert {(method.verdict, method.reason, method.beyond) for method in report.methods} == {
+        (None, None, None)
+    }
+
+
+def test_without_a_number_of_rounds_the_forecast_is_as_long_as_the_collapse() -> None:
+    report = predict(RANKS, SAMPLES)
+
+    assert report.rounds is None
+    assert all(method.verdict is None for method in report.methods)
+    assert {len(method.energy_ratio) for method in report.methods} == {11}
+
+
+def test_the_command_shows_the_rounds_and_the_verdict_in_the_last() -> None:
+    plain = ("--ranks", "4,8", "--samples", "1,1")
+    shown = run(*plain, "--rounds", "3").stdout
+    found = document(*plain, "--rounds", "3")
+    flexlora = next(method for method in found["methods"] if method["name"] == "flexlora")
+
+    assert re.search(r"^method +0 +1 +2 +3$", shown, re.M)
+    assert re.search(r"^flexlora +0\.5000  0\.8000  0\.9412  0\.9846$", shown, re.M)
+    assert "Verdict in round 3\n" in shown
+    assert re.search(r"^flexlora +collapsed +4 +3\.1 %$", shown, re.M)
+    assert found["rounds"] == 3
+    assert flexlora["energy_ratio"] == pytest.approx([1 / 2, 4 / 5, 16 / 17, 64 / 65])
+    assert (flexlora["verdict"], flexlora["beyond"]) == ("collapsed", 4)
+    assert "rounds" not in document(*plain)
+    assert "Verdict" not in run(*plain).stdout
+    assert "Verdict" not in run("--cohort", "3x4", "--rounds", "3").stdout
+
+
+def test_many_rounds_are_shown_in_steps_and_all_with_verbose() -> None:
+    plain = ("--ranks", "4,8", "--samples", "1,1", "--rounds", "20")
+    steps = run(*plain).stdout
+    every = run(*plain, "-v").stdout
+
+    assert re.search(r"^method +0 +4 +8 +12 +16 +20$", steps, re.M)
+    assert re.search(r"^ +6 +0\.99976 ", every, re.M)
+    assert len(document(*plain)["methods"][0]["energy_ratio"]) == 21
+
+
+@pytest.mark.parametrize("rounds", ["0", "-1", "1001"])
+def test_a_number_of_rounds_out_of_its_range_is_one_line(rounds: str) -> None:
+    result = run("--ranks", "4,8", "--rounds", rounds)
+
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: --rounds: {rounds} is out of range; it must be from 1 to 1000\n"
+    )
+
+
 # The command
 
 
@@ -402,6 +530,8 @@ def test_modules_that_differ_in_rank_count_with_the_largest(tmp_path: Path) -> N
     "arguments",
     [
         ("--ranks", "2,4,8", "--samples", "60,30,10", "--quorum", "0.123456"),
+        ("--ranks", "2,4,8", "--samples", "60,30,10", "--quorum", "0.123456", "--rounds", "6"),
+        ("--ranks", "2,4,8", "--samples", "60,30,10", "--rounds", "1000"),
         ("--ranks", "7,7"),
         ("--ranks", "5"),
         ("--cohort", "40x4,30x8,20x16,10x1024,1x4096", "-p", "0.1"),

@@ -97,6 +97,8 @@ COMMANDS = [
     ("predict", ROUND),
     ("predict", "--ranks", "4,8,16", "--samples", "100,50,10", "--participation", 0.5),
     ("predict", "--cohort", "5x4"),
+    ("predict", "--cohort", "5x4", "--rounds", 6),
+    ("predict", ROUND, "--rounds", 6),
 ]
 
 

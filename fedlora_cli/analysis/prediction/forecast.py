@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from fedlora_cli.analysis import decay
+from fedlora_cli.analysis.prediction.outlook import outlook
 from fedlora_cli.analysis.prediction.population import Population, Round
 from fedlora_cli.methods import METHODS
 from fedlora_cli.methods.method import Method
 from fedlora_cli.methods.weights import FloatArray, Holdings, Rule
 from fedlora_cli.reports.predict import MethodForecast
 
-#: The forecast ends when every method has collapsed that does, within these bounds on the rounds.
+#: Bounds on the rounds of a forecast that ends when every method has collapsed that does.
 _FEWEST, _MOST = 10, 100
 
 
@@ -22,17 +24,25 @@ def forecast(
     clients: Population,
     rounds: Sequence[Round],
     energies: FloatArray,
+    last: int | None = None,
 ) -> dict[str, MethodForecast]:
     """The forecast of every row; a row is a method with a rule.
 
-    Expectations are means over `rounds`; `energies` (P,) are those of round 0.
+    Expectations are means over `rounds`; `energies` (P,) are those of round 0. The forecast ends
+    in the round `last` with a verdict; without it, where every method has collapsed that does.
     """
     factors = {name: _expected(*row, rounds) for name, row in rows.items()}
     ends = (decay.rounds_until(0.99, energies, f, shared=1) for f in factors.values())
-    shown = min(_MOST, max(_FEWEST, *(end or 0 for end in ends)))
-    return {
+    shown = last or min(_MOST, max(_FEWEST, *(end or 0 for end in ends)))
+    forecasts = {
         name: _forecast(name, *row, clients, energies, factors[name], shown)
         for name, row in rows.items()
+    }
+    if last is None:
+        return forecasts
+    return {
+        name: replace(one, **outlook(clients.bounds, energies, factors[name], last))
+        for name, one in forecasts.items()
     }
 
 

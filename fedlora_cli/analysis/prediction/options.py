@@ -11,6 +11,7 @@ MOST_CLIENTS = 100_000
 MOST_RANK = 4096
 MOST_PARTITIONS = 128
 MOST_SAMPLES = 1e12
+MOST_ROUNDS = 1000
 
 _PANEL = "Assumptions"
 
@@ -21,7 +22,7 @@ class PredictOptions:
 
     Each round draws `participation` of the clients, at least one, independently. `start` is the ρ
     of round 0, spread evenly within the shared rank and beyond it. `quorum` adds raflora with that
-    quorum.
+    quorum. `rounds` is the last round of the forecast, in which each method gets a verdict.
     """
 
     participation: float = option(
@@ -37,6 +38,12 @@ class PredictOptions:
         "ρ of round 0; default: the same energy at all rank indices.",
         panel=_PANEL,
         check=Check(lambda rho: 0 < rho < 1, "in (0, 1)"),
+    )
+    rounds: int | None = option(
+        None,
+        "Show ρ in every round up to this one, and the verdict in it.",
+        panel=_PANEL,
+        check=Check(lambda rounds: 1 <= rounds <= MOST_ROUNDS, f"from 1 to {MOST_ROUNDS}"),
     )
     quorum: float | None = option(
         None, "Add a row: raflora with this quorum.", panel=_PANEL, check=SHARE

@@ -52,7 +52,9 @@ def predict(
     rounds = clients.rounds(present)
     advised = bounding_quorum({q: with_quorum(q) for q in _QUORUMS}, rounds)
     energies = start_energies(clients, options.start)
-    forecasts = forecast(_rows((advised, options.quorum)), clients, rounds, energies)
+    forecasts = forecast(
+        _rows((advised, options.quorum)), clients, rounds, energies, options.rounds
+    )
     partitions = _partitions(clients, present)
     return PredictReport(
         ranks=tuple(ranks),
@@ -68,6 +70,7 @@ def predict(
         advice=advise(partitions, forecasts, advised, partial=present < clients.clients),
         warnings=tuple(warnings),
         version=__version__,
+        rounds=options.rounds,
     )
 
 

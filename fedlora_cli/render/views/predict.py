@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedlora_cli.render.view import Bar, Block, Fields, Table, View, matrix, paragraphs, table
-from fedlora_cli.render.wording import count, number, percent, ranks_text, share
+from fedlora_cli.render.wording import count, number, percent, ranks_text, rho, share
 from fedlora_cli.reports.predict import MethodForecast, PredictedPartition, PredictReport
 from fedlora_cli.text import rank_range
 
 #: Partitions that fit beside each other in 80 columns.
 _BESIDE = 5
+
+#: Rounds that fit beside each other, round 0 among them.
+_ROUNDS_BESIDE = 7
 
 
 def predict_view(report: PredictReport, *, details: bool) -> View:
@@ -28,7 +31,12 @@ def predict_view(report: PredictReport, *, details: bool) -> View:
             _by_partition(report, "Column sums of the weights", _sum),
             _by_partition(report, f"Energy left after one round{expected}", _energy),
         ]
-    blocks += [_rounds(report), *paragraphs(_assumptions(report))]
+    blocks.append(_rounds(report))
+    if report.rounds is not None:
+        blocks.append(_every_round(report) if details else _some_rounds(report))
+        if any(method.verdict for method in report.methods):
+            blocks.append(_verdicts(report))
+    blocks += paragraphs(_assumptions(report))
     blocks += paragraphs(report.advice, "good")
     return View(
         "predict",
@@ -113,6 +121,49 @@ def _rounds(report: PredictReport) -> Table:
     )
 
 
+def _course_title(report: PredictReport) -> str:
+    return f"ρ by round, the share of the energy in rank index {rank_range(1, report.shared_rank)}"
+
+
+def _some_rounds(report: PredictReport) -> Table:
+    """ρ of every method in the rounds that fit beside each other, the first and the last always."""
+    last = report.rounds or 0
+    step = max(1, -(-last // (_ROUNDS_BESIDE - 1)))
+    shown = [*range(0, last, step), last]
+    names = [method.name for method in report.methods]
+    cells = [[number(method.energy_ratio[t], ".4f") for t in shown] for method in report.methods]
+    return matrix("method", names, list(map(str, shown)), cells, _course_title(report))
+
+
+def _every_round(report: PredictReport) -> Table:
+    """ρ of every method in every round."""
+    return table(
+        [(method, t) for method in report.methods for t in range(len(method.energy_ratio))],
+        [
+            ("method", "name", lambda pair: pair[0].name if pair[1] == 0 else ""),
+            ("round", "number", lambda pair: pair[1]),
+            ("ρ", "number", lambda pair: rho(pair[0].energy_ratio[pair[1]])),
+            ("", "bar", lambda pair: Bar(pair[0].energy_ratio[pair[1]])),
+        ],
+        title=_course_title(report),
+        shown=None,
+    )
+
+
+def _verdicts(report: PredictReport) -> Table:
+    """The verdict on every method in the last round, and the share that it rests on."""
+    return table(
+        report.methods,
+        [
+            ("method", "name", lambda method: method.name),
+            ("verdict", "text", lambda method: method.verdict or "-"),
+            ("beyond rank", "number", lambda method: method.beyond or "-"),
+            ("energy share left", "number", lambda method: share(method.kept)),
+        ],
+        title=f"Verdict in round {report.rounds}",
+    )
+
+
 def _until(rounds: int | None) -> str:
     return "never" if rounds is None else str(rounds)
 
@@ -128,6 +179,11 @@ def _assumptions(report: PredictReport) -> list[str]:
     if report.present < len(report.ranks):
         lines.append(
             "Absent, alone: the probability that a round has none or one of these clients."
+        )
+    if any(method.verdict for method in report.methods):
+        lines.append(
+            "The verdict has the thresholds of diagnose. Energy share left: κ, the energy share "
+            "beyond that rank, divided by that of round 0."
         )
     if report.draws:
         lines.append(f"Expectations are means over {report.draws} random rounds.")
