@@ -16,11 +16,13 @@ from fedlora_cli.cli.forecast_clients import ranks_in
 from fedlora_cli.cli.pictures import Pictures, print_with_pictures
 from fedlora_cli.errors import UsageError
 from fedlora_cli.files.interrupts import INTERRUPTED
+from fedlora_cli.files.output import check_file, write_file
 from fedlora_cli.methods import METHODS
 from fedlora_cli.options import whole_numbers
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.simulate import simulate_view
-from fedlora_cli.reports.simulate import SimulateReport
+from fedlora_cli.reports.rows import to_csv
+from fedlora_cli.reports.simulate import RoundRow, SimulateReport
 from fedlora_cli.simulation.options import (
     COMPARISON,
     FEDERATION,
@@ -38,6 +40,9 @@ _COMPARED = tuple(
     for method in METHODS.values()
     if method.merge != "shared" and (method.merge, method.compress) != ("sum", "none")
 )
+
+#: The options that fix the rows of each client.
+_FIXED = ("clients_from", "client_column")
 
 _PRESETS = ". ".join(f"{name}: {note}" for name, note in NOTES.items())
 
@@ -102,8 +107,16 @@ def simulate(
         typer.Option(
             "--ranks",
             metavar="R,R,...",
-            help="Rank of each client, instead of --cohort.",
+            help="Rank of each client in the order of names, instead of --cohort.",
             rich_help_panel=FEDERATION,
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="Write a CSV file with a row for each round of each arm, learning rate and seed.",
         ),
     ] = None,
     given: Annotated[dict[str, Any], Given(Setting, Split, Training, SimulateOptions, Source)],
@@ -121,12 +134,15 @@ def simulate(
 
     fedlora simulate -o run --cohort 8x4,4x16 -p 0.5 --quorum 0,0.5,1 --seeds 5
     """
-    if "classes" in given and "dirichlet" in given:
-        raise UsageError("--classes", "given together with --dirichlet", "give one of them")
-    options: SimulateOptions = _with(_preset(preset), given | _ranks(cohort, ranks))
+    if csv is not None:
+        check_file(csv, "--csv", (".csv",))
+    _check_together(given)
+    known = {"split": Split(), "ranks": ()} if given.keys() & set(_FIXED) else {}
+    options: SimulateOptions = _with(_preset(preset), known | given | _ranks(cohort, ranks))
     options = replace(options, arms=arms_of(method or [], quorum, momentum, options.arms))
     with heavy_imports():
         from fedlora_cli.simulation.simulate import simulate as run
+        from fedlora_cli.simulation.summary import round_rows
 
     try:
         with progress_on(errors(), shown=not printing.quiet) as stage:
@@ -135,6 +151,8 @@ def simulate(
         found = f"interrupted; the same command continues from the last whole rounds in {output}"
         say("error", found, "bold red")
         raise typer.Exit(INTERRUPTED) from None
+    if csv is not None:
+        write_file(csv, to_csv(RoundRow, round_rows(output, options)).encode())
     print_with_pictures(
         "simulate",
         report,
@@ -143,10 +161,19 @@ def simulate(
         SimulateReport.to_dict,
         partial(simulate_view, details=printing.verbose),
         partial(simulate_view, details=True, warnings=True),
-        written=(output,),
+        written=(output,) if csv is None else (output, csv),
     )
     if not printing.quiet and (next_ := _next(report)):
         say("next", next_)
+
+
+def _check_together(given: dict[str, Any]) -> None:
+    """Raises UsageError for two options that decide the rows of each client."""
+    fixing = [(name, fixed) for fixed in _FIXED for name in ("dirichlet", "classes", "holdings")]
+    for name, other in (("classes", "dirichlet"), _FIXED, *fixing):
+        if name in given and other in given:
+            flag, found = (f"--{each.replace('_', '-')}" for each in (name, other))
+            raise UsageError(flag, f"given together with {found}", "give one of them")
 
 
 def _preset(name: str) -> SimulateOptions:

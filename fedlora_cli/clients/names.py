@@ -67,17 +67,17 @@ def _check_names(named: Sequence[tuple[str, Location]], on_fault: FaultHandler) 
     """
     first: dict[str, tuple[str, Location]] = {}
     for name, folder in named:
-        alike, other = first.setdefault(_folded(name), (name, folder))
+        alike, other = first.setdefault(folded(name), (name, folder))
         if alike != name:
             found = f"a client named almost like {other}"
             cure = "give clients names that differ in more than case"
             on_fault(InputError(str(folder), found, cure, {other: None}))
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     r"""A form that is equal for names that some systems cannot tell apart.
 
-    >>> _folded("Zo\u00eb") == _folded("zoe\u0308")
+    >>> folded("Zo\u00eb") == folded("zoe\u0308")
     True
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from fedlora_cli.methods.method import Method
@@ -42,11 +42,7 @@ METHOD_COLUMNS = (
 
 def document(schema: str, report: Any) -> dict[str, Any]:
     """The document of a report, as plain values: what `--json` prints."""
-    values = asdict(report)
-    for field in fields(report):
-        if field.metadata == ON_DEMAND and values[field.name] is None:
-            del values[field.name]
-    return {"schema": schema, **_without_nan(values)}
+    return {"schema": schema, **_plain(report)}
 
 
 def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
@@ -89,12 +85,20 @@ def _escaped(letter: str) -> str:
     return letter if letter.isprintable() else json.dumps(letter)[1:-1]
 
 
-def _without_nan(value: Any) -> Any:
-    """The value with None for every NaN and infinity."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+def _plain(value: Any) -> Any:
+    """The value as dictionaries and lists, without fields on demand that are None. None replaces
+    every NaN and infinity.
+    """
+    if is_dataclass(value):
+        known = {each.name: getattr(value, each.name) for each in fields(value)}
+        absent = {
+            f.name for f in fields(value) if f.metadata == ON_DEMAND and known[f.name] is None
+        }
+        return {name: _plain(item) for name, item in known.items() if name not in absent}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float):  # NumPy's are floats, too
         return float(value) if math.isfinite(value) else None
     return value

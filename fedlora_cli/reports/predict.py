@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedlora_cli.reports.aggregate import ON_DEMAND
 from fedlora_cli.reports.diagnose import Verdict
-from fedlora_cli.reports.document import PREDICT_SCHEMA, document
+from fedlora_cli.reports.document import ON_DEMAND, PREDICT_SCHEMA, document
 from fedlora_cli.reports.notebook import Summary, at_risk, shown_by_summary, span, table
 
 

@@ -92,13 +92,51 @@ class Grid:
     rows: tuple[tuple[ArmRow | None, ...], ...]
 
 
+@dataclass(frozen=True)
+class RoundRow:
+    """One round of one run: a row of `fedlora simulate --csv`. A diverged round has no numbers.
+
+    - `clients`: the number of clients in the round; `loss`: their mean training loss.
+    - `validation_accuracy`, `accuracy`: shares, None in a round without a score.
+    - `energy_ratio`, `norm`, the bytes and the seconds are as in `ArmRow`.
+    """
+
+    arm: str
+    method: str
+    quorum: float | None
+    momentum: float
+    learning_rate: float
+    seed: int
+    round: int
+    clients: int
+    diverged: bool
+    loss: float | None
+    validation_accuracy: float | None
+    accuracy: float | None
+    energy_ratio: float | None
+    norm: float | None
+    bytes_up: int | None
+    bytes_down: int | None
+    client_seconds: float | None
+    server_seconds: float | None
+
+
+@dataclass(frozen=True)
+class SimulatedClient:
+    """A client whose rows the data fix: its name, its rank and its number of training examples."""
+
+    name: str
+    rank: int
+    samples: int
+
+
 @shown_by_summary
 @dataclass(frozen=True)
 class SimulateReport:
     """One simulation. `setting` has the options that all runs share; `ranks` are those of the
     clients, `shared_rank` is the smallest of them; `present` clients take part in a round;
     `start_accuracy` is that of the base model with an untrained adapter. `lead` compares the best
-    two arms; a document has it only if there are two.
+    two arms; a document has it only if there are two. `clients` are known if the data fix them.
     """
 
     output: str
@@ -118,6 +156,7 @@ class SimulateReport:
     warnings: tuple[str, ...]
     version: str
     lead: Lead | None = field(default=None, metadata=ON_DEMAND)
+    clients: tuple[SimulatedClient, ...] | None = field(default=None, metadata=ON_DEMAND)
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `--json` prints, as plain values."""

@@ -29,19 +29,22 @@ from fedlora_cli.rounds.options import DistributeOptions
 from fedlora_cli.simulation.options import Setting, SimulateOptions
 from fedlora_cli.simulation.places import DIAGNOSIS, METRICS, Run, round_folder, start_folder
 from fedlora_cli.simulation.scoring import score
-from fedlora_cli.simulation.split import client_name, drawn, training_seed
+from fedlora_cli.simulation.split import drawn, training_seed
 from fedlora_cli.simulation.task import IntArray, Task
 from fedlora_cli.simulation.training import Diverged, making, starting_from, train_client
 
 
 @dataclass(frozen=True, eq=False)
 class Federation:
-    """Data shared by the runs of a seed. `base` is the base model, on its device."""
+    """Data shared by the runs of a seed. `base` is the base model, on its device; `names` are those
+    of the clients, `parts` the positions of their examples.
+    """
 
     root: Path
     options: SimulateOptions
     task: Task
     base: Any
+    names: tuple[str, ...]
     parts: tuple[IntArray, ...]
 
     @property
@@ -110,7 +113,7 @@ def _round(federation: Federation, run: Run, number: int) -> dict[str, Any]:
     start = _start(federation, run, number, present)
     handed_out = time.perf_counter()
     metrics: dict[str, Any] = {"round": number, "diverged": None}
-    metrics["clients"] = [client_name(k, federation.setting) for k in present]
+    metrics["clients"] = [federation.names[k] for k in present]
     try:
         losses = _train(federation, run, number, present, start, clients)
         trained = time.perf_counter()
@@ -183,7 +186,7 @@ def _train(
                     setting.training,
                     run.rate,
                     training_seed(run.seed, number, k),
-                    clients / client_name(k, setting),
+                    clients / federation.names[k],
                 )
                 for k in present
                 if setting.ranks[k] == rank

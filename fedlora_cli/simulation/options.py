@@ -128,7 +128,8 @@ def _strings(flag: str, given: list[str]) -> tuple[str, ...]:
 class Source:
     """The model and the data. None is the default of the family, or found in the files.
 
-    Without a test split, a fifth of the data is held out.
+    Without a test split, a fifth of the data is held out. `client_column` and `clients_from` name
+    the client of each row; without them, a `Split` deals the rows.
     """
 
     family: Family = option("digits", "Task to train for other data.", "--task", panel=_DATA)
@@ -169,6 +170,19 @@ class Source:
         None, "Largest number of examples of each split.", check=at_least(1), panel=_DATA
     )
     dtype: Dtype = option("float32", "Data type of the base model.", panel=_DATA)
+    client_column: str | None = option(
+        None,
+        "Column with the client of each row; --ranks are in the order of the clients' names.",
+        metavar="COLUMN",
+        panel=FEDERATION,
+    )
+    clients_from: str | None = option(
+        None,
+        "Clients and their rows: a JSON object {client: rows} or CSV `row,client`, with rows "
+        "counted from 0. The JSON may have their ranks.",
+        metavar="FILE",
+        panel=FEDERATION,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -182,6 +196,16 @@ class Source:
             raise UsageError("--dtype", "float16 cannot be trained in", "give bfloat16 or float32")
         if not own and (self.model is None or not self.data):
             raise UsageError("--task", f"{self.family} needs both", "give --model and --data")
+        if self.client_column is not None and self.clients_from is not None:
+            found = "given together with --client-column"
+            raise UsageError("--clients-from", found, "give one of them")
+
+    @property
+    def fixed(self) -> str | None:
+        """The option that fixes the rows of each client, None if a `Split` deals them."""
+        if self.client_column is not None:
+            return "--client-column"
+        return None if self.clients_from is None else "--clients-from"
 
 
 #: Options that a family has no use for.
@@ -215,7 +239,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Setting:
-    """The part of a run that all runs of a folder share. `ranks` are those of the clients."""
+    """The part of a run that all runs of a folder share.
+
+    `ranks` are those of the clients, in the order of their names. They are empty if the file
+    `source.clients_from` has them.
+    """
 
     source: Source = Source()
     ranks: tuple[int, ...] = (4,) * 8 + (8,) * 6 + (16,) * 4 + (32,) * 2
@@ -227,7 +255,15 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_options(self)
-        require(len(self.ranks) >= 1, "--cohort", len(self.ranks), "1 client or more")
+        fixed = self.source.fixed
+        if fixed is None:
+            require(len(self.ranks) >= 1, "--cohort", len(self.ranks), "1 client or more")
+        for spec in options_of(Split) if fixed is not None else ():
+            if getattr(self.split, spec.name) != spec.default:
+                found = f"given together with {fixed}"
+                raise UsageError(
+                    spec.option.flags[0], found, f"leave it out: {fixed} fixes the rows"
+                )
         for rank in self.ranks:
             require(rank >= 1, "--cohort", rank, "ranks of 1 or more")
         if self.source.family == "causal-lm" and self.split.classes is not None:

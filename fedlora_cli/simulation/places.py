@@ -9,6 +9,8 @@ from fedlora_cli.simulation.options import Arm, short
 
 #: The setting that all runs of a folder share.
 SETTING = "simulation.json"
+#: The clients with their rows, if the data fix them, in the form of --clients-from.
+CLIENTS = "clients.json"
 #: The lock of the process that works in the folder, as `files.alone` names it.
 LOCK = ".lock"
 #: The report of the last call, as `--json` prints it.

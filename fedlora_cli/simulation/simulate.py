@@ -6,30 +6,39 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fedlora_cli.analysis.lead import lead
-from fedlora_cli.errors import OutputError
+from fedlora_cli.errors import OutputError, UsageError
 from fedlora_cli.execution import engine
 from fedlora_cli.files.alone import alone_in
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
 from fedlora_cli.libraries import muted
 from fedlora_cli.reports.document import to_json
-from fedlora_cli.reports.simulate import ArmRow, SimulateReport
+from fedlora_cli.reports.simulate import ArmRow, SimulatedClient, SimulateReport
 from fedlora_cli.rounds.initialize import initialize
 from fedlora_cli.rounds.options import InitOptions
+from fedlora_cli.simulation.client_list import read_client_list
 from fedlora_cli.simulation.course import course, is_done
 from fedlora_cli.simulation.loading import loaded
 from fedlora_cli.simulation.options import SimulateOptions
-from fedlora_cli.simulation.places import LOCK, REPORT, SETTING, Run, seed_folder, start_folder
+from fedlora_cli.simulation.places import (
+    CLIENTS,
+    LOCK,
+    REPORT,
+    SETTING,
+    Run,
+    seed_folder,
+    start_folder,
+)
 from fedlora_cli.simulation.scoring import score
-from fedlora_cli.simulation.split import deal
+from fedlora_cli.simulation.split import parts_of
 from fedlora_cli.simulation.summary import arm_rows, spread
-from fedlora_cli.simulation.task import Task
+from fedlora_cli.simulation.task import IntArray, Task
 from fedlora_cli.simulation.workers import perform_all, threads
 from fedlora_cli.text import shortened
 from fedlora_cli.version import __version__
@@ -59,11 +68,13 @@ def simulate(
 
 def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> SimulateReport:
     began = time.perf_counter()
+    options = _with_listed_ranks(options)
     setting = _settle(root, options)
     with muted(), threads(options.threads):
         task, _ = loaded(options.setting.source, root, options.device)
         for seed in options.seeds:
-            deal(task.train.labels, options.setting.ranks, options.setting.split, seed)
+            names, parts = parts_of(task.train, options.setting, seed)
+        clients = _settle_clients(root, names, parts, task, options)
         starts = [_start(root, seed, task, options) for seed in options.seeds]
     grid = product(options.seeds, options.arms, options.rates)
     runs = [Run(arm, rate, seed) for seed, arm, rate in grid]
@@ -87,9 +98,13 @@ def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> Simu
         test_examples=len(task.test),
         start_accuracy=spread(starts),
         arms=rows,
+        clients=clients,
         lead=lead([row for row in rows if row.best], len(task.test)),
         seconds=time.perf_counter() - began,
-        warnings=_warnings(options, rows, len(runs) - len(waiting), len(runs)),
+        warnings=(
+            *task.remarks,
+            *_warnings(options, rows, len(runs) - len(waiting), len(runs)),
+        ),
         version=__version__,
     )
     write_file(root / REPORT, to_json(report.to_dict()).encode())
@@ -116,11 +131,15 @@ def _is_empty(root: Path) -> bool:
 def _settle(root: Path, options: SimulateOptions) -> dict[str, Any]:
     """The setting of the folder, from its file or written to it. Raises OutputError."""
     setting: dict[str, Any] = json.loads(json.dumps(asdict(options.setting)))
+    if options.setting.source.fixed is not None:
+        del setting["split"]
+    else:  # as in folders of versions without these options
+        del setting["source"]["client_column"], setting["source"]["clients_from"]
     path = root / SETTING
     known = read_object(path).get("setting") if path.exists() else None
     if known == setting:
         return setting
-    if any(root.glob("seed-*/*/round-*")):
+    if _has_rounds(root):
         found = f"a simulation with another setting ({_difference(known, setting)})"
         raise OutputError(root, found, "give the options of the first call, or another folder")
     # Nothing was trained with the old setting, so it may be corrected.
@@ -129,6 +148,48 @@ def _settle(root: Path, options: SimulateOptions) -> dict[str, Any]:
     text = json.dumps({"version": __version__, "setting": setting}, indent=2) + "\n"
     write_file(path, text.encode())
     return setting
+
+
+def _has_rounds(root: Path) -> bool:
+    return any(root.glob("seed-*/*/round-*"))
+
+
+def _settle_clients(
+    root: Path,
+    names: Sequence[str],
+    parts: Sequence[IntArray],
+    task: Task,
+    options: SimulateOptions,
+) -> tuple[SimulatedClient, ...] | None:
+    """The clients that the data fix, kept in a file of the folder; None if a seed deals the rows.
+
+    Raises OutputError if the folder has rounds of clients with other rows.
+    """
+    owners = task.train.owners
+    if owners is None:
+        return None
+    clients = list(zip(names, options.setting.ranks, parts, strict=True))
+    lists = {
+        name: {"rank": rank, "rows": owners.rows[part].tolist()} for name, rank, part in clients
+    }
+    path, content = root / CLIENTS, to_json(lists).encode()
+    if not path.exists() or path.read_bytes() != content:
+        if _has_rounds(root):
+            found = "a simulation whose clients have other rows"
+            raise OutputError(root, found, "give the data of the first call, or another folder")
+        write_file(path, content)
+    return tuple(SimulatedClient(name, rank, len(part)) for name, rank, part in clients)
+
+
+def _with_listed_ranks(options: SimulateOptions) -> SimulateOptions:
+    """The options with the ranks in the file of clients, if it has any. Raises UsageError."""
+    setting, file = options.setting, options.setting.source.clients_from
+    ranks = () if file is None else tuple(read_client_list(file).ranks.values())
+    if not ranks:
+        return options
+    if setting.ranks:
+        raise UsageError("--ranks", f"given, but {file} has ranks", "leave out one of them")
+    return replace(options, setting=replace(setting, ranks=ranks))
 
 
 def _difference(known: object, wanted: object, where: str = "setting") -> str:

@@ -7,11 +7,36 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedlora_cli.errors import UsageError
+from fedlora_cli.simulation.client_list import in_order
 from fedlora_cli.simulation.options import Setting, Split
-from fedlora_cli.simulation.task import IntArray
+from fedlora_cli.simulation.task import Examples, IntArray
+from fedlora_cli.text import shortened
 
 #: Random streams: streams of the same seed are independent.
 _SPLIT, _ROUND, _CLIENT = 1, 2, 3
+
+#: Clients that an error names: their ranks are in this order.
+_NAMED = 20
+
+
+def parts_of(
+    examples: Examples, setting: Setting, seed: int
+) -> tuple[tuple[str, ...], tuple[IntArray, ...]]:
+    """The clients' names, and the positions of the examples of each. Raises UsageError.
+
+    The data decide both if they fix the client of each example; otherwise `deal` decides.
+    """
+    owners = examples.owners
+    if owners is None:
+        parts = deal(examples.labels, setting.ranks, setting.split, seed)
+        return tuple(client_name(k, setting) for k in range(len(parts))), parts
+    names = in_order(owners.names)
+    if len(names) != len(setting.ranks):
+        given = f"{len(setting.ranks)} ranks" if setting.ranks else "no ranks"
+        found = f"{given} for {len(names)} clients ({shortened(names, _NAMED)})"
+        raise UsageError("--ranks", found, "give one for each client, in this order")
+    by_name = np.array(owners.names)
+    return tuple(names), tuple(np.flatnonzero(by_name == name) for name in names)
 
 
 def deal(labels: IntArray, ranks: Sequence[int], split: Split, seed: int) -> tuple[IntArray, ...]:

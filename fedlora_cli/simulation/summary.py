@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fedlora_cli.files.documents import read_object
-from fedlora_cli.reports.simulate import ArmRow, RoundPoint, Spread
+from fedlora_cli.reports.simulate import ArmRow, RoundPoint, RoundRow, Spread
 from fedlora_cli.simulation.course import course
 from fedlora_cli.simulation.options import Arm, SimulateOptions
 from fedlora_cli.simulation.places import DIAGNOSIS, Run
@@ -39,6 +40,40 @@ def arm_rows(root: Path, options: SimulateOptions) -> tuple[ArmRow, ...]:
         best = min(of_arm, key=_rank)
         rows += [replace(row, best=row is best) for row in of_arm]
     return tuple(rows)
+
+
+def round_rows(root: Path, options: SimulateOptions) -> tuple[RoundRow, ...]:
+    """A row for each finished round of each run: by arm, rate, seed and round."""
+    runs = [
+        Run(arm, rate, seed)
+        for arm, rate, seed in product(options.arms, options.rates, options.seeds)
+    ]
+    return tuple(
+        _round_row(run, metrics) for run in runs for metrics in course(root, run, options.rounds)
+    )
+
+
+def _round_row(run: Run, metrics: Mapping[str, Any]) -> RoundRow:
+    return RoundRow(
+        arm=run.arm.name,
+        method=run.arm.method,
+        quorum=run.arm.quorum,
+        momentum=run.arm.momentum,
+        learning_rate=run.rate,
+        seed=run.seed,
+        round=metrics["round"],
+        clients=len(metrics["clients"]),
+        diverged=metrics["diverged"] is not None,
+        loss=metrics.get("loss"),
+        validation_accuracy=metrics.get("validation"),
+        accuracy=metrics.get("accuracy"),
+        energy_ratio=metrics.get("energy_ratio"),
+        norm=metrics.get("norm"),
+        bytes_up=metrics.get("bytes_up"),
+        bytes_down=metrics.get("bytes_down"),
+        client_seconds=metrics.get("client_seconds"),
+        server_seconds=metrics.get("server_seconds"),
+    )
 
 
 def _rank(row: ArmRow) -> tuple[int, float, float]:

@@ -17,14 +17,24 @@ Batch = Callable[[IntArray], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
+class Owners:
+    """The client of each example by name, and the example's row in the data, counted from 0."""
+
+    names: tuple[str, ...]
+    rows: IntArray
+
+
+@dataclass(frozen=True, eq=False)
 class Examples:
     """Examples, converted to tensors batch by batch.
 
-    `labels` (n,) are the classes that skewed splits use; all zero if there are none.
+    `labels` (n,) are the classes that skewed splits use; all zero if there are none. `owners` are
+    None unless the data fix the client of each example.
     """
 
     labels: IntArray
     batch: Batch
+    owners: Owners | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +46,7 @@ class Task:
 
     `model` is the path or name of the base model in adapters; `load` returns the model with the
     head that adapters have. `right(model, examples, positions)` counts the right answers of a
-    model. The other fields are options of `fedlora init`.
+    model. `remarks` are warnings about the data. The other fields are options of `fedlora init`.
     """
 
     name: str
@@ -50,3 +60,4 @@ class Task:
     target_modules: tuple[str, ...] | str | None
     modules_to_save: tuple[str, ...]
     num_labels: int | None
+    remarks: tuple[str, ...] = ()

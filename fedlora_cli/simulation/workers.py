@@ -19,7 +19,7 @@ from fedlora_cli.simulation.course import Federation, perform
 from fedlora_cli.simulation.loading import loaded
 from fedlora_cli.simulation.options import SimulateOptions
 from fedlora_cli.simulation.places import Run
-from fedlora_cli.simulation.split import deal
+from fedlora_cli.simulation.split import parts_of
 from fedlora_cli.text import first_line
 
 #: Seconds between updates of the progress.
@@ -74,8 +74,8 @@ def _perform(
     try:
         with muted(), threads(options.threads):
             task, base = loaded(setting.source, root, options.device)
-            parts = deal(task.train.labels, setting.ranks, setting.split, run.seed)
-            perform(Federation(root, options, task, base, parts), run, on_round)
+            names, parts = parts_of(task.train, setting, run.seed)
+            perform(Federation(root, options, task, base, names, parts), run, on_round)
     except torch.OutOfMemoryError as error:
         found = f"the device has too little memory ({first_line(error)})"
         cure = "give a smaller --batch-size or fewer --jobs; the same command then resumes"

@@ -16,7 +16,7 @@ from support.simulate_reports import PLAIN, arm, diverged, simulation
 from fedlora_cli.reports.simulate import SimulateReport
 from fedlora_cli.simulation import presets
 from fedlora_cli.simulation import simulate as workflow
-from fedlora_cli.simulation.options import SimulateOptions
+from fedlora_cli.simulation.options import SimulateOptions, Split
 
 
 class Called:
@@ -38,6 +38,8 @@ def called(monkeypatch) -> Called:
 
 
 run = partial(support.cli.run, "simulate", "-o", "run")
+
+TEXTS = ("--task", "text-classification", "--model", "m", "--data", "d")
 
 
 def names(called: Called) -> list[str]:
@@ -141,7 +143,8 @@ def test_every_option_goes_where_it_belongs(called: Called) -> None:
         "family": "causal-lm", "model": "base", "data": ("d",), "config": "c",
         "train_split": "tr", "test_split": "te", "input": "x", "label": "y",
         "target_modules": ("q", "v"), "modules_to_save": ("score",), "max_length": 9,
-        "max_new_tokens": 8, "limit": 50, "dtype": "bfloat16",
+        "max_new_tokens": 8, "limit": 50, "dtype": "bfloat16", "client_column": None,
+        "clients_from": None,
     }  # fmt: skip
 
 
@@ -151,6 +154,19 @@ def test_all_linear_is_no_name_of_a_module_and_seeds_may_be_counted(called: Call
     assert run(*text, "--seeds", 2, "-q").exit_code == 0
     assert called.options.setting.source.target_modules == "all-linear"
     assert called.options.seeds == (0, 1)
+
+
+def test_own_clients_take_no_split_and_no_ranks_of_a_preset(called: Called) -> None:
+    known = presets.PRESETS["roberta-20news"].setting
+
+    assert run("--preset", "roberta-20news", "--client-column", "site", "-q").exit_code == 0
+    setting = called.options.setting
+    assert (setting.source.client_column, setting.source.fixed) == ("site", "--client-column")
+    assert (setting.split, setting.ranks) == (Split(), ())
+    assert (setting.source.model, setting.training) == (known.source.model, known.training)
+    given = (*TEXTS, "--clients-from", "c.csv", "--cohort", "2x4,1x8")
+    assert run(*given, "-q").exit_code == 0
+    assert called.options.setting.ranks == (4, 4, 8)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +200,21 @@ def test_all_linear_is_no_name_of_a_module_and_seeds_may_be_counted(called: Call
         (("--model", "m"), "--model: digits has no use for it; give the --task that it is for"),
         (("--dtype", "bfloat16"), "--dtype: digits has no use for it"),
         (("--classes", "2", "--dirichlet", "1"), "--classes: given together with --dirichlet"),
+        (("--client-column", "site"), "--client-column: digits has no use for it; give the --task"),
+        (("--clients-from", "c.csv"), "--clients-from: digits has no use for it; give the --task"),
+        *(
+            (
+                (*TEXTS, fixing, "a", flag, "1"),
+                f"{flag}: given together with {fixing}; give one of them",
+            )
+            for fixing in ("--client-column", "--clients-from")
+            for flag in ("--dirichlet", "--classes", "--holdings")
+        ),
+        (
+            (*TEXTS, "--client-column", "a", "--clients-from", "b"),
+            "--clients-from: given together with --client-column; give one of them",
+        ),
+        (("--csv", "x.tsv"), "--csv: x.tsv has no known ending; use one of .csv"),
         (("-m", "flora"), "clients of flora merge the whole stack into their base model"),
         (("--task", "causal-lm"), "causal-lm needs both; give --model and --data"),
         (("--target-modules", "q,,v"), "--target-modules: 'q,,v' has an empty name"),

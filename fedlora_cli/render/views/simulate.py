@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from fedlora_cli.render.view import Block, Column, Table, View, paragraphs, table
+from fedlora_cli.render.view import Block, Column, Fields, Table, View, paragraphs, table
 from fedlora_cli.render.views import arms
 from fedlora_cli.render.views.findings import findings
 from fedlora_cli.render.wording import count, duration, ranks_text
-from fedlora_cli.reports.simulate import SimulateReport
+from fedlora_cli.reports.simulate import SimulatedClient, SimulateReport
 from fedlora_cli.text import rank_range
 
 
@@ -18,8 +18,11 @@ def simulate_view(report: SimulateReport, *, details: bool, warnings: bool = Fal
     """The comparison of the arms; with `details`, also every round and the whole setting; with
     `warnings`, also the warnings, which a terminal shows separately.
     """
-    blocks: list[Block] = [
-        *paragraphs([_trained(report)]),
+    blocks: list[Block] = [*paragraphs([_trained(report)])]
+    if report.clients is not None:
+        shown = None if details else 20
+        blocks.append(table(report.clients, _CLIENT_FIELDS, shown=shown))
+    blocks += [
         arms.results_table(report),
         *arms.rate_tables(report),
         *(part for grid in report.grids for part in arms.grid_tables(report, grid)),
@@ -56,6 +59,13 @@ def _trained(report: SimulateReport) -> str:
         f"{count(len(report.ranks), 'client')}, {part} of them in every round; "
         f"{report.test_examples:,} test examples{start}"
     )
+
+
+_CLIENT_FIELDS: Fields[SimulatedClient] = (
+    ("client", "name", lambda client: client.name),
+    ("rank", "number", lambda client: client.rank),
+    ("examples", "number", lambda client: client.samples),
+)
 
 
 def _meanings(report: SimulateReport) -> list[str]:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.simulation.client_list import check_names, in_order, read_client_list
 from fedlora_cli.simulation.options import Source
 from fedlora_cli.simulation.task import IntArray
 from fedlora_cli.simulation.tasks.tables import where
+from fedlora_cli.text import shortened
 
 _STRINGS = ("string", "large_string")
 
@@ -66,6 +68,36 @@ def _named(
         cure = f"name one with {flag}; there are {', '.join(names)}"
         raise InputError(where(source), f"no column {either}", cure)
     return column
+
+
+def client_names(source: Source, table: Any) -> tuple[str, ...] | None:
+    """The client of each row of the training table by name, "" for a row of no client.
+
+    None if neither a column nor a file names the clients. Raises InputError and UsageError.
+    """
+    if source.clients_from is not None:
+        return read_client_list(source.clients_from).by_row(len(table))
+    if source.client_column is None:
+        return None
+    column = _named(source, list(table.column_names), "--client-column", source.client_column, ())
+    feature = table.features[column]
+    labels, kind = getattr(feature, "names", None), getattr(feature, "dtype", "nested values")
+    if kind not in (*_STRINGS, "bool") and not kind.startswith(("int", "uint")):
+        found = f"the column {column} holds {kind}, not names of clients"
+        raise InputError(where(source), found, "name a column of texts or whole numbers")
+    values = table.select_columns([column])[:][column]
+    # -1 is the missing class of a ClassLabel.
+    empty = sum(value in (None, "") or (labels is not None and value == -1) for value in values)
+    if empty:
+        found = f"the column {column} is empty in {empty} of {len(values)} rows"
+        raise InputError(where(source), found, "leave these rows out, or fill them")
+    names = tuple(str(value) if labels is None else labels[value] for value in values)
+    different = in_order(names)
+    if len(different) < 2:
+        found = f"the column {column} has a single client, {shortened(different)}"
+        raise InputError(where(source), found, "name a column with two clients or more")
+    check_names(different, f"{where(source)}, column {column}")
+    return names
 
 
 def classes(source: Source, tables: Sequence[Any], label: str) -> tuple[list[IntArray], int]:

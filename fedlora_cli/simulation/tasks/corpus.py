@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.simulation.client_list import in_order
 from fedlora_cli.simulation.options import Source
-from fedlora_cli.simulation.task import Batch, Examples, IntArray
-from fedlora_cli.simulation.tasks.columns import Wanted, classes, two_columns
+from fedlora_cli.simulation.task import Batch, Examples, IntArray, Owners
+from fedlora_cli.simulation.tasks.columns import Wanted, classes, client_names, two_columns
 from fedlora_cli.simulation.tasks.tables import read_tables, reading, where
+from fedlora_cli.text import shortened
 
 #: Share of the examples that is held out if the data has no test split.
 HELD_OUT = 0.2
@@ -20,12 +22,16 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Rows of a table, read when needed. `labels` (n,) are their classes, or zeros for answers."""
+    """Rows of a table, read when needed. `labels` (n,) are their classes, or zeros for answers.
+
+    `owners` are the clients of the rows, None unless the data fix them.
+    """
 
     table: Any
     columns: tuple[str, str]
     rows: IntArray
     labels: IntArray
+    owners: Owners | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,17 +45,20 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Three parts without common rows, and the number of classes, 0 for answers."""
+    """Three parts without common rows, the number of classes, 0 for answers, and warnings."""
 
     train: Part
     validation: Part
     test: Part
     classes: int
+    remarks: tuple[str, ...] = ()
 
     def examples(self, batch: Callable[[Part], Batch]) -> dict[str, Examples]:
         """The three parts as examples, by their names in `Task`."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: Examples(part.labels, batch(part)) for name, part in parts.items()}
+        return {
+            name: Examples(part.labels, batch(part), part.owners) for name, part in parts.items()
+        }
 
 
 def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:
@@ -57,7 +66,8 @@ def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:
 
     The test split, or a fifth of the examples if there is none, is halved into validation and test.
     `source.limit` bounds the training rows and the held-out rows. Each part has the classes in
-    their proportions. Raises InputError and UsageError.
+    their proportions; if the data fix the client of each row, the training part also has the
+    clients in their proportions. Raises InputError and UsageError.
     """
     trained, tested = read_tables(source)
     tables = [trained] if tested is None else [trained, tested]
@@ -66,10 +76,16 @@ def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:
         labels, count = [np.zeros(len(table), dtype=np.int64) for table in tables], 0
     else:
         labels, count = classes(source, tables, columns[1])
+    names = client_names(source, trained)
     rng = np.random.default_rng(seed)
-    orders = [_mixed(of_table, rng) for of_table in labels]
+    orders = [_mixed(of_table, rng.permutation(len(of_table)), rng) for of_table in labels]
+    if names is not None:
+        orders[0] = _mixed(np.unique(names, return_inverse=True)[1].reshape(-1), orders[0], rng)
     cut = round(HELD_OUT * len(trained)) if tested is None else 0
-    train = orders[0][cut:][: source.limit]
+    train = orders[0][cut:]
+    if names is not None:
+        train = train[[names[row] != "" for row in train]]
+    train = train[: source.limit]
     held_out = (orders[0][:cut] if tested is None else orders[1])[: source.limit]
     if len(train) < 1 or len(held_out) < 2:
         found = f"{len(train)} examples to train on and {len(held_out)} held out are too few"
@@ -84,12 +100,43 @@ def read_corpus(source: Source, wanted: Wanted, seed: int) -> Corpus:
         return Part(table, columns, rows, labels[number][rows])
 
     parts = part(0, train), part(-1, held_out[:half]), part(-1, held_out[half:])
-    return Corpus(*parts, count)
+    if names is None:
+        return Corpus(*parts, count)
+    rows = parts[0].rows
+    owners = Owners(tuple(names[row] for row in rows), rows)
+    remarks = _left_out(source, names, owners.names, held_out=tested is None)
+    return Corpus(replace(parts[0], owners=owners), *parts[1:], count, remarks)
 
 
-def _mixed(labels: IntArray, rng: np.random.Generator) -> IntArray:
-    """A random order in which each stretch has the classes in about their proportions."""
-    order = rng.permutation(len(labels))
+def _left_out(
+    source: Source, names: Sequence[str], trained: Sequence[str], *, held_out: bool
+) -> tuple[str, ...]:
+    """Remarks about rows that no client trains on. Raises InputError for a client without rows."""
+    listed = [name for name in names if name]
+    without = in_order(set(listed) - set(trained))
+    reasons = ["held out for the test"] * held_out + ["beyond --limit"] * (source.limit is not None)
+    if without:
+        found = f"no training rows for {shortened(without)}: all are {' or '.join(reasons)}"
+        cure = "give a --test-split, or more rows" if held_out else "give a higher --limit"
+        raise InputError(where(source), found, cure)
+    remarks = []
+    if len(trained) < len(listed):
+        remarks.append(
+            f"the clients train on {len(trained)} of their {len(listed)} rows: the others are "
+            f"{' or '.join(reasons)}"
+        )
+    if len(listed) < len(names):
+        remarks.append(
+            f"{len(names) - len(listed)} of {len(names)} training rows belong to no client in "
+            f"{source.clients_from}"
+        )
+    return tuple(remarks)
+
+
+def _mixed(labels: IntArray, order: IntArray, rng: np.random.Generator) -> IntArray:
+    """An order in which each stretch has the labels in about their proportions. Rows of one label
+    are in the given order.
+    """
     place = np.empty(len(labels))
     for label in np.unique(labels):
         of_class = order[labels[order] == label]

@@ -73,6 +73,7 @@ def make_task(source: Source, seed: int) -> Task:
         target_modules=source.target_modules or ALL_LINEAR,
         modules_to_save=heads,
         num_labels=corpus.classes,
+        remarks=corpus.remarks,
     )
 
 

@@ -82,6 +82,7 @@ def make_task(source: Source, seed: int) -> Task:
         target_modules=source.target_modules,
         modules_to_save=saved,
         num_labels=None,
+        remarks=corpus.remarks,
     )
 
 

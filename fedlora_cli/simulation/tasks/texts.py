@@ -70,4 +70,5 @@ def make_task(source: Source, seed: int) -> Task:
         target_modules=source.target_modules,
         modules_to_save=saved,
         num_labels=corpus.classes,
+        remarks=corpus.remarks,
     )
