@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlora_cli.aggregation.compression import compressed
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import ModuleTerms, read_clients, read_earlier, read_terms
 from fedlora_cli.aggregation.routes import route_of
@@ -24,14 +25,13 @@ from fedlora_cli.aggregation.sums import (
     weighted_sum,
 )
 from fedlora_cli.kernels.dense import Term
-from fedlora_cli.kernels.leading import Unresolved
-from fedlora_cli.kernels.routes import ROUTES, Decomposed, TermSum
-from fedlora_cli.linalg import lowrank, merging
+from fedlora_cli.kernels.routes import Decomposed, TermSum, decomposed
+from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.casting import at_rank, cast
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import Sizes
-from fedlora_cli.linalg.spectrum import energy, rank_for_energy
-from fedlora_cli.methods.weights import FloatArray, by_samples
+from fedlora_cli.linalg.spectrum import rank_for_energy
+from fedlora_cli.methods.weights import FloatArray, Weights, by_samples
 
 #: Starts a new pass over holders, with the factors and sizes of each. Raises InputError.
 Clients = Callable[[], Iterable[tuple[int, Factors, Sizes]]]
@@ -76,7 +76,7 @@ def _stream(device: str) -> AbstractContextManager[Any]:
 
 
 def _aggregate(plan: Plan, names: Sequence[str]) -> list[tuple[Factors, Outcome]]:
-    if plan.method.compress == "none":
+    if not plan.method.streams:
         return [_merged(plan, read) for read in read_terms(plan, names)]
     # A large module is summed client by client, so that only one client's factors are in memory.
     if len(names) == 1 and route_of(plan, names[0]).route == "dense":
@@ -103,7 +103,7 @@ def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
 def _truncated(plan: Plan, read: ModuleTerms, clients: Clients) -> tuple[Factors, Outcome]:
     """The best approximation, at the output's rank, of the sum of clients and earlier adapters."""
     name, rank = read.name, plan.rank or 1
-    holdings = plan.holdings(name, np.zeros(read.clients))
+    holdings = plan.holdings(name, np.full(read.clients, np.nan))
     rule, flexlora = plan.rule(holdings), by_samples(holdings)
     earlier = earlier_terms(plan, read, rule)
     client_sizes: dict[int, Sizes] = {}
@@ -112,7 +112,7 @@ def _truncated(plan: Plan, read: ModuleTerms, clients: Clients) -> tuple[Factors
     def terms() -> Iterator[Term]:
         for k, factors, sizes in clients():
             client_sizes[k] = sizes
-            added[k] = sizes.pieces * float(np.abs(rule.clients[k, : factors.rank]).max())
+            added[k] = _added(rule, k, factors, sizes)
             yield Term(factors, row(rule.clients[k], factors), row(flexlora.clients[k], factors))
         yield from map(Term, earlier.terms, earlier.weights)
 
@@ -133,33 +133,35 @@ def _truncated(plan: Plan, read: ModuleTerms, clients: Clients) -> tuple[Factors
     )
 
 
+def _added(rule: Weights, k: int, factors: Factors, sizes: Sizes) -> float:
+    """The size of the pieces of client k under its largest weight."""
+    return sizes.pieces * float(np.abs(rule.clients[k, : factors.rank]).max())
+
+
 def _decomposed(plan: Plan, name: str, total: TermSum, added: Mapping[int, float]) -> Decomposed:
     """The result of the fastest route, or of `qr` if that route fails. Raises InputError.
 
     `added` is that of `check_cancelled`, known after a pass over the terms.
     """
-    route = route_of(plan, name).route
-    if route != "qr":
-        with suppress(Unresolved):
-            return ROUTES[route](total, plan.rank or 1, plan.dtype)
-    result = ROUTES["qr"](total, plan.rank or 1, plan.dtype)
-    check_cancelled(plan, name, added, math.sqrt(result.leading.energy))
+    result, exact = decomposed(route_of(plan, name).route, total, plan.rank or 1, plan.dtype)
+    if exact:
+        check_cancelled(plan, name, added, math.sqrt(result.leading.energy))
     return result
 
 
 def _merged(plan: Plan, read: ModuleTerms) -> tuple[Factors, Outcome]:
-    """The result of a method that does not truncate: concatenated or averaged factors."""
+    """The result of any merge and compression, with all factors in memory."""
     holdings = plan.holdings(read.name, read.norms)
     rule = plan.rule(holdings)
-    target = weighted_sum(plan, read, rule)
-    total = lowrank.orthogonalize(target.terms)
-    s = lowrank.singular_values(total, torch.cat(target.weights))
-    factors = merging.concatenate(target.terms, target.weights, plan.scale)
-    rank = plan.rank or factors.rank
-    return at_rank(cast(factors, plan.dtype, read.name), rank, read.name), Outcome(
+    result = compressed(plan, read.name, weighted_sum(plan, read, rule))
+    if plan.method.merge == "sum" and plan.method.compress != "none":
+        added = {k: _added(rule, k, update, sizes) for k, update, sizes in read.by_holder()}
+        check_cancelled(plan, read.name, added, math.sqrt(result.energy))
+    rank = plan.rank or result.factors.rank
+    return at_rank(cast(result.factors, plan.dtype, read.name), rank, read.name), Outcome(
         name=read.name,
-        s=array(s),
-        energy=energy(array(s)),
+        s=result.s,
+        energy=result.energy,
         flexlora_s=array(_flexlora_spectrum(read, rows(by_samples(holdings).clients, read)))[:rank],
         weights=rule.clients,
         client_s={k: array(lowrank.spectrum(update)) for k, update, _ in read.by_holder()},

@@ -1,9 +1,9 @@
-"""The weighted sum of one module that a method computes before it truncates."""
+"""The merges: the sum of one module that a method computes before it compresses it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,22 +31,42 @@ class WeightedSum:
     weights: tuple[Tensor, ...]
 
 
+#: The merge of the clients' factors in a module under their weights. Raises InputError.
+Merge = Callable[[Plan, ModuleTerms, Sequence[Tensor]], WeightedSum]
+
+
 def weighted_sum(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
-    """The terms of the method's sum; averaged factors are a single term. Raises InputError."""
-    weights = rows(rule.clients, read)
-    if plan.method.merge == "sum":
-        earlier = earlier_terms(plan, read, rule)
-        return WeightedSum((*read.factors, *earlier.terms), (*weights, *earlier.weights))
-    if plan.method.merge == "average":
-        _check_averages(plan, read, weights)
+    """The merged factors of the clients, then the terms of earlier adapters. Raises InputError."""
+    merged = MERGES[plan.method.merge](plan, read, rows(rule.clients, read))
+    earlier = earlier_terms(plan, read, rule)
+    return WeightedSum((*merged.terms, *earlier.terms), (*merged.weights, *earlier.weights))
+
+
+def _each(plan: Plan, read: ModuleTerms, weights: Sequence[Tensor]) -> WeightedSum:
+    return WeightedSum(read.factors, tuple(weights))
+
+
+def _averaged(plan: Plan, read: ModuleTerms, weights: Sequence[Tensor]) -> WeightedSum:
+    _check_averages(plan, read, weights)
+    return _single(merging.averaged(read.factors, weights, plan.scale))
+
+
+def _shared(plan: Plan, read: ModuleTerms, weights: Sequence[Tensor]) -> WeightedSum:
     try:
-        merged = merging.MERGES[plan.method.merge](read.factors, weights, plan.scale)
+        return _single(merging.shared(read.factors, weights, plan.scale))
     except merging.NotShared as error:
         client = plan.cohort.clients[read.holders[error.position]]
         found = f"lora_A of {read.name} is not the A of the other clients"
         cure = f"{plan.method.name} needs one frozen A; choose raflora"
         raise InputError(client.adapter.path, found, cure) from None
+
+
+def _single(merged: Factors) -> WeightedSum:
     return WeightedSum((merged,), (_ones(merged),))
+
+
+#: The merges of `Method.merge`.
+MERGES: dict[str, Merge] = {"sum": _each, "average": _averaged, "shared": _shared}
 
 
 def check_cancelled(plan: Plan, name: str, added: Mapping[int, float], norm: float) -> None:

@@ -23,7 +23,8 @@ from fedlora_cli.linalg.spectrum import energy
 class TermSum:
     """A weighted sum (out, in); `terms` starts a new pass over its terms.
 
-    `compared` if the reference weights of a term may differ from its weights.
+    `compared` if the reference weights of a term may differ from its weights. Otherwise, the
+    reference is the sum itself.
     """
 
     terms: Callable[[], Iterable[Term]]
@@ -53,6 +54,7 @@ def _gram(total: TermSum, rank: int, dtype: str) -> Decomposed:
     terms = list(total.terms())
     grams = gram.prepare([term.factors for term in terms], dtype)
     return _decomposed(
+        total,
         terms,
         lambda weights: gram.leading(grams, weights, rank),
         lambda weights: gram.singular_values(grams, weights, rank),
@@ -64,6 +66,7 @@ def _factored(total: TermSum, rank: int, dtype: str) -> Decomposed:
     terms = list(total.terms())
     concatenated = factored.prepare([term.factors for term in terms], dtype)
     return _decomposed(
+        total,
         terms,
         lambda weights: factored.leading(concatenated, weights, rank, dtype),
         lambda weights: factored.leading(concatenated, weights, rank, dtype, near=math.inf).s,
@@ -80,6 +83,7 @@ def _qr(total: TermSum, rank: int, dtype: str) -> Decomposed:
         return Leading(svd.U, svd.s, svd.Vh, energy(s.cpu().numpy()), residual=0.0)
 
     return _decomposed(
+        total,
         terms,
         leading,
         lambda weights: lowrank.singular_values(prepared, weights)[:rank],
@@ -118,7 +122,16 @@ def _dense_in(precision: torch.dtype, total: TermSum, rank: int, dtype: str) -> 
 ROUTES: dict[str, Route] = {"qr": _qr, "gram": _gram, "dense": _dense, "factored": _factored}
 
 
+def decomposed(route: str, total: TermSum, rank: int, dtype: str) -> tuple[Decomposed, bool]:
+    """The result of the route, or of `qr` if the route fails; and whether it is that of `qr`."""
+    if route != "qr":
+        with suppress(Unresolved):
+            return ROUTES[route](total, rank, dtype), False
+    return ROUTES["qr"](total, rank, dtype), True
+
+
 def _decomposed(
+    total: TermSum,
     terms: Sequence[Term],
     leading: Callable[[Tensor], Leading],
     singular_values: Callable[[Tensor], Tensor],
@@ -127,7 +140,7 @@ def _decomposed(
     weights = torch.cat([term.weights for term in terms])
     reference = torch.cat([term.reference_or_zeros for term in terms])
     result = leading(weights)
-    same = torch.equal(reference, weights)
+    same = not total.compared or torch.equal(reference, weights)
     return Decomposed(
         result,
         result.s if same else singular_values(reference),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -58,9 +58,3 @@ def shared(terms: Sequence[Factors], weights: Sequence[Tensor], scale: float) ->
             raise NotShared(k)
         B[:, : term.rank] += term.B.double() * weight * (term.scale / scale)
     return Factors(B, A.double(), scale)
-
-
-Merge = Callable[[Sequence[Factors], Sequence[Tensor], float], Factors]
-
-#: The merges of `Method.merge` that result in a single pair of factors; "sum" is apart.
-MERGES: dict[str, Merge] = {"average": averaged, "shared": shared}

@@ -24,4 +24,5 @@ METHOD = Method(
     merge="shared",
     compress="none",
     basis_free=False,
+    uses_norms=False,
 )

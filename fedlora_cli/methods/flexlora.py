@@ -26,4 +26,5 @@ METHOD = Method(
     merge="sum",
     compress="svd",
     basis_free=True,
+    uses_norms=False,
 )

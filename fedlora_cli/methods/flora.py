@@ -24,4 +24,5 @@ METHOD = Method(
     merge="sum",
     compress="none",
     basis_free=True,
+    uses_norms=False,
 )

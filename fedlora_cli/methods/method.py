@@ -20,6 +20,8 @@ class Method:
     - `basis_free`: the result depends only on the updates, not on how a client stores its factors:
       (B, A) or (B Q, Qᵀ A).
     - `uses_previous`: the previous global adapter is a further term of the sum.
+    - `uses_norms`: the rule reads `Holdings.norms`. Where it does not, they are NaN: large modules
+      are then summed client by client, before any norm is known.
     - `with_quorum`: the rule for another quorum, if the method has one.
     """
 
@@ -32,4 +34,12 @@ class Method:
     compress: Literal["svd", "none"]
     basis_free: bool
     uses_previous: bool = False
+    uses_norms: bool = True
     with_quorum: Callable[[float], Rule] | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the sum needs a single pass over the clients, so that a kernel can truncate it
+        while it reads them.
+        """
+        return (self.merge, self.compress, self.uses_norms) == ("sum", "svd", False)

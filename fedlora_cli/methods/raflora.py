@@ -34,5 +34,6 @@ METHOD = Method(
     compress="svd",
     basis_free=False,
     uses_previous=True,
+    uses_norms=False,
     with_quorum=with_quorum,
 )

@@ -24,4 +24,5 @@ METHOD = Method(
     merge="average",
     compress="none",
     basis_free=False,
+    uses_norms=False,
 )

@@ -27,4 +27,5 @@ METHOD = Method(
     compress="svd",
     basis_free=True,
     uses_previous=True,
+    uses_norms=False,
 )

@@ -45,7 +45,7 @@ def estimate_work(plan: Plan, jobs: int) -> WorkEstimate:
         read=sum(module_bytes(adapters, name) for name in plan.modules),
         write=None if plan.rank is None else written_bytes(plan),
         jobs=jobs,
-        routes=_routes(plan) if plan.method.compress == "svd" and plan.rank is not None else (),
+        routes=_routes(plan) if plan.method.streams and plan.rank is not None else (),
     )
 
 
@@ -55,7 +55,7 @@ def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
     choices = [route_of(plan, name) for name in names]
     # These options allow the QR route alone.
     options = plan.options
-    exact = plan.method.compress == "none" or options.verify or options.energy is not None
+    exact = not plan.method.streams or options.verify or options.energy is not None
     chosen = [choice.estimate("qr") if exact else choice.chosen for choice in choices]
     needed = max(one.bytes for one in chosen)
     if len(names) == 1 and chosen[0].route == "dense":

@@ -69,7 +69,9 @@ def run(method: str, given: list[oracle.Client], previous: Factors | None = None
         for row, term in zip(rule.clients, terms, strict=True)
     ]
     if chosen.merge != "sum":
-        merged = merging.MERGES[chosen.merge](terms, weights, 1.0)
+        merged = {"average": merging.averaged, "shared": merging.shared}[chosen.merge](
+            terms, weights, 1.0
+        )
         return (merged.B @ merged.A).numpy()
     if previous is not None and chosen.uses_previous:
         terms.append(lowrank.canonical(previous))

@@ -10,7 +10,6 @@ import numpy as np
 from fedlora_cli.analysis import decay
 from fedlora_cli.analysis.prediction.outlook import outlook
 from fedlora_cli.analysis.prediction.population import Population, Round
-from fedlora_cli.methods import METHODS
 from fedlora_cli.methods.method import Method
 from fedlora_cli.methods.weights import FloatArray, Holdings, Rule
 from fedlora_cli.reports.predict import MethodForecast
@@ -85,7 +84,7 @@ def _note(method: Method) -> str:
     """The assumption behind the forecast of a method."""
     if method.uses_previous:
         return "with --previous from round 2 on"
-    if method.rule is METHODS["hetlora"].rule:
+    if method.uses_norms:
         return "assuming equal norms"
     return ""
 
