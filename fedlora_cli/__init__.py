@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table
     from fedlora_cli.errors import ClusterError as ClusterError
     from fedlora_cli.errors import FedloraError as FedloraError
     from fedlora_cli.errors import InputError as InputError
+    from fedlora_cli.errors import MethodError as MethodError
     from fedlora_cli.errors import OutputError as OutputError
     from fedlora_cli.errors import UsageError as UsageError
     from fedlora_cli.errors import VerificationError as VerificationError
@@ -38,9 +39,14 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table
     from fedlora_cli.formats import read as read
     from fedlora_cli.linalg.factors import Factors as Factors
     from fedlora_cli.methods import METHODS as METHODS
+    from fedlora_cli.methods import register as register
     from fedlora_cli.methods.method import Method as Method
     from fedlora_cli.methods.weights import Holdings as Holdings
     from fedlora_cli.methods.weights import Weights as Weights
+    from fedlora_cli.methods.weights import by_holders as by_holders
+    from fedlora_cli.methods.weights import by_norm as by_norm
+    from fedlora_cli.methods.weights import by_samples as by_samples
+    from fedlora_cli.methods.weights import uniform as uniform
     from fedlora_cli.reports.aggregate import AggregateReport as AggregateReport
     from fedlora_cli.reports.compare import CompareReport as CompareReport
     from fedlora_cli.reports.diagnose import DiagnoseReport as DiagnoseReport
@@ -81,14 +87,15 @@ _NAMES = {
     "analysis.prediction.predict": "predict",
     "clients.cohort": "Client Cohort align",
     "clients.reading": "read_clients",
-    "errors": "ClusterError FedloraError InputError OutputError UsageError VerificationError",
+    "errors": "ClusterError FedloraError InputError MethodError OutputError UsageError "
+    "VerificationError",
     "execution.cluster": "ClusterWarning",
     "files.locations": "location",
     "formats": "read",
     "linalg.factors": "Factors",
-    "methods": "METHODS",
+    "methods": "METHODS register",
     "methods.method": "Method",
-    "methods.weights": "Holdings Weights",
+    "methods.weights": "Holdings Weights by_holders by_norm by_samples uniform",
     "reports.aggregate": "AggregateReport",
     "reports.compare": "CompareReport",
     "reports.diagnose": "DiagnoseReport",

@@ -104,6 +104,10 @@ class UsageError(FedloraError):
     exit_code = 2
 
 
+class MethodError(UsageError):
+    """A method from outside is broken: it cannot be loaded, or its functions fail."""
+
+
 class InputError(FedloraError):
     """An input file is missing, damaged, unsupported, or does not fit the other files."""
 

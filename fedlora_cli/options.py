@@ -6,7 +6,7 @@ The command line and the documents are made from these fields; `check_options` c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -38,6 +38,7 @@ class Option:
     """A field on the command line.
 
     - `flags`: the first is the name in messages. `panel`: of the help. `words`: for completion.
+    - `note`: the end of the help, made when the command is.
     - `parse`: the value from the flag and `text`, the type on the command line where that is not
       the field's. Raises UsageError.
     - `check`: of a value, or of each element of a tuple. Values of a Literal need none.
@@ -48,7 +49,8 @@ class Option:
     panel: str | None = None
     metavar: str | None = None
     show_default: bool = False
-    words: tuple[str, ...] = ()
+    words: Callable[[], Sequence[str]] | None = None
+    note: Callable[[], str] | None = None
     text: Any = None
     parse: Callable[[str, Any], Any] | None = None
     check: Check | None = None

@@ -31,6 +31,7 @@ from fedlora_cli.linalg.casting import at_rank, cast
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import Sizes
 from fedlora_cli.linalg.spectrum import rank_for_energy
+from fedlora_cli.methods.installed import check_same
 from fedlora_cli.methods.weights import FloatArray, Weights, by_samples
 
 #: Starts a new pass over holders, with the factors and sizes of each. Raises InputError.
@@ -62,6 +63,7 @@ def aggregate_part(part: tuple[Plan, Sequence[str]]) -> list[tuple[Factors, Outc
     If the method truncates, rank indices are ordered by energy.
     """
     plan, names = part
+    check_same(plan.method)
     with _stream(plan.options.device):
         return _aggregate(plan, names)
 
@@ -92,6 +94,7 @@ def _aggregate(plan: Plan, names: Sequence[str]) -> list[tuple[Factors, Outcome]
 def ranks_for_energy(part: tuple[Plan, Sequence[str]]) -> list[int]:
     """The smallest rank of each module that keeps the share of `--energy`. Raises InputError."""
     plan, names = part
+    check_same(plan.method)
     ranks = []
     for read in read_terms(plan, names):
         target = weighted_sum(plan, read, plan.rule(plan.holdings(read.name, read.norms)))

@@ -10,7 +10,7 @@ from fedlora_cli.clients.sample_counts import MAX_RATIO
 from fedlora_cli.errors import UsageError
 from fedlora_cli.execution.cluster import check_form
 from fedlora_cli.files.locations import optional
-from fedlora_cli.methods import METHODS
+from fedlora_cli.methods import METHODS, names, outside_note
 from fedlora_cli.options import (
     BELOW_ONE,
     POSITIVE_SHARE,
@@ -84,7 +84,8 @@ class AggregateOptions:
         "raflora",
         f"Aggregation method: {', '.join(METHODS)}.",
         "-m",
-        words=tuple(METHODS),
+        words=names,
+        note=outside_note,
         show_default=True,
     )
     rank: int | None = option(

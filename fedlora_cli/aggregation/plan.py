@@ -13,7 +13,7 @@ from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.clients.cohort import Cohort, with_earlier
 from fedlora_cli.errors import FaultHandler, InputError, UsageError, raise_fault
 from fedlora_cli.methods import find
-from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.method import AVERAGES, Method
 from fedlora_cli.methods.weights import FloatArray, Holdings, Rule, Weights, capped
 from fedlora_cli.text import shortened
 
@@ -218,7 +218,7 @@ def _check_choices(
         raise UsageError("--momentum", found, cure)
     if before is not None and not options.momentum:
         raise UsageError("--before-previous", "given without --momentum", "give both or neither")
-    if options.basis == "svd" and method.merge != "sum":
+    if options.basis == "svd" and method.merge in AVERAGES:
         found = f"{method.name} averages factors, which would lose what their bases have in common"
         raise UsageError("--basis", found, "choose raflora, residual, flexlora or flora")
     if method.compress == "none":
@@ -233,7 +233,7 @@ def _check_robust(cohort: Cohort, options: AggregateOptions, method: Method) -> 
     robust, f = options.robust, options.attackers or 0
     if robust is None:
         return
-    if method.merge != "sum":
+    if method.merge in AVERAGES:
         found = f"{method.name} averages factors, not updates"
         raise UsageError("--robust", found, "choose raflora, residual, flexlora or flora")
     clients = len(cohort.clients)
@@ -279,13 +279,14 @@ def _output_rank(
     if options.energy is not None:
         return None
     adapters = [*(client.adapter for client in cohort.clients), *earlier]
-    if method.compress == "svd":
+    if method.compress != "none":
         # The absence of a high-rank client in this round must not shrink the global adapter.
         natural = max(adapter.rank for adapter in adapters)
-    elif method.merge == "sum":
-        natural = max(int(cohort.ranks(module).sum()) for module in cohort.modules)
     else:
-        natural = cohort.rank
+        previous = max((one.rank for one in earlier), default=0)
+        ranks = [cohort.ranks(module) for module in cohort.modules]
+        whole = method.merge == "sum"
+        natural = max(int(each.sum() if whole else each.max()) for each in ranks) + previous
     if options.rank is None:
         return natural
     if method.compress == "none" and options.rank < natural:

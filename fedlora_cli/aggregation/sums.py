@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlora_cli.aggregation.outside import merged_update
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import ModuleTerms
 from fedlora_cli.errors import InputError
-from fedlora_cli.linalg import merging
+from fedlora_cli.linalg import lowrank, merging
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import CANCELLED
+from fedlora_cli.methods.checks import called
+from fedlora_cli.methods.method import MergeFunction, Method
 from fedlora_cli.methods.weights import FloatArray, Weights
 from fedlora_cli.robust.median import lower_median
 
@@ -37,7 +40,11 @@ Merge = Callable[[Plan, ModuleTerms, Sequence[Tensor]], WeightedSum]
 
 def weighted_sum(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
     """The merged factors of the clients, then the terms of earlier adapters. Raises InputError."""
-    merged = MERGES[plan.method.merge](plan, read, rows(rule.clients, read))
+    merge, weights = plan.method.merge, rows(rule.clients, read)
+    if isinstance(merge, str):
+        merged = MERGES[merge](plan, read, weights)
+    else:
+        merged = _outside(plan.method, merge, read, weights)
     earlier = earlier_terms(plan, read, rule)
     return WeightedSum((*merged.terms, *earlier.terms), (*merged.weights, *earlier.weights))
 
@@ -59,6 +66,17 @@ def _shared(plan: Plan, read: ModuleTerms, weights: Sequence[Tensor]) -> Weighte
         found = f"lora_A of {read.name} is not the A of the other clients"
         cure = f"{plan.method.name} needs one frozen A; choose raflora"
         raise InputError(client.adapter.path, found, cure) from None
+
+
+def _outside(
+    method: Method, merge: MergeFunction, read: ModuleTerms, weights: Sequence[Tensor]
+) -> WeightedSum:
+    if not read.factors:  # a module of earlier adapters alone
+        return WeightedSum((), ())
+    updates = tuple(map(lowrank.double, read.factors))
+    made = called(method.title, "merge", merge, updates, weights)
+    merged, device = merged_update(method, read.name, made, updates[0].shape), updates[0].B.device
+    return _single(Factors(merged.B.to(device), merged.A.to(device)))
 
 
 def _single(merged: Factors) -> WeightedSum:
@@ -117,12 +135,13 @@ def earlier_terms(plan: Plan, read: ModuleTerms, rule: Weights) -> WeightedSum:
     momentum = plan.options.momentum
     terms: list[Factors] = []
     weights: list[Tensor] = []
-    if read.previous is not None:
+    # Several plans may share the factors that were read for the largest of them.
+    if read.previous is not None and plan.previous is not None:
         kept = np.zeros(read.previous.rank)
         kept[: rule.previous.size] = rule.previous[: read.previous.rank]
         terms.append(read.previous)
         weights.append(_tensor(kept + momentum, read.previous))
-    if read.before_previous is not None:
+    if read.before_previous is not None and plan.before_previous is not None:
         terms.append(read.before_previous)
         weights.append(-momentum * _ones(read.before_previous))
     return WeightedSum(tuple(terms), tuple(weights))

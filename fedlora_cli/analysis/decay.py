@@ -11,7 +11,7 @@ from bisect import bisect_left
 
 import numpy as np
 
-from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.method import Method, step_name
 from fedlora_cli.methods.weights import FloatArray, Holdings, Rule
 
 #: The power of the column sum in the energy factor: 4 if B and A are averaged separately.
@@ -19,6 +19,11 @@ _POWERS = {"sum": 2, "shared": 2, "average": 4}
 
 #: The rounding error of a sum of up to a million weights.
 _ROUNDING = 1e-9
+
+
+def is_predictable(method: Method) -> bool:
+    """Whether the weights alone tell the energy after a round: not for a merge from outside."""
+    return isinstance(method.merge, str)
 
 
 def column_sums(method: Method, holdings: Holdings, rule: Rule | None = None) -> FloatArray:
@@ -43,7 +48,8 @@ def column_sums(method: Method, holdings: Holdings, rule: Rule | None = None) ->
 def energy_factors(method: Method, holdings: Holdings, rule: Rule | None = None) -> FloatArray:
     """The factor by which one round multiplies the energy of each rank index, shape (R,).
 
-    The square of the column sum, or its fourth power if B and A are averaged separately.
+    The method must be predictable. The factor is the square of the column sum, or its fourth power
+    if B and A are averaged separately.
 
     >>> from fedlora_cli.methods import METHODS
     >>> example = Holdings(np.array([1, 2]), np.array([10.0, 10.0]), np.ones(2))
@@ -52,7 +58,7 @@ def energy_factors(method: Method, holdings: Holdings, rule: Rule | None = None)
     >>> energy_factors(METHODS["fedavg"], example)
     array([1.    , 0.0625])
     """
-    sums: FloatArray = column_sums(method, holdings, rule) ** _POWERS[method.merge]
+    sums: FloatArray = column_sums(method, holdings, rule) ** _POWERS[step_name(method.merge)]
     return sums
 
 

@@ -16,7 +16,7 @@ from fedlora_cli.cli.arguments import Clients, Null, listed
 from fedlora_cli.cli.command import command, heavy_imports
 from fedlora_cli.cli.console import Printing, errors, print_result, quoted, say, warn
 from fedlora_cli.execution.cluster import ClusterWarning
-from fedlora_cli.methods import METHODS
+from fedlora_cli.methods import find
 from fedlora_cli.remote import Location
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.aggregate import aggregate_view
@@ -87,7 +87,7 @@ def _advise(output: Location, options: AggregateOptions) -> None:
         say("dry run", f"{folder} was not written; values and copies were not checked")
         return
     say("wrote", folder, "bold green")
-    method = METHODS[options.method]
+    method = find(options.method)
     chosen = f" --method {method.name}" if method.name != AggregateOptions().method else ""
     for flag, value in options.changed().items():
         if flag not in ("--previous", "--before-previous"):

@@ -142,7 +142,7 @@ def _parameter(spec: Spec) -> inspect.Parameter:
 def _typer_option(option: Option) -> Any:
     return typer.Option(
         *option.flags,
-        help=option.help,
+        help=option.help + (option.note() if option.note else ""),
         show_default=option.show_default,
         metavar=option.metavar,
         rich_help_panel=option.panel,
@@ -150,9 +150,9 @@ def _typer_option(option: Option) -> Any:
     )
 
 
-def completing(words: Iterable[str]) -> Callable[[str], list[str]]:
+def completing(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """A function for the completion of these words."""
-    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+    return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class Limits:
         f"Exit with 1 if the verdict is this or worse: {', '.join(_FAILING)}.",
         panel=_PANEL,
         metavar="VERDICT",
-        words=tuple(verdict.replace(" ", "-") for verdict in _FAILING),
+        words=lambda: [verdict.replace(" ", "-") for verdict in _FAILING],
         text=str,
         parse=_verdict,
     )

@@ -14,7 +14,7 @@ from fedlora_cli.cli.command import Only, command, heavy_imports
 from fedlora_cli.cli.console import Printing, errors, print_start, quoted
 from fedlora_cli.errors import InputError
 from fedlora_cli.files.locations import location
-from fedlora_cli.methods import METHODS
+from fedlora_cli.methods import known
 from fedlora_cli.remote import Location
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.distribution import distribute_view
@@ -58,7 +58,7 @@ def _next_options(source: Location) -> str:
     provenance = None
     with suppress(InputError):
         provenance = read_provenance(source)
-    method = METHODS.get(provenance.method) if provenance is not None else None
+    method = None if provenance is None else known(provenance.method)
     if provenance is None or method is None:
         return f" --previous {quoted(source)}"
     chosen = f" --method {method.name}" if method.name != AggregateOptions().method else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from fedlora_cli.cli.command import Only, command
-from fedlora_cli.cli.console import Printing, print_result
-from fedlora_cli.methods import METHODS
+from fedlora_cli.cli.console import Printing, print_result, warn
+from fedlora_cli.methods import listing
 from fedlora_cli.render.views.methods import methods_view
 from fedlora_cli.reports.document import methods_document
 
@@ -14,4 +14,7 @@ from fedlora_cli.reports.document import methods_document
 @command
 def methods(*, printing: Annotated[Printing, Only("json", "quiet", "debug")]) -> None:
     """Example: fedlora methods --json"""
-    print_result(printing, METHODS.values(), methods_document, methods_view)
+    listed, broken = listing()
+    if not printing.quiet:
+        warn([str(error) for error in broken.values()])
+    print_result(printing, listed.values(), methods_document, methods_view)

@@ -17,7 +17,7 @@ from fedlora_cli.cli.pictures import Pictures, print_with_pictures
 from fedlora_cli.errors import UsageError
 from fedlora_cli.files.interrupts import INTERRUPTED
 from fedlora_cli.files.output import check_file, write_file
-from fedlora_cli.methods import METHODS
+from fedlora_cli.methods import METHODS, names, outside_note
 from fedlora_cli.options import whole_numbers
 from fedlora_cli.render.progress import progress_on
 from fedlora_cli.render.views.simulate import simulate_view
@@ -34,12 +34,14 @@ from fedlora_cli.simulation.options import (
 )
 from fedlora_cli.simulation.presets import NOTES, PRESETS
 
-#: The methods whose clients train both factors and leave the base model as it is.
-_COMPARED = tuple(
+#: The methods whose clients freeze A, or merge an update into the base model.
+_OTHERS = tuple(
     method.name
     for method in METHODS.values()
-    if method.merge != "shared" and (method.merge, method.compress) != ("sum", "none")
+    if method.merge == "shared" or (method.merge, method.compress) == ("sum", "none")
 )
+
+_COMPARED = tuple(name for name in METHODS if name not in _OTHERS)
 
 #: The options that fix the rows of each client.
 _FIXED = ("clients_from", "client_column")
@@ -61,7 +63,7 @@ def simulate(
         typer.Option(
             "--preset",
             help=f"Options to begin with. {_PRESETS}.",
-            autocompletion=completing(PRESETS),
+            autocompletion=completing(lambda: PRESETS),
         ),
     ] = next(iter(PRESETS)),
     method: Annotated[
@@ -70,9 +72,10 @@ def simulate(
             "--method",
             "-m",
             metavar="NAME[:quorum=Q][:momentum=B]",
-            help=f"Methods to compare, repeated or with commas: {', '.join(_COMPARED)}.",
+            help=f"Methods to compare, repeated or with commas: {', '.join(_COMPARED)}."
+            + outside_note(),
             rich_help_panel=COMPARISON,
-            autocompletion=completing(_COMPARED),
+            autocompletion=completing(lambda: [name for name in names() if name not in _OTHERS]),
         ),
     ] = None,
     quorum: Annotated[

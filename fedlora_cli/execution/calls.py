@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora_cli.errors import ClusterError, FedloraError, InputError, UsageError
 from fedlora_cli.remote import Remote
+from fedlora_cli.text import first_line
 from fedlora_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -61,11 +62,25 @@ def _outcome(call: bytes) -> tuple[Any, FedloraError | None]:
 
     # With one thread, sums are always split the same way. Not reset: other calls may be running.
     torch.set_num_threads(1)
-    function, item = pickle.loads(call)  # noqa: S301 - written by this program
     try:
+        function, item = unpacked(call)
         return function(item), None
     except FedloraError as error:
         return None, error
+
+
+def unpacked(value: bytes) -> Any:
+    """The value of a pickle of this program. Raises ClusterError if this process cannot import a
+    function in it.
+    """
+    try:
+        return pickle.loads(value)  # noqa: S301 - written by this program
+    except (ImportError, AttributeError) as error:
+        found = f"it cannot import a function ({first_line(error)})"
+        raise ClusterError(f"worker on {platform.node()}", found, _IMPORTABLE) from None
+
+
+_IMPORTABLE = "define the functions of a method in a module that all workers can import"
 
 
 def taken(outcome: bytes) -> Any:
@@ -81,7 +96,7 @@ def packed(value: object, home: Path | None = None) -> bytes:
 
     torch would pickle the whole memory behind a view, or use shared memory, which is small in
     containers. With `home`, paths relative to it are written in full. Raises UsageError for
-    memory:// places, which only this process has.
+    memory:// places, which only this process has, and for functions that are in no module.
     """
     import torch
 
@@ -90,7 +105,11 @@ def packed(value: object, home: Path | None = None) -> bytes:
     pickler.dispatch_table = {**copyreg.dispatch_table, torch.Tensor: _reduced, Remote: _seen}
     if home is not None:
         pickler.dispatch_table[type(home)] = lambda path: (Path, (str(home / path),))
-    pickler.dump(value)
+    try:
+        pickler.dump(value)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        found = f"they cannot be sent to other processes ({first_line(error)})"
+        raise UsageError("the functions of the method", found, _IMPORTABLE) from None
     return file.getvalue()
 
 

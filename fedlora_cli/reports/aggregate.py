@@ -126,6 +126,7 @@ class AggregateReport:
     - `left_out`: the faulty clients that do not take part.
     - `files`: the SHA-256 of every other file of the folder, by name.
     - `format`: the format of the clients and of the output.
+    - `distribution`: the name and version of the distribution that an installed method comes with.
     - `work`: only for `--dry-run` and `--explain`, never saved, because it depends on the machine.
     """
 
@@ -155,6 +156,7 @@ class AggregateReport:
     files: Mapping[str, str] = field(default_factory=dict)
     format: str = "peft"
     work: WorkEstimate | None = field(default=None, metadata=ON_DEMAND)
+    distribution: str | None = field(default=None, metadata=ON_DEMAND)
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `--json` prints, as plain values."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from fedlora_cli.reports.document import COMPARE_SCHEMA, document
+from fedlora_cli.reports.document import COMPARE_SCHEMA, ON_DEMAND, document
 from fedlora_cli.reports.notebook import Summary, shown_by_summary, span, table
 
 
@@ -38,7 +39,7 @@ class MethodRow:
 class CompareReport:
     """All methods side by side. `distances` (M, M) are ‖ΔW_a - ΔW_b‖_F / ‖M‖_F between the rows of
     `methods`, None if one of the two cannot run. `shared_seconds` is the time to read and
-    orthogonalize, on one core.
+    orthogonalize, on one core. `distributions` are those of the installed methods, by method.
     """
 
     shared_rank: int
@@ -51,6 +52,7 @@ class CompareReport:
     shared_seconds: float
     warnings: tuple[str, ...]
     version: str
+    distributions: Mapping[str, str] | None = field(default=None, metadata=ON_DEMAND)
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `--json` prints, as plain values."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from fedlora_cli.methods.method import Method
+from fedlora_cli.methods.method import Method, step_name
 
 AGGREGATE_SCHEMA = "fedlora.aggregate/1"
 COMPARE_SCHEMA = "fedlora.compare/1"
@@ -46,13 +46,14 @@ def document(schema: str, report: Any) -> dict[str, Any]:
 
 
 def methods_document(methods: Iterable[Method]) -> dict[str, Any]:
-    """The document of the table of methods."""
-    return {
-        "schema": METHODS_SCHEMA,
-        "methods": [
-            {column: getattr(method, column) for column in METHOD_COLUMNS} for method in methods
-        ],
-    }
+    """The document of the table of methods; installed methods have a distribution."""
+    return {"schema": METHODS_SCHEMA, "methods": [_method(method) for method in methods]}
+
+
+def _method(method: Method) -> dict[str, Any]:
+    row = {column: getattr(method, column) for column in METHOD_COLUMNS}
+    row |= {step: step_name(getattr(method, step)) for step in ("merge", "compress")}
+    return row if method.distribution is None else row | {"distribution": method.distribution}
 
 
 def to_json(document: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def _summary(report: AggregateReport) -> list[str]:
         "# Global LoRA adapter",
         "",
         f"Aggregated from {len(report.clients)} clients by fedlora {report.version} with "
-        f"`{report.method}` ({report.source}).",
+        f"`{report.method}` ({_plain(_origin(report))}).",
         "",
         f"- rank {report.rank}, scaling {report.scale:g}, {report.dtype}",
         f"- {len(report.modules)} adapted modules, {len(report.tensors)} tensors saved in full",
@@ -63,6 +63,11 @@ def _summary(report: AggregateReport) -> list[str]:
         *(f"- warning: {_plain(warning)}" for warning in report.warnings),
         "",
     ]
+
+
+def _origin(report: AggregateReport) -> str:
+    """The paper of the method, and the distribution that it was installed with."""
+    return ", ".join(text for text in (report.source, report.distribution) if text)
 
 
 def _command(report: AggregateReport) -> str:

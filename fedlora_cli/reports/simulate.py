@@ -157,6 +157,7 @@ class SimulateReport:
     version: str
     lead: Lead | None = field(default=None, metadata=ON_DEMAND)
     clients: tuple[SimulatedClient, ...] | None = field(default=None, metadata=ON_DEMAND)
+    distributions: Mapping[str, str] | None = field(default=None, metadata=ON_DEMAND)
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `--json` prints, as plain values."""

@@ -124,7 +124,7 @@ class InitOptions:
         None,
         f"Task of the model: {', '.join(CLASSES)}; default: that of the base model.",
         panel=_TRAINED,
-        words=tuple(CLASSES),
+        words=lambda: tuple(CLASSES),
     )
     modules_to_save: tuple[str, ...] = option(
         (),

@@ -91,6 +91,7 @@ def _provenance(plan: Plan, digests: Mapping[str, str]) -> dict[str, Any]:
         "version": __version__,
         "method": plan.method.name,
         "source": plan.method.source,
+        **({"distribution": plan.method.distribution} if plan.method.distribution else {}),
         "options": {flag: str(value) for flag, value in plan.options.changed().items()},
         "shared_rank": plan.cohort.shared_rank,
         "clients": clients if len(json.dumps(clients)) <= _MOST_METADATA else len(clients),

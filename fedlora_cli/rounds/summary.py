@@ -74,6 +74,7 @@ def summarize(
         ),
         version=__version__,
         format=cohort.format,
+        distribution=plan.method.distribution,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from fedlora_cli import formats
 from fedlora_cli.adapters.adapter import read_modules
 from fedlora_cli.adapters.batches import grouped
+from fedlora_cli.aggregation.compression import compressed
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import ModuleTerms, read_terms
 from fedlora_cli.aggregation.sums import WeightedSum, weighted_sum
@@ -70,13 +71,20 @@ def verify(plan: Plan, folder: Location, jobs: int, progress: engine.Progress) -
 def _module_error(plan: Plan, terms: ModuleTerms, written: Factors) -> float:
     target = weighted_sum(plan, terms, plan.rule(plan.holdings(terms.name, terms.norms)))
     device = target.terms[0].B.device
-    return _error(plan, target, replace(written, B=written.B.to(device), A=written.A.to(device)))
+    on_device = replace(written, B=written.B.to(device), A=written.A.to(device))
+    return _error(plan, terms.name, target, on_device)
 
 
-def _error(plan: Plan, target: WeightedSum, written: Factors) -> float:
+def _error(plan: Plan, name: str, target: WeightedSum, written: Factors) -> float:
     """The relative error of a module, without the rounding of float64."""
     if plan.method.compress == "none":
         return _error_by_term(target, written)
+    if not isinstance(plan.method.compress, str):
+        made = compressed(plan, name, target).factors
+        ones = torch.ones(made.rank, dtype=torch.float64, device=made.B.device)
+        size = lowrank.size(lowrank.orthogonalize([made]), ones)
+        norm = float(torch.linalg.vector_norm(lowrank.spectrum(made)))
+        return _relative(lowrank.distance([made], ones, written), norm, size)
     weights = torch.cat(target.weights)
     total = lowrank.orthogonalize(target.terms)
     size = lowrank.size(total, weights)

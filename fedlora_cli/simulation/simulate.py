@@ -18,6 +18,7 @@ from fedlora_cli.files.alone import alone_in
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.files.output import write_file
 from fedlora_cli.libraries import muted
+from fedlora_cli.methods import distributions, find
 from fedlora_cli.reports.document import to_json
 from fedlora_cli.reports.simulate import ArmRow, SimulatedClient, SimulateReport
 from fedlora_cli.rounds.initialize import initialize
@@ -106,6 +107,7 @@ def _simulate(root: Path, options: SimulateOptions, stage: engine.Stage) -> Simu
             *_warnings(options, rows, len(runs) - len(waiting), len(runs)),
         ),
         version=__version__,
+        distributions=distributions(find(arm.method) for arm in options.arms),
     )
     write_file(root / REPORT, to_json(report.to_dict()).encode())
     return report

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.execution.calls import packed, unpacked
 from fedlora_cli.libraries import muted
+from fedlora_cli.methods import register, registered
 from fedlora_cli.simulation.course import Federation, perform
 from fedlora_cli.simulation.loading import loaded
 from fedlora_cli.simulation.options import SimulateOptions
@@ -37,11 +39,12 @@ def perform_all(
     # A fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
+    methods = packed(registered({run.arm.method for run in runs}))
     # The workers ignore SIGINT, which this process handles.
     ignored = (signal.SIGINT, signal.SIG_IGN)
     pool = ProcessPoolExecutor(jobs, context, initializer=signal.signal, initargs=ignored)
     try:
-        waiting = {pool.submit(_perform, root, options, run) for run in runs}
+        waiting = {pool.submit(_perform_with, methods, root, options, run) for run in runs}
         while waiting:
             done, waiting = wait(waiting, _PAUSE, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -64,6 +67,13 @@ def _check_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         os._exit(1)  # after an exception, the next run would start
+
+
+def _perform_with(methods: bytes, root: Path, options: SimulateOptions, run: Run) -> None:
+    """`_perform` in a process that has not registered these methods yet."""
+    for method in unpacked(methods):
+        register(method)
+    _perform(root, options, run)
 
 
 def _perform(

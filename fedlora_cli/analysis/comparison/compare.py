@@ -18,7 +18,7 @@ from fedlora_cli.clients.reading import LoadedCohort, Paths, paths_of, read_clie
 from fedlora_cli.errors import FedloraError
 from fedlora_cli.execution import engine
 from fedlora_cli.linalg import spectrum
-from fedlora_cli.methods import METHODS
+from fedlora_cli.methods import distributions, listing
 from fedlora_cli.reports.compare import CompareReport, MethodRow
 from fedlora_cli.version import __version__
 
@@ -57,7 +57,8 @@ def compare(
 def _contenders(
     loaded: LoadedCohort, options: AggregateOptions, previous: Adapter | None
 ) -> list[Contender]:
-    choices = [(name, replace(options, method=name, quorum=None)) for name in METHODS]
+    methods, broken = listing()
+    choices = [(name, replace(options, method=name, quorum=None)) for name in methods]
     if options.quorum is not None:
         choices.insert(1, (f"raflora, q = {options.quorum:g}", replace(options, method="raflora")))
 
@@ -67,7 +68,8 @@ def _contenders(
         except FedloraError as error:
             return Contender(name, None, f"{error.where} {error.found}")
 
-    return [contender(*choice) for choice in choices]
+    unusable = [Contender(name, None, str(error)) for name, error in broken.items()]
+    return [*(contender(*choice) for choice in choices), *unusable]
 
 
 def _report(
@@ -95,6 +97,7 @@ def _report(
         shared_seconds=sum(module.shared_seconds for module in outcomes),
         warnings=(*loaded.remarks, *cohort.notes, *alone),
         version=__version__,
+        distributions=distributions(one.plan.method for one in contenders if one.plan),
     )
 
 
@@ -114,7 +117,7 @@ def _row(
     spectra = [s for outcome in outcomes if (s := outcome.s[m]) is not None]
     written = [s[: plan.rank] for s in spectra]
     by_index = spectrum.pooled_energy(written)
-    total = sum(spectrum.energy(s) for s in spectra)
+    total = sum(outcome.energy[m] or 0.0 for outcome in outcomes)
     kept = float(by_index.sum())
     return MethodRow(
         name=contender.name,

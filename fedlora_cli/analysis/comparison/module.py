@@ -6,7 +6,7 @@ concatenated A. After one QR of both, every update is an S × S core, and so is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from time import perf_counter
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlora_cli.aggregation.compression import compressed
 from fedlora_cli.aggregation.plan import Plan
 from fedlora_cli.aggregation.reading import ModuleTerms, read_terms
 from fedlora_cli.aggregation.sums import array, rows, weighted_sum
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, MethodError
 from fedlora_cli.linalg import lowrank
 from fedlora_cli.linalg.factors import Factors
-from fedlora_cli.linalg.spectrum import FloatArray
+from fedlora_cli.linalg.spectrum import FloatArray, energy
 from fedlora_cli.methods.weights import by_samples
 
 
@@ -38,17 +39,28 @@ class Contender:
 class ModuleOutcome:
     """One module under M contenders.
 
-    `s` are the singular values of the weighted sums, None for a contender that cannot run, with the
+    `s` are the singular values of the weighted sums, or of the update if a function compresses it;
+    `energy` are the energies of the sums; both None for a contender that cannot run, with the
     reason in `refused`. `gaps` (M + 1, M + 1) are ‖ΔW_a - ΔW_b‖_F²; the last row and column are the
     exact sample-weighted mean, and `size` is its squared norm. Seconds are those of one core.
     """
 
     s: tuple[FloatArray | None, ...]
+    energy: tuple[float | None, ...]
     refused: tuple[str | None, ...]
     gaps: FloatArray
     size: float
     seconds: FloatArray
     shared_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """A method's singular values, the energy of its sum, and its update: a core, or factors."""
+
+    s: FloatArray
+    energy: float
+    update: Tensor | Factors
 
 
 def compare_part(
@@ -64,30 +76,43 @@ def compare_part(
 def _compare(
     contenders: Sequence[Contender], reading: Plan, read: ModuleTerms, reading_seconds: float
 ) -> ModuleOutcome:
+    name, seconds = read.name, np.zeros(len(contenders))
+    results: list[_Result | None] = [None] * len(contenders)
+    refused = [contender.refused for contender in contenders]
+
+    def fill(by_core: bool, outcome: Callable[[Plan], _Result]) -> None:
+        for m, contender in enumerate(contenders):
+            if contender.plan is None or _has_core(contender.plan) is not by_core:
+                continue
+            start = perf_counter()
+            try:
+                results[m] = outcome(contender.plan)
+            except (InputError, MethodError) as error:
+                refused[m] = (
+                    f"{error.where}: {error.found}"
+                    if isinstance(error, MethodError)
+                    else error.found
+                )
+            seconds[m] = perf_counter() - start
+
+    fill(False, lambda plan: _by_factors(plan, name, read))
     begin = perf_counter()
-    name = read.name
-    total = lowrank.orthogonalize([*read.factors, *([read.previous] if read.previous else [])])
+    # Updates of functions from outside need not lie in the spans of the clients' factors.
+    outside = [
+        result.update
+        for result, contender in zip(results, contenders, strict=True)
+        if result and isinstance(result.update, Factors) and not _spanned(contender)
+    ]
+    earlier = [read.previous] if read.previous else []
+    total = lowrank.orthogonalize([*read.factors, *earlier, *outside])
     shared_seconds = reading_seconds + perf_counter() - begin
-    spectra: list[FloatArray | None] = []
-    refused: list[str | None] = []
-    cores: list[Tensor | None] = []
-    seconds = np.zeros(len(contenders))
-    for m, contender in enumerate(contenders):
-        start = perf_counter()
-        s, made, reason = None, None, contender.refused
-        try:
-            if contender.plan is not None:
-                s, made = _outcome(contender.plan, name, read, total)
-        except InputError as error:
-            reason = error.found
-        refused.append(reason)
-        seconds[m] = perf_counter() - start
-        spectra.append(s)
-        # The aggregation needs no core of factors, so its time does not count.
-        cores.append(lowrank.coordinates(total, made) if isinstance(made, Factors) else made)
+    fill(True, lambda plan: _by_core(plan, name, read, total))
     mean = _exact_mean(reading, name, read, total)
+    # The aggregation needs no core of factors, so its time does not count.
+    cores = [None if result is None else _core(total, result.update) for result in results]
     return ModuleOutcome(
-        s=tuple(spectra),
+        s=tuple(None if result is None else result.s for result in results),
+        energy=tuple(None if result is None else result.energy for result in results),
         refused=tuple(refused),
         gaps=_gaps([*cores, mean]),
         size=float(mean.square().sum()),
@@ -96,23 +121,45 @@ def _compare(
     )
 
 
-def _outcome(
-    plan: Plan, name: str, read: ModuleTerms, total: lowrank.QrSum
-) -> tuple[FloatArray, Tensor | Factors]:
-    """The singular values of the method's sum, and the update: its core, or its factors."""
-    nothing = torch.zeros_like(total.lengths)
+def _has_core(plan: Plan) -> bool:
+    """Whether the update of the method is a core of the shared sum, without factors of its own."""
+    return plan.method.merge == "sum" and isinstance(plan.method.compress, str)
+
+
+def _spanned(contender: Contender) -> bool:
+    return contender.plan is not None and contender.plan.method.within_span
+
+
+def _by_factors(plan: Plan, name: str, read: ModuleTerms) -> _Result:
+    if name not in plan.modules:
+        like = read.factors[0] if read.factors else read.previous
+        assert like is not None  # noqa: S101 - a module is that of a client or of the previous
+        return _Result(np.zeros(0), 0.0, Factors(like.B[:, :0], like.A[:0]))
+    target = weighted_sum(plan, read, plan.rule(plan.holdings(name, read.norms)))
+    if plan.method.compress == "none" and len(target.terms) == 1:
+        [merged] = target.terms
+        s = array(lowrank.spectrum(merged))
+        return _Result(s, energy(s), merged)
+    result = compressed(plan, name, target)
+    return _Result(result.s, result.energy, result.factors)
+
+
+def _by_core(plan: Plan, name: str, read: ModuleTerms, total: lowrank.QrSum) -> _Result:
+    weights = torch.zeros_like(total.lengths)
     if name not in plan.modules:  # a module of the previous adapter, which the method ignores
-        return np.zeros(0), lowrank.core(total, nothing)
-    rule = plan.rule(plan.holdings(name, read.norms))
-    target = weighted_sum(plan, read, rule)
-    if plan.method.merge != "sum":
-        merged = target.terms[0]
-        return array(lowrank.spectrum(merged)), merged
-    weights = torch.cat(target.weights)
+        return _Result(np.zeros(0), 0.0, lowrank.core(total, weights))
+    target = weighted_sum(plan, read, plan.rule(plan.holdings(name, read.norms)))
+    given = torch.cat(target.weights)
+    weights[: given.numel()] = given
     if plan.method.compress == "svd":
-        core, s = lowrank.truncated_core(total, weights, plan.rank)
-        return array(s), core
-    return array(lowrank.singular_values(total, weights)), lowrank.core(total, weights)
+        core, all_s = lowrank.truncated_core(total, weights, plan.rank)
+    else:
+        core, all_s = lowrank.core(total, weights), lowrank.singular_values(total, weights)
+    return _Result(array(all_s), energy(array(all_s)), core)
+
+
+def _core(total: lowrank.QrSum, update: Tensor | Factors) -> Tensor:
+    return lowrank.coordinates(total, update) if isinstance(update, Factors) else update
 
 
 def _exact_mean(plan: Plan, name: str, read: ModuleTerms, total: lowrank.QrSum) -> Tensor:

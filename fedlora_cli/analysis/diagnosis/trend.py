@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedlora_cli.analysis.decay import energy_factors
+from fedlora_cli.analysis.decay import energy_factors, is_predictable
 from fedlora_cli.analysis.diagnosis.verdict import kept
 from fedlora_cli.linalg.spectrum import FloatArray, mean_share
-from fedlora_cli.methods import METHODS
+from fedlora_cli.methods import known
 from fedlora_cli.methods.weights import Holdings
 from fedlora_cli.reports.diagnose import AdapterRow, Trend
 from fedlora_cli.reports.provenance import Contributor, Provenance
@@ -134,9 +134,11 @@ def energy_factors_by_round(
 
 def _factors(previous_rank: int, rank: int, origin: Provenance | None) -> FloatArray | None:
     # Momentum depends on two rounds; ranks that differ by module give different weights.
-    if origin is None or origin.method not in METHODS or origin.momentum or not origin.uniform:
+    if origin is None or origin.momentum or not origin.uniform:
         return None
-    method = METHODS[origin.method]
+    method = known(origin.method)
+    if method is None or not is_predictable(method):
+        return None
     holdings = Holdings(
         # The rank of the adapter limits the ranks that its untrusted report claims.
         ranks=np.minimum([client.rank for client in origin.clients], rank),

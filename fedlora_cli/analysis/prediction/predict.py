@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fedlora_cli.analysis.decay import is_predictable
 from fedlora_cli.analysis.prediction.advice import advise, bounding_quorum
 from fedlora_cli.analysis.prediction.forecast import forecast, start_energies
 from fedlora_cli.analysis.prediction.options import (
@@ -16,7 +17,7 @@ from fedlora_cli.analysis.prediction.options import (
 )
 from fedlora_cli.analysis.prediction.population import DRAWS, Population, absent, alone, population
 from fedlora_cli.errors import UsageError
-from fedlora_cli.methods import METHODS
+from fedlora_cli.methods import METHODS, listing
 from fedlora_cli.methods.method import Method
 from fedlora_cli.methods.raflora import with_quorum
 from fedlora_cli.methods.weights import Rule
@@ -52,9 +53,10 @@ def predict(
     rounds = clients.rounds(present)
     advised = bounding_quorum({q: with_quorum(q) for q in _QUORUMS}, rounds)
     energies = start_energies(clients, options.start)
-    forecasts = forecast(
-        _rows((advised, options.quorum)), clients, rounds, energies, options.rounds
-    )
+    methods, broken = listing()
+    able = {name: method for name, method in methods.items() if is_predictable(method)}
+    rows = _rows(able, (advised, options.quorum))
+    forecasts = forecast(rows, clients, rounds, energies, options.rounds)
     partitions = _partitions(clients, present)
     return PredictReport(
         ranks=tuple(ranks),
@@ -68,7 +70,15 @@ def predict(
         partitions=partitions,
         methods=tuple(forecasts.values()),
         advice=advise(partitions, forecasts, advised, partial=present < clients.clients),
-        warnings=tuple(warnings),
+        warnings=(
+            *warnings,
+            *(
+                f"{method.title} has no forecast: its merge is a function"
+                for name, method in methods.items()
+                if name not in able
+            ),
+            *map(str, broken.values()),
+        ),
         version=__version__,
         rounds=options.rounds,
     )
@@ -88,10 +98,12 @@ def ranks_of(cohort: Cohort) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return ranks, (f"modules of {names} differ in rank; the forecast takes the largest rank",)
 
 
-def _rows(quorums: Sequence[float | None]) -> dict[str, tuple[Method, Rule]]:
+def _rows(
+    methods: Mapping[str, Method], quorums: Sequence[float | None]
+) -> dict[str, tuple[Method, Rule]]:
     """Every method by its name, and raflora with these quorums."""
     raflora = METHODS["raflora"]
-    rows = {name: (method, method.rule) for name, method in METHODS.items()}
+    rows = {name: (method, method.rule) for name, method in methods.items()}
     for quorum in sorted(quorum for quorum in quorums if quorum):
         rows[f"{raflora.name}, quorum {quorum:g}"] = (raflora, with_quorum(quorum))
     return rows

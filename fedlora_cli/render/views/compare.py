@@ -11,6 +11,8 @@ def compare_view(report: CompareReport) -> View:
     """The table of methods, the matrix of their distances, and why other methods cannot run."""
     able = [(m, row) for m, row in enumerate(report.methods) if row.refused is None]
     refused = [f"{row.name} cannot run: {row.refused}" for row in report.methods if row.refused]
+    distributions = report.distributions or {}
+    installed = [f"{name} is installed by {origin}" for name, origin in distributions.items()]
     return View(
         "compare",
         f"{count(len(report.ranks), 'client')} of {ranks_text(report.ranks)}, "
@@ -19,6 +21,7 @@ def compare_view(report: CompareReport) -> View:
             table([row for _, row in able], _METHOD_FIELDS, shown=None),
             _distances(report, able),
             *paragraphs(refused, "warning"),
+            *paragraphs(installed, "plain"),
         ),
     )
 

@@ -10,13 +10,16 @@ from fedlora_cli.render.wording import count
 
 
 def methods_view(methods: Iterable[Method]) -> View:
-    """Two lines per method: its weights and its paper, then its summary."""
+    """Two lines per method: its weights and its paper, then its summary and its distribution."""
     listed = list(methods)
     lines = table(
         [
             line
             for method in listed
-            for line in ((method.name, method.formula, method.source), ("", method.summary, ""))
+            for line in (
+                (method.name, method.formula, method.source),
+                ("", method.summary, method.distribution or ""),
+            )
         ],
         [
             ("method", "text", lambda line: line[0]),
