@@ -12,8 +12,8 @@ ranks of the clients; `compress="svd"` writes its best approximation at the outp
 report shows the kept energy. The paper trims the whole model at once; here, each module is trimmed
 by itself, because modules are read one by one.
 
-Cost of a module: K products of out · in · r_k, K selections over out · in entries, and eight float64
-matrices (out, in) in memory, then the SVD of a dense matrix.
+Cost of a module: K products of out · in · r_k, K selections over out · in entries, and about ten
+float64 matrices (out, in) in memory, then the decomposition of a dense matrix.
 """
 
 from __future__ import annotations

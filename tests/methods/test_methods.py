@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import oracle
 from support.adapters import relative_error, truncated
+from support.plugins import OUTSIDE
 
-from fedlora_cli import METHODS, UsageError
+from fedlora_cli import METHODS, UsageError, methods, register
 from fedlora_cli.linalg import lowrank, merging
 from fedlora_cli.linalg.factors import Factors
 from fedlora_cli.linalg.sizes import norm
@@ -18,7 +19,21 @@ from fedlora_cli.methods import find
 from fedlora_cli.methods.weights import Holdings, coverage
 
 ROWS, COLUMNS = 11, 17
-EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+BUILT_IN = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+EVERY = pytest.mark.parametrize("method", [*METHODS, *OUTSIDE])
+
+
+@pytest.fixture(autouse=True)
+def methods_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some registered methods, for all tests here."""
+    monkeypatch.setattr(methods, "_REGISTERED", {})
+    for method, _ in OUTSIDE.values():
+        register(method)
+
+
+def oracle_name(method: str) -> str:
+    """The method of the oracle with the same update before the compression."""
+    return OUTSIDE[method][1] if method in OUTSIDE else method
 
 
 @st.composite
@@ -54,7 +69,7 @@ def clients(method: str, ranks: list[int], seed: int = 0) -> list[oracle.Client]
 
 def run(method: str, given: list[oracle.Client], previous: Factors | None = None) -> np.ndarray:
     """The method on one module, by the public pieces: rule, merge, no truncation. Dense."""
-    chosen = METHODS[method]
+    chosen = find(method)
     terms = [Factors(torch.from_numpy(B), torch.from_numpy(A), s) for B, A, s, _ in given]
     rule = chosen.rule(
         Holdings(
@@ -68,6 +83,10 @@ def run(method: str, given: list[oracle.Client], previous: Factors | None = None
         torch.from_numpy(row[: term.rank].copy())
         for row, term in zip(rule.clients, terms, strict=True)
     ]
+    if callable(chosen.merge):
+        merged = chosen.merge([lowrank.double(term) for term in terms], weights)
+        dense = merged if isinstance(merged, torch.Tensor) else merged.scale * merged.B @ merged.A
+        return dense.numpy()
     if chosen.merge != "sum":
         merged = {"average": merging.averaged, "shared": merging.shared}[chosen.merge](
             terms, weights, 1.0
@@ -83,7 +102,7 @@ def run(method: str, given: list[oracle.Client], previous: Factors | None = None
 @EVERY
 @given(holdings())
 def test_weights_are_finite_and_zero_where_a_client_lacks_the_rank(method, given) -> None:
-    weights = method.rule(given)
+    weights = find(method).rule(given)
 
     assert weights.clients.shape == (given.ranks.size, given.rank)
     assert weights.previous.shape == (given.rank,)
@@ -102,23 +121,20 @@ def test_weights_follow_the_clients_into_any_order(method, given, random) -> Non
         given.ranks[order], given.samples[order], given.norms[order], given.previous_rank
     )
 
-    np.testing.assert_allclose(
-        method.rule(shuffled).clients, method.rule(given).clients[order], rtol=1e-12
-    )
-    np.testing.assert_allclose(
-        method.rule(shuffled).previous, method.rule(given).previous, rtol=1e-12, atol=1e-12
-    )
+    found, expected = find(method).rule(shuffled), find(method).rule(given)
+    np.testing.assert_allclose(found.clients, expected.clients[order], rtol=1e-12)
+    np.testing.assert_allclose(found.previous, expected.previous, rtol=1e-12, atol=1e-12)
 
 
 @EVERY
 @settings(max_examples=25)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(0, 1000))
 def test_a_method_agrees_with_the_dense_oracle(method, ranks, seed) -> None:
-    given = clients(method.name, ranks, seed)
+    given = clients(method, ranks, seed)
 
-    expected = oracle.aggregate(method.name, given)
+    expected = oracle.aggregate(oracle_name(method), given)
 
-    assert relative_error(run(method.name, given), expected) < 1e-12
+    assert relative_error(run(method, given), expected) < 1e-12
 
 
 @pytest.mark.parametrize("method", [m.name for m in METHODS.values() if m.uses_previous])
@@ -140,39 +156,39 @@ def test_a_previous_adapter_is_one_more_term(method, rank) -> None:
 @EVERY
 @pytest.mark.parametrize("rank", [1, 5])
 def test_one_client_alone_comes_back_unchanged(method, rank) -> None:
-    given = clients(method.name, [rank])
+    given = clients(method, [rank])
     B, A, scale, _ = given[0]
 
-    assert relative_error(run(method.name, given), scale * B @ A) < 1e-12
+    assert relative_error(run(method, given), scale * B @ A) < 1e-12
 
 
 @EVERY
 def test_the_order_of_the_clients_does_not_matter(method) -> None:
-    given = clients(method.name, [2, 7, 4, 4])
+    given = clients(method, [2, 7, 4, 4])
 
-    assert relative_error(run(method.name, given[::-1]), run(method.name, given)) < 1e-12
+    assert relative_error(run(method, given[::-1]), run(method, given)) < 1e-12
 
 
 @EVERY
 def test_basis_free_means_what_it_says(method) -> None:
     """Rotating the rank indices of every client changes the result of the others alone."""
-    given = clients(method.name, [2, 7, 4])
+    given = clients(method, [2, 7, 4])
     rng = np.random.default_rng(1)
     rotated = []
     for B, A, s, n in given:
         Q, _ = np.linalg.qr(rng.normal(size=(A.shape[0], A.shape[0])))
         rotated.append((B @ Q, Q.T @ A, s, n))
 
-    if method.merge == "shared":
+    if find(method).merge == "shared":
         with pytest.raises(merging.NotShared):
-            run(method.name, rotated)
-        assert not method.basis_free
+            run(method, rotated)
+        assert not find(method).basis_free
     else:
-        same = relative_error(run(method.name, rotated), run(method.name, given)) < 1e-12
-        assert same == method.basis_free
+        same = relative_error(run(method, rotated), run(method, given)) < 1e-12
+        assert same == find(method).basis_free
 
 
-@EVERY
+@BUILT_IN
 def test_every_method_names_its_paper(method) -> None:
     assert method.source.startswith("arXiv:")
     assert METHODS[method.name] is method
