@@ -31,7 +31,16 @@ from fedlora_cli.methods.weights import Holdings, coverage
 
 ROOT = Path(__file__).parents[2]
 
-_FOLDERS = (".", ".github", "fedlora_cli", "fedlora_cli/*", "samples", "tests", "tests/*")
+_FOLDERS = (
+    ".",
+    ".github",
+    "fedlora_cli",
+    "fedlora_cli/*",
+    "samples",
+    "samples/*",
+    "tests",
+    "tests/*",
+)
 
 #: Every document of the repository.
 DOCUMENTS = sorted(
