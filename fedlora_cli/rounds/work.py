@@ -17,6 +17,10 @@ _PROCESS = 300_000_000
 #: Memory of a tensor's header (measured over 1000 clients of two layers).
 _ENTRY = 1_500
 
+#: Bytes of a number of an update (out, in) in a function of a method from outside, which may form
+#: it: ten matrices in float64, as the merge of samples/plugin.
+_FORMED = 10 * 8
+
 #: Bytes by number to compare clients in float64: singular vectors, of each client and side by side;
 #: a strip of Gram matrices with its selection; eight temporary matrices of all pairs for each
 #: level; and three final ones.
@@ -60,6 +64,8 @@ def _group_bytes(plan: Plan, names: Sequence[str]) -> int:
     needed = max(one.bytes for one in chosen)
     if len(names) == 1 and chosen[0].route == "dense":
         return needed
+    if not plan.method.within_span:
+        needed += _FORMED * max(math.prod(plan.shape(name)) for name in names)
     return read + needed
 
 

@@ -95,6 +95,18 @@ def test_processes_write_the_same_bytes(tmp_path: Path, target: Path) -> None:
     assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "there" / file).read_bytes()
 
 
+def test_a_dry_run_tells_that_there_is_no_choice_of_routes(tmp_path: Path, target: Path) -> None:
+    make_round(tmp_path)
+
+    done = fedlora(
+        target, "aggregate", tmp_path / "round", "-o", tmp_path / "out", "-m", "ties",
+        "--dry-run", "--explain",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "ties needs all factors of a module at once: there is no choice" in done.stdout
+
+
 def test_every_list_of_methods_has_it(tmp_path: Path, target: Path) -> None:
     make_round(tmp_path)
     round_ = tmp_path / "round"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fedlora_cli.methods import known
 from fedlora_cli.render.view import Bar, Block, Field, Fields, Paragraph, Table, View, table
 from fedlora_cli.render.wording import count, duration, file_size, number, percent, shape_text
 from fedlora_cli.reports.aggregate import (
@@ -85,6 +86,9 @@ def _one_way(report: AggregateReport) -> str:
             "--energy decides the rank first: qr decomposes every module,\n"
             "    then the fastest route at that rank computes the module"
         )
+    method = known(report.method)
+    if method is not None and method.compress != "none":
+        return f"{report.method} needs all factors of a module at once: there is no choice"
     return f"{report.method} does not truncate: qr computes every module"
 
 
