@@ -21,7 +21,7 @@ def compare_view(report: CompareReport) -> View:
             table([row for _, row in able], _METHOD_FIELDS, shown=None),
             _distances(report, able),
             *paragraphs(refused, "warning"),
-            *paragraphs(installed, "plain"),
+            *paragraphs(installed),
         ),
     )
 
