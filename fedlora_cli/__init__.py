@@ -65,7 +65,7 @@ if TYPE_CHECKING:  # for type checkers, which cannot read the table
     from fedlora_cli.rounds.options import DistributeOptions as DistributeOptions
     from fedlora_cli.rounds.options import InitOptions as InitOptions
     from fedlora_cli.rounds.state_dict import StateDict as StateDict
-    from fedlora_cli.simulation.options import Arm as Arm
+    from fedlora_cli.simulation.arm import Arm as Arm
     from fedlora_cli.simulation.options import Setting as Setting
     from fedlora_cli.simulation.options import SimulateOptions as SimulateOptions
     from fedlora_cli.simulation.options import Source as Source
@@ -109,7 +109,8 @@ _NAMES = {
     "rounds.in_memory": "aggregate_state_dicts cut distribute_state_dict init_state_dicts",
     "rounds.state_dict": "StateDict",
     "rounds.options": "DistributeOptions InitOptions",
-    "simulation.options": "Arm Setting SimulateOptions Source Split Training",
+    "simulation.arm": "Arm",
+    "simulation.options": "Setting SimulateOptions Source Split Training",
     "simulation.simulate": "simulate",
     "version": "__version__",
 }

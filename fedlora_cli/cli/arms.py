@@ -9,7 +9,7 @@ from itertools import product
 from fedlora_cli.errors import UsageError
 from fedlora_cli.methods import find
 from fedlora_cli.options import numbers
-from fedlora_cli.simulation.options import Arm
+from fedlora_cli.simulation.arm import Arm
 
 _EXAMPLE = "write raflora or raflora:quorum=0.5:momentum=0.8"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora_cli.simulation.options import Arm, short
+from fedlora_cli.simulation.arm import Arm, short
 
 #: The setting that all runs of a folder share.
 SETTING = "simulation.json"

@@ -11,8 +11,9 @@ from typing import Any
 
 from fedlora_cli.files.documents import read_object
 from fedlora_cli.reports.simulate import ArmRow, RoundPoint, RoundRow, Spread
+from fedlora_cli.simulation.arm import Arm
 from fedlora_cli.simulation.course import course
-from fedlora_cli.simulation.options import Arm, SimulateOptions
+from fedlora_cli.simulation.options import SimulateOptions
 from fedlora_cli.simulation.places import DIAGNOSIS, Run
 
 #: The metrics of the rounds of a run.

@@ -13,7 +13,7 @@ from support.cli import run
 from support.simulate_reports import PLAIN, simulation
 
 from fedlora_cli.simulation import simulate as workflow
-from fedlora_cli.simulation.options import Arm
+from fedlora_cli.simulation.arm import Arm
 from fedlora_cli.simulation.places import METRICS, Run, round_folder
 
 ROOT = Path(__file__).parents[2]

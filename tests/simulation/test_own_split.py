@@ -20,8 +20,9 @@ from support.tasks import COLOURS, SUMS, png, save_lines
 from fedlora_cli import diagnose, read
 from fedlora_cli.errors import InputError, OutputError, UsageError
 from fedlora_cli.simulation import course
+from fedlora_cli.simulation.arm import Arm
 from fedlora_cli.simulation.loading import loaded
-from fedlora_cli.simulation.options import Arm, Setting, SimulateOptions, Source, Split, Training
+from fedlora_cli.simulation.options import Setting, SimulateOptions, Source, Split, Training
 from fedlora_cli.simulation.simulate import simulate
 from fedlora_cli.simulation.tasks.corpus import read_corpus
 from fedlora_cli.simulation.tasks.texts import _WANTED as TEXTS

@@ -16,7 +16,8 @@ from support.adapters import relative_error, written_update
 from fedlora_cli import AggregateOptions, InputError, aggregate, diagnose, read
 from fedlora_cli.errors import OutputError, UsageError
 from fedlora_cli.libraries import muted
-from fedlora_cli.simulation.options import Arm, Setting, SimulateOptions, Source, Split, Training
+from fedlora_cli.simulation.arm import Arm
+from fedlora_cli.simulation.options import Setting, SimulateOptions, Source, Split, Training
 from fedlora_cli.simulation.places import Run
 from fedlora_cli.simulation.simulate import simulate
 from fedlora_cli.simulation.task import Task

@@ -22,7 +22,8 @@ from support.tasks import (
 from transformers import BertModel, LlamaForCausalLM, ViTForImageClassification
 
 from fedlora_cli import diagnose, read
-from fedlora_cli.simulation.options import Arm, Setting, SimulateOptions, Source, Split, Training
+from fedlora_cli.simulation.arm import Arm
+from fedlora_cli.simulation.options import Setting, SimulateOptions, Source, Split, Training
 from fedlora_cli.simulation.simulate import simulate
 
 

@@ -22,7 +22,7 @@ from fedlora_cli.render.terminal import on_terminal
 from fedlora_cli.render.view import Paragraph, Table
 from fedlora_cli.render.views.simulate import simulate_view
 from fedlora_cli.reports.simulate import ArmRow, SimulateReport, Spread
-from fedlora_cli.simulation.options import Arm
+from fedlora_cli.simulation.arm import Arm
 
 HOSTILE = "$x_{1}$ \\$ \x1b[2J\u202e 诊所 <script>" + "n" * 90
 RATES = (5e-4, 1e-3, 2e-3)
