@@ -1,0 +1,117 @@
+"""Results of NVFlare's sites as adapters, without NVFlare: parts of `nvflare.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora_cli.aggregation.options import AggregateOptions
+from fedlora_cli.errors import InputError, UsageError
+from fedlora_cli.methods import METHODS
+from fedlora_cli.rounds.states import StateDict
+
+#: The key of an adapter's config in the metadata of a model, in both directions.
+LORA = "lora"
+
+#: NVFlare's mark in the metadata of an encrypted or quantized result.
+_PROCESSED = "PROCESSED_ALGORITHM"
+
+
+def settings(further: Mapping[str, Any], **named: Any) -> AggregateOptions:
+    """The options of an aggregation. Raises UsageError."""
+    free = {field.name for field in fields(AggregateOptions)} - set(named)
+    for name in further:
+        if name not in free:
+            found = f"{name!r} is no further option"
+            raise UsageError("options", found, f"use {', '.join(sorted(free))}")
+    return AggregateOptions(**{"allow_copies": True, **named, **further})
+
+
+def upload_of(site: str, model: Any, weight_key: str) -> StateDict:
+    """The adapter in a site's result. Raises InputError."""
+    if model.params_type != "FULL":
+        found = f"its result is a difference ({model.params_type})"
+        raise InputError(site, found, "set params_transfer_type to FULL")
+    changed = model.meta.get(_PROCESSED)
+    if changed is not None:
+        found = f"its tensors are encrypted or quantized ({changed})"
+        raise InputError(site, found, "remove the filter: fedlora reads the factors of each site")
+    config = model.meta.get(LORA)
+    if not isinstance(config, Mapping):
+        found = f"its result has no config of an adapter in meta[{LORA!r}]"
+        raise InputError(site, found, "send it with meta=lora_meta(model, samples)")
+    samples = model.meta.get(weight_key)
+    if not isinstance(samples, (int, float, type(None))) or isinstance(samples, bool):
+        raise InputError(site, f"meta[{weight_key!r}] is {samples!r}", "send a number of samples")
+    tensors = {name: _tensor(site, name, value) for name, value in model.params.items()}
+    return StateDict(tensors, config, samples)
+
+
+def _tensor(site: str, name: object, value: Any) -> Tensor:
+    """A tensor, array, or reference to a tensor on disk as a tensor. Raises InputError."""
+    if hasattr(value, "materialize"):  # enable_tensor_disk_offload
+        value = value.materialize()
+    if isinstance(value, np.ndarray):
+        try:
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        except TypeError as error:
+            raise InputError(site, f"{name} has no numbers ({error})", "send a tensor") from None
+    if not isinstance(value, Tensor):
+        found = f"{name} is of type {type(value).__name__}, not a tensor"
+        raise InputError(site, found, "send tensors, without encryption")
+    return value
+
+
+def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def at_fixed_rank(
+    options: AggregateOptions, shapes: Mapping[str, tuple[int, ...]]
+) -> AggregateOptions:
+    """The options with the rank that NVFlare's persistor keeps. Raises UsageError."""
+    cure = "start from `adapter`, so that FedLoRAPersistor stores any rank"
+    grows = METHODS[options.method].compress == "none" and METHODS[options.method].merge == "sum"
+    if grows or options.energy is not None:
+        found = f"{options.method}, with a rank that changes" if grows else "the rank may change"
+        raise UsageError("persistor", f"{found}, but NVFlare's persistor keeps its rank", cure)
+    ranks = [min(shape) for name, shape in shapes.items() if "lora_A" in name]
+    return replace(options, rank=max(ranks)) if ranks and options.rank is None else options
+
+
+def check_shapes(tensors: Mapping[str, Any], fixed: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError if NVFlare's persistor would refuse the global adapter."""
+    for name, shape in shapes_of(tensors).items():
+        if name in fixed and shape != fixed[name]:
+            found = f"{shape}, but NVFlare's persistor keeps {fixed[name]}"
+            cure = "start from `adapter`, so that FedLoRAPersistor stores any rank"
+            raise InputError(name, found, cure)
+
+
+def untrained(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The first `rank` rows of every A and columns of every B, if all B are zero.
+
+    Without a config, the scaling is unknown, so only zero updates can be cut. Raises InputError.
+    """
+    if any(bool(tensor.any()) for name, tensor in tensors.items() if "lora_B" in name):
+        found = "it is trained, and its alpha is unknown"
+        raise InputError("the first global adapter", found, "start from `adapter`, with a config")
+    rows = {name: tensor[:rank] for name, tensor in tensors.items() if "lora_A" in name}
+    columns = {name: tensor[:, :rank] for name, tensor in tensors.items() if "lora_B" in name}
+    return {**tensors, **rows, **columns}
+
+
+def mean_metrics(metrics: Mapping[str, tuple[float, Mapping[str, Any]]]) -> dict[str, float]:
+    """The mean of each metric over the sites that report it, by samples."""
+    sums: dict[str, tuple[float, float]] = {}
+    for _, (samples, reported) in sorted(metrics.items()):
+        for name, value in reported.items():
+            if isinstance(value, (int, float)):
+                total, weight = sums.get(name, (0.0, 0.0))
+                sums[name] = (total + samples * value, weight + samples)
+    return {name: total / weight for name, (total, weight) in sums.items()}
