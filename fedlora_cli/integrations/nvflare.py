@@ -26,7 +26,8 @@ from fedlora_cli.integrations.nvflare_results import (
     untrained,
     upload_of,
 )
-from fedlora_cli.rounds.states import StateDict, cut
+from fedlora_cli.rounds.in_memory import cut, distribute_state_dict
+from fedlora_cli.rounds.state_dict import StateDict
 
 try:
     from nvflare.apis.dxo import DXO, DataKind
@@ -209,7 +210,7 @@ class FedLoRARankFilter(DXOFilter):  # type: ignore[misc]
             return DXO(DataKind.WEIGHTS, data=tensors, meta=dict(dxo.meta))
         state = federation.for_client(site)
         if rank is not None and site not in federation.roster:
-            state = cut(state, rank, rank * state.alpha / state.rank)
+            state = cut(state, rank)
         meta = {**dxo.meta, LORA: dict(state.config)}
         return DXO(DataKind.WEIGHTS, data=dict(state.tensors), meta=meta)
 
@@ -311,8 +312,8 @@ def load_adapter(model: Any, received: FLModel, adapter_name: str = "default") -
     tensors = received.params
     if LORA in received.meta:
         state = StateDict(tensors, received.meta[LORA])
-        if (state.rank, state.alpha) != (own.rank, own.alpha):
-            state = cut(state, own.rank, own.alpha)
+        if shapes_of(tensors) != shapes_of(own.tensors) or state.scaling != own.scaling:
+            state = distribute_state_dict(state, like={"site": own})["site"]
         tensors = state.tensors
     elif shapes_of(tensors) != shapes_of(own.tensors):
         tensors = untrained(tensors, own.rank)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.methods import METHODS
-from fedlora_cli.rounds.states import StateDict
+from fedlora_cli.rounds.state_dict import StateDict
 
 #: The key of an adapter's config in the metadata of a model, in both directions.
 LORA = "lora"
