@@ -1,9 +1,8 @@
 """NVFlare: LoRA adapters of different ranks, aggregated on the server. Extra: `fedlora[nvflare]`.
 
 Server: `FedLoRARecipe`, or its parts `FedLoRAAggregator`, `FedLoRARankFilter` and
-`FedLoRAPersistor`. Sites: `load_adapter` and `lora_meta`. The parts share the state of the
-federation through a private property of NVFlare's context. Constructor arguments of components
-travel as JSON, so they are plain values.
+`FedLoRAPersistor`. Sites: `load_adapter` and `lora_meta`. The parts share the federation as a
+private property of NVFlare's context. Arguments of components travel as JSON.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from typing import Any
 from fedlora_cli.errors import FedloraError, UsageError
 from fedlora_cli.integrations.federation import Federation
 from fedlora_cli.integrations.nvflare_results import (
-    LORA,
     at_fixed_rank,
     check_shapes,
     mean_metrics,
     settings,
-    shapes_of,
-    untrained,
     upload_of,
 )
-from fedlora_cli.rounds.in_memory import cut, distribute_state_dict
+from fedlora_cli.integrations.nvflare_site import LORA, NUM_EXAMPLES, shapes_of, untrained
+from fedlora_cli.integrations.nvflare_site import load_adapter as load_adapter
+from fedlora_cli.integrations.nvflare_site import lora_meta as lora_meta
 from fedlora_cli.rounds.state_dict import StateDict
 
 try:
     from nvflare.apis.dxo import DXO, DataKind
     from nvflare.apis.dxo_filter import DXOFilter
+    from nvflare.apis.event_type import EventType
     from nvflare.apis.fl_constant import FLContextKey
     from nvflare.apis.fl_context import FLContext
     from nvflare.apis.shareable import Shareable
@@ -56,11 +55,9 @@ except ImportError as error:
         "pip install 'fedlora[nvflare]'"
     ) from None
 
-#: The key of a site's sample count in the metadata of its result.
-NUM_EXAMPLES = "num_examples"
-
-#: The property of NVFlare's context that holds the federation: private, so it stays on the server.
-_FEDERATION = "fedlora.federation"
+#: Properties of NVFlare's context, private to the server: the federation, and whether its persistor
+#: is FedLoRAPersistor.
+_FEDERATION, _ANY_RANK = "fedlora.federation", "fedlora.any_rank"
 
 #: The folders in the job's result with the last and the best global adapter.
 _LAST, _BEST = "global", "best_global"
@@ -80,9 +77,9 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
     """Aggregates the adapters of a round by a method of fedlora, for FedAvg and ScatterAndGather.
 
     - `weight_key`: the sample count in the metadata of a site's result.
-    - `rounds`: folder on the server. Each result is written when it arrives and leaves the memory;
-      the folder's last round is the state from which the next job goes on.
-    - `min_completed`: with fewer usable results, the global adapter stays as it was.
+    - `rounds`: folder on the server. Each result is written when it arrives and leaves the memory.
+      The next job with this folder goes on after its last round. `keep_clients` keeps the results.
+    - `min_completed`: with fewer good results, the global adapter stays as it was.
     - `options`: further fields of `AggregateOptions`, such as {"clip_norm": "auto"}.
 
     Raises UsageError.
@@ -97,6 +94,7 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
         base: str | None = None,
         weight_key: str = NUM_EXAMPLES,
         rounds: str | None = None,
+        keep_clients: bool = False,
         on_bad_client: str = "skip",
         min_completed: int = 1,
         options: dict[str, Any] | None = None,
@@ -104,7 +102,8 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
         super().__init__()
         # NVFlare exports the attributes that have the names of the arguments.
         self.method, self.quorum, self.rank, self.momentum = method, quorum, rank, momentum
-        self.base, self.weight_key, self.rounds = base, weight_key, rounds
+        self.base, self.weight_key = base, weight_key
+        self.rounds, self.keep_clients = rounds, keep_clients
         self.on_bad_client, self.min_completed, self.options = on_bad_client, min_completed, options
         self._settings = settings(
             options or {},
@@ -114,14 +113,24 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
             momentum=momentum,
             base=base,
             on_bad_client=on_bad_client,
+            min_clients=min_completed,
         )
         self._federation: Federation | None = None
-        self._fixed: dict[str, tuple[int, ...]] = {}
+        self._fixed: dict[str, tuple[int, ...]] | None = None
         self.reset_stats()
 
     def reset_stats(self) -> None:
         self._uploads: dict[str, StateDict] = {}
         self._metrics: dict[str, tuple[float, Mapping[str, Any]]] = {}
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Start or resume the federation before the persistor loads the first adapter."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == EventType.START_RUN:
+            try:
+                self._share(self._state())
+            except FedloraError as error:
+                self.system_panic(str(error), fl_ctx)
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """ScatterAndGather's call: the name of the site is the one of its connection."""
@@ -139,6 +148,7 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
         site = str(model.meta["client_name"])
         try:
             federation = self._state()
+            self._check_persistor(federation)
             upload = upload_of(site, model, self.weight_key)
             if federation.rounds is None:
                 self._uploads[site] = upload
@@ -152,41 +162,48 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
     def aggregate_model(self) -> FLModel:
         """The next global adapter, or no change. Raises FedloraError if NVFlare cannot store it."""
         try:
-            federation, report, text = self._state().next(self._uploads)
-            if report is not None:
-                check_shapes(_current(federation).tensors, self._fixed)
+            federation, report, reason = self._state().next(self._uploads)
+            if report is None:
+                self.warning(f"the global adapter stays as it was: {reason}")
+                return FLModel(ParamsType.DIFF, params={})  # no difference
+            tensors = _current(federation).tensors
+            check_shapes(tensors, self._fixed or {})
         except FedloraError as error:
             self.error(str(error))
             raise
+        self._share(federation)
+        for client in report.left_out:
+            self.warning(f"{client.name} left out: {client.reason}")
+        names = ", ".join(client.name for client in report.clients)
+        self.info(f"round {federation.round} of {report.method}: {names}; rank {report.rank}")
+        return FLModel(ParamsType.FULL, params=dict(tensors), metrics=mean_metrics(self._metrics))
+
+    def _state(self) -> Federation:
+        """The federation; with `_share`, the persistor may have started it."""
+        if self.fl_ctx is not None and self.fl_ctx.get_prop(_FEDERATION) is not None:
+            self._federation = self.fl_ctx.get_prop(_FEDERATION)
+        if self._federation is None:
+            rounds = None if self.rounds is None else Path(self.rounds)
+            federation = Federation(self._settings, rounds, self.keep_clients)
+            self._federation = federation.resumed()
+        return self._federation
+
+    def _share(self, federation: Federation) -> None:
         self._federation = federation
         if self.fl_ctx is not None:
             self.fl_ctx.set_prop(_FEDERATION, federation, private=True, sticky=True)
-        if report is None:
-            self.warning(text)
-            return FLModel(ParamsType.DIFF, params={})  # no difference: the last adapter stays
-        self.info(text)
-        for left_out in report.left_out:
-            self.warning(f"{left_out.path} left out: {left_out.reason}")
-        tensors = dict(_current(federation).tensors)
-        return FLModel(ParamsType.FULL, params=tensors, metrics=mean_metrics(self._metrics))
 
-    def _state(self) -> Federation:
-        """The federation: of this run, of the persistor, of the folder of rounds, or a new one."""
-        if self._federation is None:
-            shared = None if self.fl_ctx is None else self.fl_ctx.get_prop(_FEDERATION)
-            stored = (
-                None if self.fl_ctx is None else self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
-            )
-            options = self._settings
-            if shared is None and stored is not None:
-                # Another persistor, such as PTFileModelPersistor: it refuses other shapes.
-                self._fixed = shapes_of(stored[ModelLearnableKey.WEIGHTS])
-                options = at_fixed_rank(options, self._fixed)
-            federation = _started(self.rounds) if shared is None else shared
-            self._federation = replace(
-                federation, options=options, min_completed=self.min_completed
-            )
-        return self._federation
+    def _check_persistor(self, federation: Federation) -> None:
+        """Keep the rank of another persistor, which refuses other shapes. Raises UsageError."""
+        if self._fixed is not None or self.fl_ctx is None:
+            return
+        stored = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
+        if stored is None or self.fl_ctx.get_prop(_ANY_RANK):
+            self._fixed = {}
+            return
+        shapes = shapes_of(stored[ModelLearnableKey.WEIGHTS])
+        self._share(replace(federation, options=at_fixed_rank(federation.options, shapes)))
+        self._fixed = shapes
 
 
 class FedLoRARankFilter(DXOFilter):  # type: ignore[misc]
@@ -203,42 +220,41 @@ class FedLoRARankFilter(DXOFilter):  # type: ignore[misc]
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         site = fl_ctx.get_peer_context().get_identity_name()
         rank = (self.ranks or {}).get(site)
-        federation: Federation | None = fl_ctx.get_prop(_FEDERATION)
-        if federation is None or federation.current is None:
+        federation: Federation = fl_ctx.get_prop(_FEDERATION) or Federation()
+        whole = federation.current
+        if whole is None:
             # Before the first round, an adapter of another persistor has no config.
             tensors = dxo.data if rank is None else untrained(dxo.data, rank)
             return DXO(DataKind.WEIGHTS, data=tensors, meta=dict(dxo.meta))
-        state = federation.for_client(site)
         if rank is not None and site not in federation.roster:
-            state = cut(state, rank)
+            federation = federation.with_member(site, rank, whole.scaling)
+        state = federation.for_client(site) or whole
         meta = {**dxo.meta, LORA: dict(state.config)}
         return DXO(DataKind.WEIGHTS, data=dict(state.tensors), meta=meta)
 
 
 class FedLoRAPersistor(ModelPersistor):  # type: ignore[misc]
-    """Starts from a PEFT adapter, and writes PEFT adapters. Any rank may follow any rank.
+    """Starts from a PEFT adapter and writes PEFT adapters, of any rank.
 
-    - `adapter`: folder on the server of the first global adapter, as `fedlora init` makes it.
-    - `rounds`: folder on the server of all rounds. The last whole round, if any, is the start.
-
-    The job's result has the last global adapter in `global/`, and in `best_global/` the adapter
-    with the best metric of the sites.
+    `adapter` is the folder on the server of the first global adapter, as `fedlora init` makes it.
+    The aggregator's folder of rounds, if it has any, comes first. The job's result has the last
+    global adapter in `global/`, and in `best_global/` the adapter with the sites' best metric.
     """
 
-    def __init__(self, adapter: str, rounds: str | None = None) -> None:
+    def __init__(self, adapter: str) -> None:
         super().__init__()
-        self.adapter, self.rounds = adapter, rounds
+        self.adapter = adapter
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
+        federation: Federation = fl_ctx.get_prop(_FEDERATION) or Federation()
         try:
-            federation = _started(self.rounds)
-            if federation.current is None:
-                federation = replace(federation, current=StateDict.load(self.adapter))
+            federation = federation.start(StateDict.load(self.adapter)).resumed()
         except FedloraError as error:
             self.log_error(fl_ctx, str(error))
             raise
         fobs.register(TensorDecomposer)  # or the sites cannot read tensors, and wait for ever
         fl_ctx.set_prop(_FEDERATION, federation, private=True, sticky=True)
+        fl_ctx.set_prop(_ANY_RANK, True, private=True, sticky=True)
         return make_model_learnable(dict(_current(federation).tensors), {})
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
@@ -274,18 +290,17 @@ class FedLoRARecipe(FedAvgRecipe):  # type: ignore[misc]
             if argument in arguments:
                 cure = "leave it out: fedlora reads each site's adapter, in full and unencrypted"
                 raise UsageError("FedLoRARecipe", f"{argument} is given", cure)
-        # The server runs in another folder.
-        place = None if rounds is None else str(Path(rounds).absolute())
         known = signature(FedLoRAAggregator).parameters
         own = {key: arguments.pop(key) for key in known if key in arguments}
+        if rounds is not None:  # the server runs in another folder
+            own["rounds"] = str(Path(rounds).absolute())
         if adapter is not None:
-            start = str(Path(adapter).absolute())
-            arguments["model_persistor"] = FedLoRAPersistor(start, place)
+            arguments["model_persistor"] = FedLoRAPersistor(str(Path(adapter).absolute()))
         super().__init__(
             name=name,
             min_clients=min_clients,
             train_script=train_script,
-            aggregator=FedLoRAAggregator(rounds=place, **own),
+            aggregator=FedLoRAAggregator(**own),
             server_expected_format=ExchangeFormat.PYTORCH,
             params_transfer_type=TransferType.FULL,
             **arguments,
@@ -293,46 +308,14 @@ class FedLoRARecipe(FedAvgRecipe):  # type: ignore[misc]
         self.add_server_output_filter(FedLoRARankFilter(ranks), tasks=[AppConstants.TASK_TRAIN])
 
 
-def lora_meta(model: Any, samples: float, weight_key: str = NUM_EXAMPLES) -> dict[str, Any]:
-    """The metadata of a site's result: its sample count, and the config of its adapter.
-
-    For `FLModel(meta=...)`, and for `model.__fl_meta__` of NVFlare's patch of the HF Trainer.
-    """
-    return {weight_key: samples, LORA: dict(StateDict.of(model).config)}
-
-
-def load_adapter(model: Any, received: FLModel, adapter_name: str = "default") -> None:
-    """Load the global adapter into a PEFT model, at the model's rank and scaling.
-
-    Raises InputError for an adapter that does not fit.
-    """
-    from peft import set_peft_model_state_dict
-
-    own = StateDict.of(model, adapter_name=adapter_name)
-    tensors = received.params
-    if LORA in received.meta:
-        state = StateDict(tensors, received.meta[LORA])
-        if shapes_of(tensors) != shapes_of(own.tensors) or state.scaling != own.scaling:
-            state = distribute_state_dict(state, like={"site": own})["site"]
-        tensors = state.tensors
-    elif shapes_of(tensors) != shapes_of(own.tensors):
-        tensors = untrained(tensors, own.rank)
-    set_peft_model_state_dict(model, dict(tensors), adapter_name)
-
-
-def _started(rounds: str | None) -> Federation:
-    """The federation after the last whole round in the folder, or before its first round."""
-    return Federation() if rounds is None else Federation.resume(Path(rounds))
-
-
-def _write(name: str, fl_ctx: FLContext) -> None:
-    """Write the current global adapter into a folder of the job's result."""
-    state = _current(fl_ctx.get_prop(_FEDERATION))
-    state.save(Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / name)
-
-
 def _current(federation: Federation) -> StateDict:
     """The global adapter. Raises UsageError before the first one."""
     if federation.current is None:
         raise UsageError("federation", "it has no global adapter yet", "aggregate a round first")
     return federation.current
+
+
+def _write(name: str, fl_ctx: FLContext) -> None:
+    """Write the current global adapter into a folder of the job's result."""
+    folder = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT)) / name
+    _current(fl_ctx.get_prop(_FEDERATION)).save(folder, force=True)

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.methods import METHODS
+from fedlora_cli.integrations.nvflare_site import LORA, shapes_of
+from fedlora_cli.methods import find
 from fedlora_cli.rounds.state_dict import StateDict
-
-#: The key of an adapter's config in the metadata of a model, in both directions.
-LORA = "lora"
 
 #: NVFlare's mark in the metadata of an encrypted or quantized result.
 _PROCESSED = "PROCESSED_ALGORITHM"
@@ -67,16 +65,13 @@ def _tensor(site: str, name: object, value: Any) -> Tensor:
     return value
 
 
-def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
 def at_fixed_rank(
     options: AggregateOptions, shapes: Mapping[str, tuple[int, ...]]
 ) -> AggregateOptions:
     """The options with the rank that NVFlare's persistor keeps. Raises UsageError."""
     cure = "start from `adapter`, so that FedLoRAPersistor stores any rank"
-    grows = METHODS[options.method].compress == "none" and METHODS[options.method].merge == "sum"
+    method = find(options.method)
+    grows = method.compress == "none" and method.merge == "sum"
     if grows or options.energy is not None:
         found = f"{options.method}, with a rank that changes" if grows else "the rank may change"
         raise UsageError("persistor", f"{found}, but NVFlare's persistor keeps its rank", cure)
@@ -91,19 +86,6 @@ def check_shapes(tensors: Mapping[str, Any], fixed: Mapping[str, tuple[int, ...]
             found = f"{shape}, but NVFlare's persistor keeps {fixed[name]}"
             cure = "start from `adapter`, so that FedLoRAPersistor stores any rank"
             raise InputError(name, found, cure)
-
-
-def untrained(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The first `rank` rows of every A and columns of every B, if all B are zero.
-
-    Without a config, the scaling is unknown, so only zero updates can be cut. Raises InputError.
-    """
-    if any(bool(tensor.any()) for name, tensor in tensors.items() if "lora_B" in name):
-        found = "it is trained, and its alpha is unknown"
-        raise InputError("the first global adapter", found, "start from `adapter`, with a config")
-    rows = {name: tensor[:rank] for name, tensor in tensors.items() if "lora_A" in name}
-    columns = {name: tensor[:, :rank] for name, tensor in tensors.items() if "lora_B" in name}
-    return {**tensors, **rows, **columns}
 
 
 def mean_metrics(metrics: Mapping[str, tuple[float, Mapping[str, Any]]]) -> dict[str, float]:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: The names of torch's dtypes that a safetensors file can hold.
 _DTYPES = frozenset(f"torch.{name}" for name, _ in DTYPES.values())
 
+#: PEFT's default of both r and lora_alpha.
+_DEFAULT = 8
+
 #: Characters that the name of a folder cannot have.
 _NOT_IN_NAMES = frozenset("/\\\0")
 
@@ -64,13 +67,13 @@ class StateDict:
     def rank(self) -> int:
         """The largest rank in the config."""
         ranks = self.config.get("rank_pattern") or {}
-        return int(max(self.config["r"], *ranks.values(), 1))
+        return int(max(self.config.get("r", _DEFAULT), *ranks.values(), 1))
 
     @property
     def scaling(self) -> float:
         """PEFT's multiplier of B A in modules of the config's own rank and alpha."""
-        rank, alpha = self.config["r"], float(self.config["lora_alpha"])
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        rank, alpha = (self.config.get(name, _DEFAULT) for name in ("r", "lora_alpha"))
+        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     @property
     def is_zero(self) -> bool:

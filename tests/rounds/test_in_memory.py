@@ -310,3 +310,21 @@ def test_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     merged, _ = aggregate_state_dicts(states, AggregateOptions(verify=True))
     assert merged.rank == max(state.rank for state in states.values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clients"]
+
+
+@pytest.mark.parametrize(
+    ("config", "rank", "scaling"),
+    [
+        ({}, 8, 1.0),
+        ({"lora_alpha": 16}, 8, 2.0),
+        ({"r": 4}, 4, 2.0),
+        ({"use_rslora": True}, 8, 8**0.5),
+    ],
+)
+def test_a_config_has_the_defaults_of_peft(
+    config: dict[str, Any], rank: int, scaling: float
+) -> None:
+    state = StateDict({}, {"peft_type": "LORA", **config})
+
+    assert state.rank == LoraConfig(**config).r == rank
+    assert state.scaling == pytest.approx(scaling)
