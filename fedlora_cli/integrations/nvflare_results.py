@@ -27,7 +27,9 @@ def settings(further: Mapping[str, Any], **named: Any) -> AggregateOptions:
         if name not in free:
             found = f"{name!r} is no further option"
             raise UsageError("options", found, f"use {', '.join(sorted(free))}")
-    return AggregateOptions(**{"allow_copies": True, **named, **further})
+    options = AggregateOptions(**{"allow_copies": True, **named, **further})
+    find(options.method)
+    return options
 
 
 def upload_of(site: str, model: Any, weight_key: str) -> StateDict:

@@ -43,7 +43,7 @@ def main() -> None:
         flare.send(
             flare.FLModel(
                 params=get_peft_model_state_dict(model),
-                metrics={"loss": before},
+                metrics={"eval_loss": before},
                 meta=lora_meta(model, samples=len(data)),
             )
         )
