@@ -209,13 +209,16 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
 class FedLoRARankFilter(DXOFilter):  # type: ignore[misc]
     """Sends the global adapter to each site at its rank and alpha. A server output filter.
 
-    A site's rank is that of its last result. `ranks` has those of the first round, such as
-    {"site-1": 4}, at the scaling of the global adapter; other sites get the whole adapter.
+    A site's rank and alpha are those of its last result. For the first round, `ranks` has them,
+    such as {"site-1": 4}, and `alphas` those at another scaling than that of the global adapter.
+    Sites without a rank get the whole adapter.
     """
 
-    def __init__(self, ranks: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, ranks: dict[str, int] | None = None, alphas: dict[str, float] | None = None
+    ) -> None:
         super().__init__([DataKind.WEIGHTS], [DataKind.WEIGHTS])
-        self.ranks = ranks
+        self.ranks, self.alphas = ranks, alphas
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO:
         site = fl_ctx.get_peer_context().get_identity_name()
@@ -227,7 +230,9 @@ class FedLoRARankFilter(DXOFilter):  # type: ignore[misc]
             tensors = dxo.data if rank is None else untrained(dxo.data, rank)
             return DXO(DataKind.WEIGHTS, data=tensors, meta=dict(dxo.meta))
         if rank is not None and site not in federation.roster:
-            federation = federation.with_member(site, rank, whole.scaling)
+            alpha = (self.alphas or {}).get(site)
+            scaling = whole.scaling if alpha is None else alpha / rank
+            federation = federation.with_member(site, rank, scaling)
         state = federation.for_client(site) or whole
         meta = {**dxo.meta, LORA: dict(state.config)}
         return DXO(DataKind.WEIGHTS, data=dict(state.tensors), meta=meta)
@@ -270,7 +275,7 @@ class FedLoRARecipe(FedAvgRecipe):  # type: ignore[misc]
 
     - `adapter`: folder on the server of the first global adapter; instead, `model` or
       `model_persistor` of FedAvgRecipe, whose rank stays for the whole job.
-    - `ranks`: see `FedLoRARankFilter`.
+    - `ranks`, `alphas`: see `FedLoRARankFilter`.
     - `arguments`: those of FedLoRAAggregator, and those of FedAvgRecipe. Raises UsageError for
       those of FedAvgRecipe that are set here.
     """
@@ -282,6 +287,7 @@ class FedLoRARecipe(FedAvgRecipe):  # type: ignore[misc]
         train_script: str,
         adapter: str | Path | None = None,
         ranks: dict[str, int] | None = None,
+        alphas: dict[str, float] | None = None,
         rounds: str | Path | None = None,
         name: str = "fedlora",
         **arguments: Any,
@@ -305,7 +311,8 @@ class FedLoRARecipe(FedAvgRecipe):  # type: ignore[misc]
             params_transfer_type=TransferType.FULL,
             **arguments,
         )
-        self.add_server_output_filter(FedLoRARankFilter(ranks), tasks=[AppConstants.TASK_TRAIN])
+        rank_filter = FedLoRARankFilter(ranks, alphas)
+        self.add_server_output_filter(rank_filter, tasks=[AppConstants.TASK_TRAIN])
 
 
 def _current(federation: Federation) -> StateDict:

@@ -54,7 +54,7 @@ from fedlora_cli.integrations.nvflare import (
 
 SITES = {"site-1": (4, 300), "site-2": (8, 200), "site-3": (16, 100)}
 FILES = ("adapter_model.safetensors", "adapter_config.json")
-A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+A_KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 def peft_model(rank: int, alpha: float, seed: int = 0, build: Any = llama, **config: Any) -> Any:
@@ -266,9 +266,9 @@ def test_a_result_that_is_no_adapter_is_refused_in_a_line_that_names_the_site(
 def damaged(state: StateDict, kind: str) -> StateDict:
     tensors, config = dict(state.tensors), dict(state.config)
     if kind == "not finite":
-        tensors[A] = tensors[A] * float("nan")
+        tensors[A_KEY] = tensors[A_KEY] * float("nan")
     if kind == "other shape":
-        tensors[A] = tensors[A][:, :-1].clone()
+        tensors[A_KEY] = tensors[A_KEY][:, :-1].clone()
     if kind == "another rank":
         config["r"] = 5
     if kind == "other kind of adapter":
@@ -336,6 +336,35 @@ def update(state: StateDict, module: str) -> Tensor:
     return state.scaling * B @ A
 
 
+@pytest.mark.parametrize(("good", "changes"), [(1, False), (2, True), (3, True)])
+def test_too_few_good_sites_change_nothing(
+    states: dict[str, StateDict], good: int, changes: bool, log: Callable[[], list[str]]
+) -> None:
+    aggregator = FedLoRAAggregator(min_completed=2)
+    for number, (site, state) in enumerate(states.items()):
+        sent = state if number < good else damaged(state, "not finite")
+        aggregator.accept_model(result_of(site, sent))
+    model = aggregator.aggregate_model()
+
+    assert (model.params_type == ParamsType.FULL) == changes
+    assert bool(model.params) == changes
+    assert (": the global adapter stays" in ": " + " ".join(log())) != changes
+
+
+def test_a_boastful_site_is_left_out(
+    tmp_path: Path, states: dict[str, StateDict], log: Callable[[], list[str]]
+) -> None:
+    aggregate([saved(states, tmp_path / "clients")], tmp_path / "global")
+    aggregator = FedLoRAAggregator()
+    for site, state in states.items():
+        aggregator.accept_model(result_of(site, state))
+    aggregator.accept_model(result_of("site-9", states["site-1"], num_examples=1e9))
+
+    assert_same(aggregator.aggregate_model().params, tmp_path / "global")
+    [line] = log()
+    assert "site-9 left out: " in line
+
+
 def test_scatter_and_gather_takes_the_name_of_the_connection(
     states: dict[str, StateDict], log: Callable[[], list[str]]
 ) -> None:
@@ -351,7 +380,7 @@ def test_scatter_and_gather_takes_the_name_of_the_connection(
     assert ["site-9" in line for line in log()] == [True]
     model = from_shareable(aggregator.aggregate(context()))
     assert model.data_kind == DataKind.WEIGHTS
-    assert model.data[A].shape[0] == 16
+    assert model.data[A_KEY].shape[0] == 16
 
 
 def test_the_metrics_are_means_by_samples(states: dict[str, StateDict]) -> None:
@@ -431,7 +460,7 @@ def test_an_unknown_site_gets_the_whole_adapter_and_cuts_it(
 ) -> None:
     whole = StateDict.load(tmp_path / "global")
     sent = sent_to("site-9", trained, FedLoRARankFilter(), dict(whole.tensors))
-    assert sent.params[A].shape[0] == 16
+    assert sent.params[A_KEY].shape[0] == 16
 
     model = peft_model(rank, 5, seed=9)
     load_adapter(model, sent)
@@ -469,11 +498,28 @@ def test_the_first_round_has_the_ranks_of_the_filter(tmp_path: Path) -> None:
 
     for site, rank in {"site-1": 4, "site-2": 8, "site-3": 16}.items():
         sent = sent_to(site, manager, rank_filter, weights)
-        assert sent.params[A].shape[0] == rank
+        assert sent.params[A_KEY].shape[0] == rank
         assert (sent.meta["lora"]["r"], sent.meta["lora"]["lora_alpha"]) == (rank, 2 * rank)
         torch.testing.assert_close(
-            sent.params[A] @ sent.params[A].T, weights[A][:rank] @ weights[A][:rank].T
+            sent.params[A_KEY] @ sent.params[A_KEY].T,
+            weights[A_KEY][:rank] @ weights[A_KEY][:rank].T,
         )
+
+
+@pytest.mark.parametrize("alpha", [None, 16, 3.5])
+def test_the_first_round_has_the_alphas_of_the_filter(tmp_path: Path, alpha: float | None) -> None:
+    StateDict.of(peft_model(16, 32)).save(tmp_path / "first")
+    manager = server()
+    persistor = FedLoRAPersistor(str(tmp_path / "first"))
+    weights = persistor.load_model(context(manager))["weights"]
+    rank_filter = FedLoRARankFilter({"site-1": 4}, alpha and {"site-1": alpha})
+    sent = sent_to("site-1", manager, rank_filter, weights)
+
+    got, first = StateDict(sent.params, sent.meta["lora"]), StateDict.load(tmp_path / "first")
+    assert (got.config["r"], got.config["lora_alpha"]) == (4, alpha or 8)
+    B, A = (first.tensors[A_KEY.replace("lora_A", f"lora_{side}")].double() for side in "BA")
+    expected = 2.0 * B[:, :4] @ A[:4]
+    torch.testing.assert_close(update(got, "self_attn.q_proj"), expected, rtol=1e-5, atol=1e-6)
 
 
 def run_rounds(folder: Path, count: int, **arguments: Any) -> None:
@@ -489,7 +535,7 @@ def run_rounds(folder: Path, count: int, **arguments: Any) -> None:
         aggregator.reset_stats()
         for site, (rank, samples) in SITES.items():
             sent = sent_to(site, manager, rank_filter, model.params)
-            assert sent.params[A].shape[0] == rank
+            assert sent.params[A_KEY].shape[0] == rank
             tensors = dict(sorted(sent.params.items()))
             seed = float(sum(tensor.double().sum() for tensor in tensors.values()))
             noise = torch.Generator().manual_seed(abs(int(1e6 * seed)) % 2**31 + samples)
@@ -557,7 +603,7 @@ def test_the_rank_of_another_persistor_stays(states: dict[str, StateDict], rank:
     for site in ("site-1", "site-2"):
         aggregator.accept_model(result_of(site, states[site]))
 
-    assert aggregator.aggregate_model().params[A].shape[0] == rank
+    assert aggregator.aggregate_model().params[A_KEY].shape[0] == rank
 
 
 @pytest.mark.parametrize(
@@ -591,8 +637,8 @@ def test_the_first_adapter_of_another_persistor_is_cut_only_before_training() ->
     manager = server()
     rank_filter = FedLoRARankFilter({"site-1": 4})
 
-    assert sent_to("site-1", manager, rank_filter, zero).params[A].shape[0] == 4
-    assert sent_to("site-2", manager, rank_filter, zero).params[A].shape[0] == 16
+    assert sent_to("site-1", manager, rank_filter, zero).params[A_KEY].shape[0] == 4
+    assert sent_to("site-2", manager, rank_filter, zero).params[A_KEY].shape[0] == 16
     with pytest.raises(InputError, match="it is trained, and its alpha is unknown"):
         sent_to("site-1", manager, rank_filter, dict(state.tensors))
 
