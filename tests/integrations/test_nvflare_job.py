@@ -154,7 +154,7 @@ def test_three_sites_of_other_ranks_learn_in_the_simulator(
     assert [folder.parent.name for folder in folders] == [f"round-0{n}" for n in range(1, 5)]
     assert StateDict.load(folders[-1]).rank == 16
     report = diagnose([tmp_path / "run" / "rounds"])
-    assert len(report.rounds) == 4
+    assert len(report.adapters) == 4
     [result] = (tmp_path / "run" / "workspace").glob("**/app_server/global")
     written, kept = (load_file(at / "adapter_model.safetensors") for at in (result, folders[-1]))
     assert all(bool((written[name] == tensor).all()) for name, tensor in kept.items())
