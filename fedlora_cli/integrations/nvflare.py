@@ -311,6 +311,8 @@ class FedLoRARecipe(FedAvgRecipe):  # type: ignore[misc]
             params_transfer_type=TransferType.FULL,
             **arguments,
         )
+        # The server has fedlora; NVFlare would copy parts of it into the job.
+        self._job.set_app_packages(["fedlora_cli"])
         rank_filter = FedLoRARankFilter(ranks, alphas)
         self.add_server_output_filter(rank_filter, tasks=[AppConstants.TASK_TRAIN])
 

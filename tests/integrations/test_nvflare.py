@@ -30,9 +30,6 @@ from fedlora_cli import (
 )
 
 pytest.importorskip("nvflare")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*:DeprecationWarning:nvflare", "ignore:unclosed:ResourceWarning"
-)
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType

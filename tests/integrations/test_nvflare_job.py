@@ -34,6 +34,7 @@ def exported(folder: Path, **arguments: Any) -> dict[str, Any]:
         min_clients=2, train_script=str(script), adapter=folder / "first", **arguments
     )
     recipe.export(str(folder / "jobs"))
+    assert not list((folder / "jobs").glob("**/custom/fedlora_cli"))  # no copies of the package
     [path] = (folder / "jobs").glob("**/config_fed_server.*")
     return json.loads(path.read_text())
 
