@@ -26,6 +26,7 @@ from fedlora_cli.integrations.nvflare_site import LORA, NUM_EXAMPLES, shapes_of,
 from fedlora_cli.integrations.nvflare_site import load_adapter as load_adapter
 from fedlora_cli.integrations.nvflare_site import lora_meta as lora_meta
 from fedlora_cli.rounds.state_dict import StateDict
+from fedlora_cli.text import first_line
 
 try:
     from nvflare.apis.dxo import DXO, DataKind
@@ -144,7 +145,10 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
         return True
 
     def accept_model(self, model: FLModel) -> None:
-        """Take the result of a site. Raises FedloraError, which NVFlare does not show in full."""
+        """Take the result of a site. Errors are logged in a line: NVFlare may not show them.
+
+        Raises InputError for a result that is no adapter.
+        """
         site = str(model.meta["client_name"])
         try:
             federation = self._state()
@@ -154,8 +158,9 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
                 self._uploads[site] = upload
             else:
                 federation.spool(site, upload)
-        except FedloraError as error:
-            self.warning(f"{site} left out: {error}")
+        except Exception as error:
+            reason = str(error) if isinstance(error, FedloraError) else first_line(error)
+            self.warning(f"{site} left out: {reason}")
             raise
         self._metrics[site] = (upload.samples or 1.0, model.metrics or {})
 
@@ -176,7 +181,8 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
             self.warning(f"{client.name} left out: {client.reason}")
         names = ", ".join(client.name for client in report.clients)
         self.info(f"round {federation.round} of {report.method}: {names}; rank {report.rank}")
-        return FLModel(ParamsType.FULL, params=dict(tensors), metrics=mean_metrics(self._metrics))
+        metrics = mean_metrics(self._metrics) or None
+        return FLModel(ParamsType.FULL, params=dict(tensors), metrics=metrics)
 
     def _state(self) -> Federation:
         """The federation; with `_share`, the persistor may have started it."""

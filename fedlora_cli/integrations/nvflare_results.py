@@ -45,6 +45,9 @@ def upload_of(site: str, model: Any, weight_key: str) -> StateDict:
     if not isinstance(config, Mapping):
         found = f"its result has no config of an adapter in meta[{LORA!r}]"
         raise InputError(site, found, "send it with meta=lora_meta(model, samples)")
+    if not isinstance(model.params, Mapping):
+        found = f"its parameters are of type {type(model.params).__name__}"
+        raise InputError(site, found, "send get_peft_model_state_dict(model)")
     samples = model.meta.get(weight_key)
     if not isinstance(samples, (int, float, type(None))) or isinstance(samples, bool):
         raise InputError(site, f"meta[{weight_key!r}] is {samples!r}", "send a number of samples")

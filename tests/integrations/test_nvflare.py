@@ -1,7 +1,5 @@
 """The parts of NVFlare's server and sites, in one process, with the real NVFlare."""
 
-# ruff: noqa: E402
-
 from __future__ import annotations
 
 import gc
@@ -237,6 +235,7 @@ def bad_results(state: StateDict) -> dict[str, tuple[FLModel, str]]:
         "encrypted": (result_of("site-9", state, PROCESSED_ALGORITHM="CKKS"), r"encrypted.*CKKS"),
         "ciphertext": (result_of("site-9", state, ciphertext), f"{name} is of type bytes"),
         "objects": (result_of("site-9", state, objects), f"{name} has no numbers"),
+        "a list": (result_of("site-9", state, [tensor]), "its parameters are of type list"),
         "count of text": (result_of("site-9", state, num_examples="many"), "'many'"),
         "count of truth": (result_of("site-9", state, num_examples=True), "True"),
     }
@@ -274,6 +273,21 @@ def damaged(state: StateDict, kind: str) -> StateDict:
 
 
 KINDS = ["not finite", "other shape", "another rank", "other kind of adapter"]
+
+
+def test_any_error_of_a_result_is_a_line_in_the_log(
+    tmp_path: Path, states: dict[str, StateDict], log: Callable[[], list[str]]
+) -> None:
+    """Such as that of a reference whose file is gone."""
+    lazy = on_disk(states["site-1"], tmp_path / "lazy")
+    for path in (tmp_path / "lazy").iterdir():
+        path.unlink()
+    aggregator = FedLoRAAggregator()
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        aggregator.accept_model(result_of("site-9", states["site-1"], lazy))
+
+    [line] = log()
+    assert "site-9 left out: No such file" in line
 
 
 @pytest.mark.parametrize("spooled", [False, True])
