@@ -60,5 +60,10 @@ def untrained(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
         found = "it is trained, and its alpha is unknown"
         raise InputError("the first global adapter", found, "start from `adapter`, with a config")
     rows = {name: tensor[:rank] for name, tensor in tensors.items() if "lora_A" in name}
-    columns = {name: tensor[:, :rank] for name, tensor in tensors.items() if "lora_B" in name}
+    columns = {
+        # NVFlare sends contiguous tensors only, and tries others for ever.
+        name: tensor[:, :rank].contiguous()
+        for name, tensor in tensors.items()
+        if "lora_B" in name
+    }
     return {**tensors, **rows, **columns}

@@ -122,10 +122,12 @@ def context(manager: FLContextManager | None = None, site: str | None = None) ->
 
 def sent_to(site: str, manager: FLContextManager, rank_filter: FedLoRARankFilter,
             model: dict[str, Tensor]) -> FLModel:  # fmt: skip
-    """The global adapter as NVFlare sends it to a site."""
+    """The global adapter as NVFlare sends it to a site, with contiguous tensors only."""
     shareable = FLModelUtils.to_shareable(FLModel(ParamsType.FULL, params=model))
     filtered = rank_filter.process(shareable, context(manager, site))
-    return FLModelUtils.from_shareable(filtered)
+    sent = FLModelUtils.from_shareable(filtered)
+    assert all(tensor.is_contiguous() for tensor in sent.params.values())
+    return sent
 
 
 def saved(states: dict[str, StateDict], folder: Path) -> Path:
