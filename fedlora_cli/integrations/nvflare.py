@@ -106,7 +106,7 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
         self.base, self.weight_key = base, weight_key
         self.rounds, self.keep_clients = rounds, keep_clients
         self.on_bad_client, self.min_completed, self.options = on_bad_client, min_completed, options
-        self._settings = settings(
+        self.settings = settings(
             options or {},
             method=method,
             quorum=quorum,
@@ -117,7 +117,7 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
             min_clients=min_completed,
         )
         self._federation: Federation | None = None
-        self._fixed: dict[str, tuple[int, ...]] | None = None
+        self._fixed: dict[str, tuple[int, ...]] = {}  # of a persistor that keeps its shapes
         self.reset_stats()
 
     def reset_stats(self) -> None:
@@ -125,13 +125,21 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
         self._metrics: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Start or resume the federation before the persistor loads the first adapter."""
+        """Start or resume the federation before the persistor loads the first adapter; then keep
+        the rank of another persistor. An error ends the job.
+        """
         super().handle_event(event_type, fl_ctx)
-        if event_type == EventType.START_RUN:
-            try:
+        try:
+            if event_type == EventType.START_RUN:
                 self._share(self._state())
-            except FedloraError as error:
-                self.system_panic(str(error), fl_ctx)
+            if event_type == AppEventType.INITIAL_MODEL_LOADED and not fl_ctx.get_prop(_ANY_RANK):
+                stored = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
+                self._fixed = shapes_of(stored[ModelLearnableKey.WEIGHTS])
+                federation = self._state()
+                options = at_fixed_rank(federation.options, self._fixed)
+                self._share(replace(federation, options=options))
+        except FedloraError as error:
+            self.system_panic(str(error), fl_ctx)
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """ScatterAndGather's call: the name of the site is the one of its connection."""
@@ -152,7 +160,6 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
         site = str(model.meta["client_name"])
         try:
             federation = self._state()
-            self._check_persistor(federation)
             upload = upload_of(site, model, self.weight_key)
             if federation.rounds is None:
                 self._uploads[site] = upload
@@ -172,7 +179,7 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
                 self.warning(f"the global adapter stays as it was: {reason}")
                 return FLModel(ParamsType.DIFF, params={})  # no difference
             tensors = _current(federation).tensors
-            check_shapes(tensors, self._fixed or {})
+            check_shapes(tensors, self._fixed)
         except FedloraError as error:
             self.error(str(error))
             raise
@@ -190,7 +197,7 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
             self._federation = self.fl_ctx.get_prop(_FEDERATION)
         if self._federation is None:
             rounds = None if self.rounds is None else Path(self.rounds)
-            federation = Federation(self._settings, rounds, self.keep_clients)
+            federation = Federation(self.settings, rounds, self.keep_clients)
             self._federation = federation.resumed()
         return self._federation
 
@@ -198,18 +205,6 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
         self._federation = federation
         if self.fl_ctx is not None:
             self.fl_ctx.set_prop(_FEDERATION, federation, private=True, sticky=True)
-
-    def _check_persistor(self, federation: Federation) -> None:
-        """Keep the rank of another persistor, which refuses other shapes. Raises UsageError."""
-        if self._fixed is not None or self.fl_ctx is None:
-            return
-        stored = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)
-        if stored is None or self.fl_ctx.get_prop(_ANY_RANK):
-            self._fixed = {}
-            return
-        shapes = shapes_of(stored[ModelLearnableKey.WEIGHTS])
-        self._share(replace(federation, options=at_fixed_rank(federation.options, shapes)))
-        self._fixed = shapes
 
 
 class FedLoRARankFilter(DXOFilter):  # type: ignore[misc]
@@ -308,11 +303,14 @@ class FedLoRARecipe(FedAvgRecipe):  # type: ignore[misc]
             own["rounds"] = str(Path(rounds).absolute())
         if adapter is not None:
             arguments["model_persistor"] = FedLoRAPersistor(str(Path(adapter).absolute()))
+        aggregator = FedLoRAAggregator(**own)
+        if "model_persistor" not in arguments:  # PTFileModelPersistor
+            at_fixed_rank(aggregator.settings, {})
         super().__init__(
             name=name,
             min_clients=min_clients,
             train_script=train_script,
-            aggregator=FedLoRAAggregator(**own),
+            aggregator=aggregator,
             server_expected_format=ExchangeFormat.PYTORCH,
             params_transfer_type=TransferType.FULL,
             **arguments,

@@ -107,7 +107,14 @@ def on_disk(state: StateDict, folder: Path) -> dict[str, Any]:
 
 
 def server() -> FLContextManager:
-    engine = SimpleNamespace(fire_event=lambda *event: None)
+    """A server of NVFlare that records the reasons of fatal errors."""
+    fatal: list[str] = []
+
+    def fire_event(kind: str, ctx: FLContext) -> None:
+        if kind == EventType.FATAL_SYSTEM_ERROR:
+            fatal.append(ctx.get_prop("__event_data__"))
+
+    engine = SimpleNamespace(fire_event=fire_event, fatal=fatal)
     return FLContextManager(engine, identity_name="server", job_id="job")
 
 
@@ -600,19 +607,21 @@ def test_the_best_adapter_is_that_of_the_event(tmp_path: Path) -> None:
     assert_same(load_file(tmp_path / "best_global" / FILES[0]), tmp_path / "first")
 
 
-def with_stored(aggregator: FedLoRAAggregator, rank: int) -> None:
-    """The aggregator after another persistor has loaded a global adapter of this rank."""
+def with_stored(aggregator: FedLoRAAggregator, rank: int) -> list[str]:
+    """Load a global adapter of this rank by another persistor; the reasons of fatal errors."""
     ctx = context()
     tensors = dict(StateDict.of(peft_model(rank, 2 * rank)).tensors)
-    stored = {"weights": tensors, "meta": {}}
     aggregator.handle_event(EventType.START_RUN, ctx)
+    stored = {"weights": tensors, "meta": {}}
     ctx.set_prop(AppConstants.GLOBAL_MODEL, stored, private=True, sticky=True)
+    aggregator.handle_event(AppEventType.INITIAL_MODEL_LOADED, ctx)
+    return ctx.get_engine().fatal
 
 
 @pytest.mark.parametrize("rank", [2, 16, 24])
 def test_the_rank_of_another_persistor_stays(states: dict[str, StateDict], rank: int) -> None:
     aggregator = FedLoRAAggregator()
-    with_stored(aggregator, rank)
+    assert with_stored(aggregator, rank) == []
     for site in ("site-1", "site-2"):
         aggregator.accept_model(result_of(site, states[site]))
 
@@ -624,24 +633,40 @@ def test_the_rank_of_another_persistor_stays(states: dict[str, StateDict], rank:
     [
         ({"method": "flora"}, "flora, with a rank that changes"),
         ({"options": {"energy": 0.9}}, "the rank may change"),
-        ({"rank": 3}, r"\(3, \d+\), but NVFlare's persistor keeps \(16, \d+\)"),
     ],
 )
+def test_a_rank_that_changes_ends_the_job_of_another_persistor(
+    arguments: dict[str, Any], reason: str
+) -> None:
+    [line] = with_stored(FedLoRAAggregator(**arguments), 16)
+
+    assert reason in line
+    assert line.endswith("start from `adapter`, so that FedLoRAPersistor stores any rank")
+
+
 def test_a_rank_that_another_persistor_would_refuse_is_refused_in_a_line(
-    states: dict[str, StateDict], arguments: dict[str, Any], reason: str,
-    log: Callable[[], list[str]],
-) -> None:  # fmt: skip
-    aggregator = FedLoRAAggregator(**arguments)
-    with_stored(aggregator, 16)
+    states: dict[str, StateDict], log: Callable[[], list[str]]
+) -> None:
+    aggregator = FedLoRAAggregator(rank=3)
+    assert with_stored(aggregator, 16) == []
+    for site, state in states.items():
+        aggregator.accept_model(result_of(site, state))
 
-    def round_of_all() -> None:
-        for site, state in states.items():
-            aggregator.accept_model(result_of(site, state))
+    with pytest.raises(InputError, match=r"\(3, \d+\), but NVFlare's persistor keeps \(16, \d+\)"):
         aggregator.aggregate_model()
-
-    with pytest.raises((UsageError, InputError), match=reason):
-        round_of_all()
     assert "start from `adapter`" in log()[-1]
+
+
+def test_a_folder_of_other_rounds_ends_the_job(tmp_path: Path) -> None:
+    (tmp_path / "rounds").mkdir()
+    first_adapter(tmp_path / "rounds" / "round-07").rename(tmp_path / "global")
+    (tmp_path / "rounds" / "round-07").mkdir()
+    (tmp_path / "global").rename(tmp_path / "rounds" / "round-07" / "global")
+    ctx = context()
+    FedLoRAAggregator(rounds=str(tmp_path / "rounds")).handle_event(EventType.START_RUN, ctx)
+
+    [line] = ctx.get_engine().fatal
+    assert "its rounds are round-07" in line
 
 
 def test_the_first_adapter_of_another_persistor_is_cut_only_before_training() -> None:

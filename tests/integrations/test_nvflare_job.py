@@ -96,6 +96,14 @@ def test_arguments_that_would_have_no_effect_are_refused(tmp_path: Path, argumen
         )
 
 
+@pytest.mark.parametrize("arguments", [{"method": "flora"}, {"options": {"energy": 0.9}}])
+def test_a_rank_that_changes_is_refused_with_the_model_of_nvflare(
+    arguments: dict[str, Any],
+) -> None:
+    with pytest.raises(UsageError, match="NVFlare's persistor keeps its rank"):
+        FedLoRARecipe(min_clients=2, train_script="client.py", model={}, **arguments)
+
+
 def test_a_prefix_in_the_allow_list_permits_all_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
