@@ -1,0 +1,1 @@
+"""FlowerTune on a tiny Llama."""
