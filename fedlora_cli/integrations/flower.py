@@ -53,7 +53,7 @@ _LOG = logging.getLogger("flwr")
 _PATIENCE = 600.0
 
 
-class FedLoRA(FedAvg):
+class FedLoRA(FedAvg):  # type: ignore[misc]
     """Flower's strategy for LoRA adapters of different ranks. All other arguments are FedAvg's.
 
     - `lora_config`: the LoraConfig of the initial arrays.
@@ -117,7 +117,7 @@ class FedLoRA(FedAvg):
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
+    ) -> Iterable[Message]:
         """A message for each sampled node, with the adapter at the rank of its client."""
         self._check(arrays)
         messages = list(super().configure_train(server_round, arrays, config, grid))
@@ -127,7 +127,7 @@ class FedLoRA(FedAvg):
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
+    ) -> Iterable[Message]:
         """A message for each sampled node, with the adapter at the rank of its client."""
         self._check(arrays)
         messages = list(super().configure_evaluate(server_round, arrays, config, grid))
