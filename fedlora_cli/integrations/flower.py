@@ -107,7 +107,9 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
         `initial_arrays`, and `num_rounds` further rounds follow.
         """
         arrays, self._starting = self._begin(initial_arrays), True
-        return super().start(grid, arrays, *args, **kwargs)
+        result = super().start(grid, arrays, *args, **kwargs)
+        result.arrays = self._arrays  # also if no round had usable replies
+        return result
 
     def summary(self) -> None:
         """Log the configuration. `start` calls this, also that of a strategy around this one."""
@@ -171,15 +173,16 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
 
     def _begin(self, arrays: ArrayRecord) -> ArrayRecord:
         """The arrays to start from: those of the last finished round, or the initial arrays."""
+        initial = StateDict(to_tensors(arrays), self.lora_config)
         try:
-            started = self.federation.start(StateDict(to_tensors(arrays), self.lora_config))
+            if self.round == 0:
+                self.federation = self.federation.start(initial)
+            else:  # the rank of the output is that of the initial adapter
+                options = replace(self.federation, rounds=None).start(initial).options
+                self.federation = replace(self.federation, options=options)
+                arrays = to_record(self._current.tensors)
         except FedloraError as error:
             raise AggregationError(str(error)) from error
-        if self.round == 0:
-            self.federation = started
-        else:
-            self.federation = replace(self.federation, options=started.options)
-            arrays = to_record(self._current.tensors)
         self._arrays = arrays
         return arrays
 

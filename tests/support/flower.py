@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from fedlora_cli import StateDict
-from fedlora_cli.integrations.flower import adapter_card, adapter_records, client_name, load_adapter
+from fedlora_cli.integrations.flower import (
+    FedLoRA,
+    adapter_card,
+    adapter_records,
+    client_name,
+    load_adapter,
+    to_record,
+)
 
 try:  # a message takes its sender from here, in flwr 1.42
     from flwr.supercore.task_identity import TaskIdentity
@@ -33,6 +40,15 @@ def base() -> Any:
     return LlamaForCausalLM(
         LlamaConfig(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, **sizes)
     )
+
+
+def classifier(rank: int) -> Any:
+    """A classifier in bfloat16 with an adapter in float32 and a trained head in bfloat16."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 20}
+    config = LlamaConfig(num_hidden_layers=1, num_attention_heads=2, num_labels=3, **sizes)
+    model = LlamaForSequenceClassification(config).to(torch.bfloat16)
+    return peft_model(rank, model=model, task_type="SEQ_CLS")
 
 
 def peft_model(rank: int, alpha: float | None = None, model: Any = None, **config: Any) -> Any:
@@ -153,3 +169,25 @@ class Calls(Grid):
     def push_messages(self, messages: Any) -> Any: ...
 
     def pull_messages(self, message_ids: Any) -> Any: ...
+
+
+RANKS = {"ann": 4, "bob": 8, "cy": 6}
+
+
+def of_ranks(ranks: Mapping[str, int] = RANKS, **options: Any) -> Clients:
+    models = {name: lambda rank=rank: peft_model(rank) for name, rank in ranks.items()}
+    return Clients(models, **options)
+
+
+def strategy(initial: Any = None, **options: Any) -> tuple[FedLoRA, ArrayRecord]:
+    """A strategy for three nodes without evaluation, and its initial arrays, of rank 8."""
+    model = peft_model(8) if initial is None else initial
+    given = {"min_train_nodes": 3, "min_available_nodes": 3, "fraction_evaluate": 0.0} | options
+    config = model.peft_config["default"]
+    return FedLoRA(lora_config=config, **given), to_record(get_peft_model_state_dict(model))
+
+
+def run(clients: Clients, number: int = 1, initial: Any = None, **options: Any) -> FedLoRA:
+    made, arrays = strategy(initial, **options)
+    made.start(Calls(clients.app(), clients.models), arrays, num_rounds=number)
+    return made
