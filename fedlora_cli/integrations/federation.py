@@ -31,7 +31,8 @@ from fedlora_cli.reports.document import to_json
 from fedlora_cli.reports.provenance import check_manifest
 from fedlora_cli.reports.round_folders import GLOBAL, round_name, rounds_in
 from fedlora_cli.rounds.aggregate import aggregate
-from fedlora_cli.rounds.in_memory import aggregate_state_dicts, cut
+from fedlora_cli.rounds.in_memory import aggregate_state_dicts, cut, distribute_state_dict
+from fedlora_cli.rounds.options import DistributeOptions
 from fedlora_cli.rounds.state_dict import StateDict, checked_name
 from fedlora_cli.text import printable
 
@@ -44,6 +45,14 @@ _ROSTER, _CLIENTS = "roster.json", "clients"
 
 #: The fields of a member in that file.
 _TYPES = {"rank": int, "scaling": float, "round": int}
+
+
+def at_terms(state: StateDict, rank: int, scaling: float, *, ordered: bool) -> StateDict:
+    """An adapter at another rank and scaling: its first rank indices, or its best approximation."""
+    if ordered or rank >= state.rank:
+        return cut(state, rank, scaling)
+    options = DistributeOptions(alpha=scaling * rank)  # distribute writes no rsLoRA
+    return distribute_state_dict(state, ranks=[rank], options=options)[rank]
 
 
 @dataclass(frozen=True)
@@ -142,8 +151,16 @@ class Federation:
             return self.current
         terms = (member.rank, member.scaling)
         if terms not in self._cuts:
-            self._cuts[terms] = cut(self.current, *terms)
+            self._cuts[terms] = at_terms(self.current, *terms, ordered=self.is_ordered)
         return self._cuts[terms]
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the first rank indices of the global adapter matter most: not if the method puts
+        the factors of all clients one after another.
+        """
+        method = find(self.options.method)
+        return self.round == 0 or method.compress == "svd" or method.merge != "sum"
 
     def spool(self, name: str, upload: StateDict) -> None:
         """Write an upload of the coming round, so that it can leave the memory.

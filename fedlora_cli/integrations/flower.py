@@ -28,7 +28,7 @@ except ImportError as error:
 
 
 from fedlora_cli.aggregation.options import AggregateOptions
-from fedlora_cli.errors import FedloraError
+from fedlora_cli.errors import FedloraError, UsageError
 from fedlora_cli.integrations.federation import DEFAULTS, Federation
 from fedlora_cli.integrations.flower_client import adapter_card as adapter_card
 from fedlora_cli.integrations.flower_client import adapter_records as adapter_records
@@ -145,10 +145,7 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
         uploads, bad = uploads_in(clients, self.weighted_by_key)
         for fault in (*faults, *bad):
             _LOG.warning("left out: %s", fault)
-        try:
-            self.federation, report, reason = self.federation.next(uploads)
-        except FedloraError as error:
-            raise AggregationError(str(error)) from error
+        report, reason = self._next(uploads)
         if report is None:
             _LOG.warning("the last global adapter stays: %s", reason)
             return None, None
@@ -163,7 +160,7 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
             _LOG.warning("left out of the mean metrics: %s has other metrics than most", name)
         return self._arrays, self.train_metrics_aggr_fn(metrics, self.weighted_by_key)
 
-    def initialize_parameters(self, *_: Any) -> NoReturn:
+    def initialize_parameters(self, **_: Any) -> NoReturn:
         """Refuse Flower's workflows for secure aggregation, which begin by this call."""
         raise AggregationError("FedLoRA: " + "; ".join(SECURE))
 
@@ -196,6 +193,21 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
             found = "another strategy, such as a wrapper for differential privacy, changes arrays"
             cure = "start FedLoRA itself; clients can clip and add noise by LocalDpMod"
             raise AggregationError(f"FedLoRA: {found}; {cure}")
+
+    def _next(self, uploads: Mapping[str, StateDict]) -> tuple[AggregateReport | None, str]:
+        """The report of another round; None and a reason if the last adapter stays.
+
+        Raises AggregationError for options that no round can use, and if files cannot be written.
+        """
+        try:
+            self.federation, report, reason = self.federation.next(uploads)
+        except UsageError as error:
+            if self.report is None:
+                raise AggregationError(str(error)) from error
+            return None, str(error)  # a robust rule needs more clients than there are this time
+        except FedloraError as error:
+            raise AggregationError(str(error)) from error
+        return report, reason
 
     def _ask(self, grid: Grid, nodes: Iterable[int]) -> None:
         """Ask the nodes that are not known yet for the names and ranks of their clients."""
@@ -231,7 +243,10 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
         for message in messages:
             adapter = self._adapter_for(self._names.get(message.metadata.dst_node_id))
             if id(adapter) not in records:  # clients of one rank share the arrays
-                records[id(adapter)] = to_record(adapter.tensors), card(adapter)
+                records[id(adapter)] = (
+                    to_record(adapter.tensors),
+                    card(adapter, ordered=self.federation.is_ordered),
+                )
             arrays, terms = records[id(adapter)]
             config = dict(message.content.config_records[self.configrecord_key])
             content = RecordDict(

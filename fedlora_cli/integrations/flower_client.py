@@ -10,6 +10,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedlora_cli.errors import InputError
+from fedlora_cli.integrations.federation import at_terms
 from fedlora_cli.integrations.flower_records import CARD, card, config_in, to_record, to_tensors
 from fedlora_cli.rounds.in_memory import distribute_state_dict
 from fedlora_cli.rounds.state_dict import StateDict
@@ -28,9 +29,9 @@ def load_adapter(
 ) -> None:
     """Load the adapter of a message from the server into a PEFT model.
 
-    The model keeps its rank and its alpha, unless others are given. If the message has an adapter
-    of another rank or scaling, the model gets the best approximation of its own rank; above the
-    rank of the message, A gets random rows and B zero columns. Raises InputError.
+    The model keeps its rank and its alpha, unless others are given. From an adapter of a higher
+    rank it takes the first rank indices, as the server does for a client that it knows; above the
+    rank of the adapter, A gets random rows and B zero columns. Raises InputError.
     """
     from peft import set_peft_model_state_dict
 
@@ -104,10 +105,14 @@ def _at_own_rank(message: Message, own: StateDict) -> dict[str, Tensor]:
     tensors = to_tensors(arrays[0])
     if CARD not in message.content.config_records:  # another strategy, which sends one rank to all
         return tensors
-    config = config_in(message.content.config_records[CARD], "the server's adapter")
+    terms = message.content.config_records[CARD]
+    config = config_in(terms, "the server's adapter")
     # Every machine has the base model at another path.
     base = own.config.get("base_model_name_or_path")
     sent = StateDict(tensors, {**config, "base_model_name_or_path": base})
     if all(sent.config.get(name) == own.config.get(name) for name in _SCALING):
         return tensors
-    return dict(distribute_state_dict(sent, like={"own": own})["own"].tensors)
+    if own.config.get("rank_pattern") or own.config.get("alpha_pattern"):
+        return dict(distribute_state_dict(sent, like={"own": own})["own"].tensors)
+    ordered = terms.get("ordered") is not False
+    return dict(at_terms(sent, own.rank, own.scaling, ordered=ordered).tensors)

@@ -55,7 +55,7 @@ def views(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: _view(name, array) for name, array in record.items()}
 
 
-def card(state: StateDict, **more: str) -> ConfigRecord:
+def card(state: StateDict, **more: str | bool) -> ConfigRecord:
     """The card of an adapter. The base model's path stays on this machine."""
     config = {**state.config, "base_model_name_or_path": None}
     text = json.dumps(config, sort_keys=True)

@@ -95,6 +95,24 @@ def test_an_unknown_client_gets_the_whole_adapter_and_cuts_it() -> None:
         assert relative_error(update, best(current[key], 6)) < 1e-6
 
 
+def test_of_concatenated_factors_a_client_gets_the_best_approximation() -> None:
+    clients = of_ranks()
+    grid = Calls(clients.app(), RANKS)
+    made, arrays = strategy(method="flora", ask_nodes=True)
+    made.start(grid, arrays, num_rounds=1)
+    first = updates(made.federation.current)
+    grid.names = {node + 50: name for node, name in grid.names.items()}
+    made.ask_nodes = False  # so the client itself cuts
+    made.start(grid, arrays, num_rounds=1)
+
+    assert rank_in(grid.of_type("train", "ann")[-1].content["arrays"]) == sum(RANKS.values())
+    for key, update in updates(clients.received["ann"]).items():
+        assert relative_error(update, best(first[key], 4)) < 1e-6
+    cut = updates(made.federation.for_client("ann"))
+    for key, update in updates(made.federation.current).items():
+        assert relative_error(cut[key], best(update, 4)) < 1e-6
+
+
 def test_a_client_of_a_higher_rank_than_the_global_one_fills_the_rest() -> None:
     clients = of_ranks(RANKS | {"bob": 12})
     made = run(clients, 2, ask_nodes=True)

@@ -179,12 +179,14 @@ def of_ranks(ranks: Mapping[str, int] = RANKS, **options: Any) -> Clients:
     return Clients(models, **options)
 
 
-def strategy(initial: Any = None, **options: Any) -> tuple[FedLoRA, ArrayRecord]:
+def strategy(
+    initial: Any = None, kind: type[FedLoRA] = FedLoRA, **options: Any
+) -> tuple[FedLoRA, ArrayRecord]:
     """A strategy for three nodes without evaluation, and its initial arrays, of rank 8."""
     model = peft_model(8) if initial is None else initial
     given = {"min_train_nodes": 3, "min_available_nodes": 3, "fraction_evaluate": 0.0} | options
     config = model.peft_config["default"]
-    return FedLoRA(lora_config=config, **given), to_record(get_peft_model_state_dict(model))
+    return kind(lora_config=config, **given), to_record(get_peft_model_state_dict(model))
 
 
 def run(clients: Clients, number: int = 1, initial: Any = None, **options: Any) -> FedLoRA:
