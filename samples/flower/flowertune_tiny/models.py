@@ -32,7 +32,7 @@ def get_model(cfg: Mapping[str, Any]) -> Any:
     peft_config = LoraConfig(
         r=cfg["model.lora.peft-lora-r"],
         lora_alpha=cfg["model.lora.peft-lora-alpha"],
-        target_modules=["q_proj", "v_proj", "down_proj"],
+        target_modules=["q_proj", "v_proj", "down_proj", "lm_head"],
         task_type="CAUSAL_LM",
     )
     return get_peft_model(base, peft_config)
@@ -50,7 +50,7 @@ def fit(model: Any, texts: torch.Tensor, epochs: int, learning_rate: float) -> f
     losses = []
     model.train()
     for _ in range(epochs):
-        for batch in texts.split(8):
+        for batch in torch.split(texts, 8):
             optimizer.zero_grad()
             loss = loss_of(model, batch)
             loss.backward()
