@@ -115,8 +115,14 @@ class Clients:
 class Calls(Grid):
     """Nodes as function calls. Messages to nodes in `lost` come back as errors."""
 
-    def __init__(self, app: ClientApp, names: Iterable[str], lost: Iterable[int] = ()) -> None:
-        self.app, self.lost = app, set(lost)
+    def __init__(
+        self,
+        app: ClientApp,
+        names: Iterable[str],
+        lost: Iterable[int] = (),
+        run_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.app, self.lost, self.run_config = app, set(lost), dict(run_config or {})
         self.names = dict(enumerate(names, 101))
         self.messages: list[Message] = []
 
@@ -136,9 +142,9 @@ class Calls(Grid):
         context = Context(
             run_id=1,
             node_id=node,
-            node_config={"name": self.names[node]},
+            node_config=self.node_config(node),
             state=RecordDict(),
-            run_config={},
+            run_config=dict(self.run_config),
         )
         try:
             return self.app(message, context)
@@ -146,6 +152,9 @@ class Calls(Grid):
             # As Flower words it.
             reason = str(type(error)) + ":<'" + str(error) + "'>"
             return Message(Error(code=_RAISED, reason=reason), reply_to=message)
+
+    def node_config(self, node: int) -> dict[str, Any]:
+        return {"name": self.names[node]}
 
     def of_type(self, kind: str, name: str) -> list[Message]:
         """The messages of a type to the node of this name."""

@@ -27,12 +27,13 @@ def get_model(cfg: Mapping[str, Any]) -> Any:
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=64,
+            initializer_range=0.2,  # large enough for an adapter to move the letters
         )
     )
     peft_config = LoraConfig(
         r=cfg["model.lora.peft-lora-r"],
         lora_alpha=cfg["model.lora.peft-lora-alpha"],
-        target_modules=["q_proj", "v_proj", "down_proj", "lm_head"],
+        target_modules=["q_proj", "v_proj", "down_proj"],
         task_type="CAUSAL_LM",
     )
     return get_peft_model(base, peft_config)
