@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-pytest.importorskip("flwr")
+pytest.importorskip("flwr", minversion="1.42")  # its programs had other options before
 
 pytestmark = pytest.mark.long
 
@@ -42,8 +43,7 @@ class Flower:
 
     home: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    control: int = field(default_factory=free_port)
-    fleet: int = field(default_factory=free_port)
+    port: int = field(default_factory=free_port)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -73,19 +73,18 @@ class Flower:
     def superlink(self, *arguments: str) -> None:
         self.start(
             "flower-superlink",
-            *("--host", "127.0.0.1", "--port", str(self.control)),
-            *("--fleet-api-address", f"127.0.0.1:{self.fleet}"),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--database", str(self.home / "state.db")),
             "--disable-runtime-dependency-installation",
             *arguments,
         )
-        address = f'address = "127.0.0.1:{self.control}"\ninsecure = true\n'
+        address = f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{address}'
         )
         for _ in range(PATIENCE):
             with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", self.control)) == 0:
+                if client.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.2)
         pytest.fail("the SuperLink does not answer")
@@ -141,11 +140,8 @@ def app_with(tmp_path: Path, old: str, new: str, file: str) -> Path:
 
 
 def losses(log: str) -> list[float]:
-    return [
-        float(line.partition("'held_out_loss': ")[2].partition("}")[0])
-        for line in log.splitlines()
-        if "MetricRecord: {'held_out_loss'" in line
-    ]
+    """The losses of the initial and of all global adapters on held-out texts."""
+    return [float(number) for number in re.findall(r"'held_out_loss': ([\d.]+)", log)]
 
 
 def test_four_simulated_nodes_of_which_one_fails(flower: Flower, tmp_path: Path) -> None:
@@ -170,8 +166,8 @@ def test_four_simulated_nodes_of_which_one_fails(flower: Flower, tmp_path: Path)
     assert log.count("rank 16 from 3 clients") == 2
     tensors = load_file(results / "peft_2/adapter_model.safetensors")
     assert {value.shape[0] for name, value in tensors.items() if "lora_A" in name} == {16}
-    first, last = losses(log)
-    assert last < first < 3
+    assert sorted(losses(log), reverse=True) == losses(log)
+    assert len(losses(log)) == 3
 
 
 def test_a_killed_supernode_does_not_end_the_run(flower: Flower, tmp_path: Path) -> None:
@@ -182,7 +178,7 @@ def test_a_killed_supernode_does_not_end_the_run(flower: Flower, tmp_path: Path)
     nodes = [
         flower.start(
             "flower-supernode",
-            *("--superlink", f"127.0.0.1:{flower.fleet}"),
+            *("--superlink", f"127.0.0.1:{flower.port}"),
             *("--port", str(free_port())),
             *("--node-config", f"partition-id={number} num-partitions=4 rank={rank}"),
         )
@@ -206,4 +202,5 @@ def test_a_killed_supernode_does_not_end_the_run(flower: Flower, tmp_path: Path)
     for folder in rounds.iterdir():
         report = json.loads((folder / "global/fedlora.json").read_text())
         assert report["rank"] == 16, "the rank of the killed node stays"
-    assert losses(log)[-1] < losses(log)[0]
+    assert sorted(losses(log), reverse=True) == losses(log)
+    assert len(losses(log)) == 4
