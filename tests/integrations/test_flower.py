@@ -298,8 +298,9 @@ def pickled() -> bytes:
 @pytest.fixture(scope="module")
 def good() -> StateDict:
     """The global adapter of two clients."""
-    clients = of_ranks({"ann": 4, "bob": 8})
-    return run(clients, min_train_nodes=2, min_available_nodes=2).federation.current
+    made = run(of_ranks({"ann": 4, "bob": 8}), min_train_nodes=2, min_available_nodes=2)
+    assert made.federation.current is not None
+    return made.federation.current
 
 
 @pytest.mark.parametrize("fault", BAD)
