@@ -95,7 +95,7 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
         self._names: dict[int, str] = {}
         self._asked: set[int] = set()
         self._arrays: ArrayRecord | None = None
-        self._starting = self._wrapped = False
+        self._running = self._wrapped = False
 
     @property
     def round(self) -> int:
@@ -106,14 +106,17 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
         """FedAvg's `start`. After finished rounds in `rounds`, their last adapter replaces
         `initial_arrays`, and `num_rounds` further rounds follow.
         """
-        arrays, self._starting = self._begin(initial_arrays), True
-        result = super().start(grid, arrays, *args, **kwargs)
+        arrays, self._running = self._begin(initial_arrays), True
+        try:
+            result = super().start(grid, arrays, *args, **kwargs)
+        finally:
+            self._running = False
         result.arrays = self._arrays  # also if no round had usable replies
         return result
 
     def summary(self) -> None:
         """Log the configuration. `start` calls this, also that of a strategy around this one."""
-        self._wrapped, self._starting = not self._starting, False
+        self._wrapped = not self._running
         super().summary()
         _LOG.info("\t└──> FedLoRA: %s, from round %s", self.federation.options.method, self.round)
 
@@ -274,7 +277,11 @@ class FedLoRA(FedAvg):  # type: ignore[misc]
         if rank is not None and (member is None or member.rank != rank):
             scaling = self._current.scaling if member is None else member.scaling
             self.federation = self.federation.with_member(name, rank, scaling)
-        return self.federation.for_client(name) or self._current
+        try:
+            return self.federation.for_client(name) or self._current
+        except FedloraError as error:  # a rank or a scaling that no adapter here can have
+            _LOG.warning("%s gets the whole adapter: %s", name, error)
+            return self._current
 
 
 def _same(arrays: ArrayRecord, others: ArrayRecord | None) -> bool:

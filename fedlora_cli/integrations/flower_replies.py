@@ -17,8 +17,8 @@ from fedlora_cli.integrations.flower_records import CARD, config_in, views
 from fedlora_cli.rounds.state_dict import StateDict
 from fedlora_cli.text import printable
 
-#: A client's name is also the name of a folder and stands in logs.
-_NAME = re.compile(r"\w[\w .@+-]{0,99}")
+#: A client's name is also the name of a folder, of at most 255 bytes, and stands in logs.
+_NAME = re.compile(r"\w[\w .@+-]{0,59}")
 
 #: A word in the errors of clients that run Flower's mods for secure aggregation.
 _SECURE = "secaggplus"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,6 +123,29 @@ def test_a_client_of_a_higher_rank_than_the_global_one_fills_the_rest() -> None:
         assert torch.linalg.matrix_rank(update, rtol=1e-5) == 8
         assert clients.received["bob"].tensors[key].shape[0] == 12
     assert made.federation.roster["bob"].rank == 12
+
+
+def test_a_rank_that_no_adapter_here_can_have_ends_no_run(lines: list[str]) -> None:
+    def change(name: str, content: RecordDict) -> None:
+        """Rank 40, in modules with at most 16 directions."""
+        if name == "bob":
+            tensors = to_tensors(content["arrays"])
+            padded = {
+                k: torch.cat([v, v.new_zeros(32, v.shape[1])])
+                if "lora_A" in k
+                else torch.cat([v, v.new_zeros(v.shape[0], 32)], dim=1)
+                for k, v in tensors.items()
+            }
+            content["arrays"] = to_record(padded)
+            config(content, r=40, lora_alpha=80)
+
+    grid = Calls(of_ranks(change=change).app(), RANKS)
+    made, arrays = strategy()
+    made.start(grid, arrays, num_rounds=2)
+
+    assert (made.round, made.federation.roster["bob"].rank) == (2, 40)
+    assert rank_in(grid.of_type("train", "bob")[1].content["arrays"]) == 8
+    assert any(line.startswith("bob gets the whole adapter: rank: 40, ") for line in lines)
 
 
 def test_a_round_is_that_of_state_dicts() -> None:
@@ -247,6 +271,17 @@ def card(content: RecordDict, **changed: Any) -> None:
     content["lora"] = ConfigRecord(dict(content["lora"]) | changed)
 
 
+def config(content: RecordDict, **changed: Any) -> None:
+    card(content, config=json.dumps(json.loads(content["lora"]["config"]) | changed))
+
+
+def cast(content: RecordDict, dtype: Any) -> None:
+    name, old = next(iter(content["arrays"].items()))
+    content["arrays"] = ArrayRecord(
+        dict(content["arrays"]) | {name: Array(old.numpy().astype(dtype))}
+    )
+
+
 def metric(content: RecordDict, name: str, value: Any) -> None:
     content["metrics"] = MetricRecord(dict(content["metrics"]) | {name: value})
 
@@ -271,6 +306,21 @@ BAD: dict[str, tuple[Callable[[RecordDict], object], str]] = {
         lambda c: card(c, config='{"peft_type": "LORA", "r": "4"}'),
         "cy: .*r is '4'",
     ),
+    "no rank": (lambda c: config(c, r=None), "cy: .*: r is None"),
+    "rank 0": (lambda c: config(c, r=0), "cy: .*r is 0"),
+    "a negative rank": (lambda c: config(c, r=-4, use_rslora=True), "cy: .*r is -4"),
+    "a huge rank": (lambda c: config(c, r=10**30), "cy: .*r is 1"),
+    "a list of ranks": (lambda c: config(c, rank_pattern=[4]), "cy: .*rank_pattern is"),
+    "ranks of text": (
+        lambda c: config(c, rank_pattern={"q_proj": "4"}),
+        r"cy: .*rank_pattern\['q_proj'\] is '4'",
+    ),
+    "an alpha of text": (lambda c: config(c, lora_alpha="x"), "cy: .*lora_alpha is 'x'"),
+    "an infinite alpha": (lambda c: config(c, lora_alpha=1e999), "client cy: .*not valid JSON"),
+    "other numbers": (lambda c: cast(c, np.uint16), "cy: .*lora_A.* has torch.uint16"),
+    "truth values": (lambda c: cast(c, np.bool_), "cy: .*lora_A.* has torch.bool"),
+    "complex numbers": (lambda c: cast(c, np.complex64), "client cy: .*its dtype is complex64"),
+    "a long name": (lambda c: card(c, name="x" * 61), "node 103: a client named 'xxx"),
     "a key twice": (lambda c: card(c, config='{"r": 1, "r": 2}'), "client cy: .*appears twice"),
     "a huge config": (lambda c: card(c, config=" " * 2**20 + "{}"), "client cy: .*1048578 bytes"),
     "no config": (lambda c: card(c, config=5), "client cy: no LoRA config"),
