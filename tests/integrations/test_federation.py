@@ -317,3 +317,26 @@ def test_two_hundred_uploads_are_not_copied(tmp_path: Path, mode: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 250
+
+
+@pytest.mark.parametrize("method", ["flora", "flexlora", "raflora"])
+def test_a_client_gets_the_best_of_its_rank(tmp_path: Path, method: str) -> None:
+    """flora puts the factors of all clients one after another; the others truncate."""
+    options = replace(DEFAULTS, method=method)
+    after, _, _ = Federation(options).next(uploads(tmp_path, 1))
+    cut = after.with_member("new", 3, 2.5).for_client("new")
+
+    U, s, Vh = torch.linalg.svd(update(after.current))
+    best = (U[:, :3] * s[:3]) @ Vh[:3]
+    assert (cut.rank, cut.scaling) == (3, 2.5)
+    assert relative_error(update(cut), best) < 1e-6
+
+
+def test_a_client_starts_from_the_first_rows_of_the_initial_adapter(tmp_path: Path) -> None:
+    start = zero_start(tmp_path)
+    federation = Federation(replace(DEFAULTS, method="flora")).start(start)
+    cut = federation.with_member("new", 3, 2.0).for_client("new")
+
+    A = f"{MODULE}.lora_A.weight"
+    rows = start.tensors[A][:3].double()
+    assert relative_error(cut.tensors[A].double(), rows) < 1e-6
