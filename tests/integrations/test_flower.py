@@ -166,6 +166,27 @@ def test_a_round_is_that_of_state_dicts() -> None:
     assert (made.report.method, made.round) == ("rbla", 2)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_paths_of_base_models_stay_on_their_machines(on_disk: bool, tmp_path: Path) -> None:
+    def model(rank: int, place: str) -> Any:
+        made = peft_model(rank)
+        made.peft_config["default"].base_model_name_or_path = place
+        return made
+
+    cards = []
+    clients = Clients(
+        {name: lambda n=name, r=rank: model(r, f"/node/{n}/llama") for name, rank in RANKS.items()},
+        change=lambda name, content: cards.append(content["lora"]["config"]),
+    )
+    rounds = tmp_path / "rounds" if on_disk else None
+    made = run(clients, 2, model(8, "/srv/models/llama"), rounds=rounds)
+
+    assert made.round == 2
+    assert made.federation.current.config["base_model_name_or_path"] == "/srv/models/llama"
+    assert len(cards) == 6
+    assert not any("/node/" in text for text in cards)
+
+
 def test_the_server_can_set_the_ranks() -> None:
     clients = of_ranks(dict.fromkeys(RANKS, 8))
     grid = Calls(clients.app(), RANKS)
