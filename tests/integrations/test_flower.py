@@ -22,6 +22,7 @@ from support.flower import (
     RANKS,
     Calls,
     Clients,
+    base,
     classifier,
     of_ranks,
     peft_model,
@@ -168,23 +169,26 @@ def test_a_round_is_that_of_state_dicts() -> None:
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_paths_of_base_models_stay_on_their_machines(on_disk: bool, tmp_path: Path) -> None:
-    def model(rank: int, place: str) -> Any:
+    def model(rank: int, name: str) -> Any:
+        place = tmp_path / name / "llama"
+        base().config.save_pretrained(place)  # PEFT looks into it
         made = peft_model(rank)
-        made.peft_config["default"].base_model_name_or_path = place
+        made.peft_config["default"].base_model_name_or_path = str(place)
         return made
 
     cards = []
     clients = Clients(
-        {name: lambda n=name, r=rank: model(r, f"/node/{n}/llama") for name, rank in RANKS.items()},
+        {name: lambda n=name, r=rank: model(r, n) for name, rank in RANKS.items()},
         change=lambda name, content: cards.append(content["lora"]["config"]),
     )
     rounds = tmp_path / "rounds" if on_disk else None
-    made = run(clients, 2, model(8, "/srv/models/llama"), rounds=rounds)
+    made = run(clients, 2, model(8, "server"), rounds=rounds)
 
     assert made.round == 2
-    assert made.federation.current.config["base_model_name_or_path"] == "/srv/models/llama"
+    current = made.federation.current.config
+    assert current["base_model_name_or_path"] == str(tmp_path / "server/llama")
     assert len(cards) == 6
-    assert not any("/node/" in text for text in cards)
+    assert not any(str(tmp_path) in text for text in cards)
 
 
 def test_the_server_can_set_the_ranks() -> None:
