@@ -113,7 +113,7 @@ def test_six_lines_make_the_template_train_every_rank(
     assert any(line.startswith("Starting FlowerTuneLlm strategy") for line in lines)
 
 
-@pytest.mark.parametrize("block", re.findall(r"^( *)```python\n(.*?)```", README, re.M | re.S))
+@pytest.mark.parametrize("block", re.findall(r"^( *)```py\n(.*?)```", README, re.M | re.S))
 def test_the_code_of_the_readme_has_names_that_exist(block: tuple[str, str]) -> None:
     indent, text = block
     code = "\n".join(line.removeprefix(indent) for line in text.splitlines())
