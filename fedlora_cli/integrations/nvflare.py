@@ -22,7 +22,7 @@ from fedlora_cli.integrations.nvflare_results import (
     settings,
     upload_of,
 )
-from fedlora_cli.integrations.nvflare_site import LORA, NUM_EXAMPLES, shapes_of, untrained
+from fedlora_cli.integrations.nvflare_site import LORA, NUM_EXAMPLES, ORDERED, shapes_of, untrained
 from fedlora_cli.integrations.nvflare_site import load_adapter as load_adapter
 from fedlora_cli.integrations.nvflare_site import lora_meta as lora_meta
 from fedlora_cli.rounds.state_dict import StateDict
@@ -235,7 +235,7 @@ class FedLoRARankFilter(DXOFilter):  # type: ignore[misc]
             scaling = whole.scaling if alpha is None else alpha / rank
             federation = federation.with_member(site, rank, scaling)
         state = federation.for_client(site) or whole
-        meta = {**dxo.meta, LORA: dict(state.config)}
+        meta = {**dxo.meta, LORA: dict(state.config), ORDERED: federation.is_ordered}
         return DXO(DataKind.WEIGHTS, data=dict(state.tensors), meta=meta)
 
 

@@ -8,11 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from fedlora_cli.errors import InputError
-from fedlora_cli.rounds.in_memory import cut, distribute_state_dict
+from fedlora_cli.integrations.federation import at_terms
+from fedlora_cli.rounds.in_memory import distribute_state_dict
 from fedlora_cli.rounds.state_dict import StateDict
 
 #: The key of an adapter's config in the metadata of a model, in both directions.
 LORA = "lora"
+
+#: The key that says whether the first rank indices of the adapter matter most.
+ORDERED = "lora_ordered"
 
 #: The key of a site's sample count in the metadata of its result.
 NUM_EXAMPLES = "num_examples"
@@ -38,7 +42,8 @@ def load_adapter(model: Any, received: Any, adapter_name: str = "default") -> No
     if LORA in received.meta:
         state = StateDict(tensors, received.meta[LORA])
         if (state.rank, state.scaling) != (own.rank, own.scaling):
-            state = cut(state, own.rank, own.scaling)
+            ordered = received.meta.get(ORDERED) is not False
+            state = at_terms(state, own.rank, own.scaling, ordered=ordered)
         if shapes_of(state.tensors) != shapes_of(own.tensors):  # ranks by module
             state = distribute_state_dict(state, like={"site": own})["site"]
         tensors = state.tensors

@@ -493,6 +493,29 @@ def test_an_unknown_site_gets_the_whole_adapter_and_cuts_it(
         )
 
 
+def test_an_unknown_site_approximates_an_adapter_without_order(
+    tmp_path: Path, trained: FLContextManager
+) -> None:
+    """As flora's, in which the clients' factors follow one another: here, the least come first."""
+    whole = StateDict.load(tmp_path / "global")
+    tensors = {
+        name: tensor.flip(0 if "lora_A" in name else 1).contiguous() if "lora_" in name else tensor
+        for name, tensor in whole.tensors.items()
+    }
+    sent = sent_to("site-9", trained, FedLoRARankFilter(), tensors)
+    sent.params = tensors
+    sent.meta["lora_ordered"] = False
+    model = peft_model(6, 5, seed=9)
+    load_adapter(model, sent)
+
+    distribute(tmp_path / "global", tmp_path / "sites", (), DistributeOptions(ranks=(6,)))
+    expected = StateDict.load(tmp_path / "sites/rank-6")
+    for module in ("self_attn.q_proj", "mlp.down_proj"):
+        torch.testing.assert_close(
+            update(StateDict.of(model), module), update(expected, module), rtol=1e-5, atol=1e-6
+        )
+
+
 def test_other_kinds_of_data_pass_the_filter_unchanged() -> None:
     rank_filter = FedLoRARankFilter({"site-1": 4})
     shareable = DXO(DataKind.METRICS, data={"loss": 1.0}).to_shareable()
