@@ -219,14 +219,13 @@ def test_options_that_contradict_each_other_are_refused(
 
 def save_pictures_of_sites(folder: Path) -> Path:
     """Images with a table that has their classes and clients, as the library reads it."""
-    lines = ["file_name,label,site"]
+    pictures = []
     for k, site in enumerate(SITES):
         name = sorted(COLOURS)[k % 3]
         folder.mkdir(exist_ok=True)
         (folder / f"{k:02}.png").write_bytes(png(COLOURS[name], k))
-        lines.append(f"{k:02}.png,{name},{site}")
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    return folder
+        pictures.append({"file_name": f"{k:02}.png", "label": name, "site": site})
+    return save_lines(folder / "metadata.jsonl", pictures).parent
 
 
 @pytest.mark.parametrize("family", ["image-classification", "text-classification", "causal-lm"])
