@@ -21,7 +21,7 @@ from fedlora_cli import formats
 from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.clients.reading import LeftOut
 from fedlora_cli.errors import InputError, UsageError
-from fedlora_cli.files.documents import exists, read_object
+from fedlora_cli.files.documents import exists, read_object, unwritable
 from fedlora_cli.files.folder import other_than, other_than_folders
 from fedlora_cli.files.output import write_file
 from fedlora_cli.formats.terms import CONFIG
@@ -103,7 +103,7 @@ class Federation:
             options = replace(options, rank=initial.rank)
         folder = None if self.rounds is None else self._folder(0) / GLOBAL
         if folder is not None and not folder.exists() and not initial.is_zero:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            _make(folder.parent)
             replace(initial, samples=None).save(folder)
         return replace(self, options=options, current=initial, before=None)
 
@@ -171,7 +171,7 @@ class Federation:
         if self.rounds is None:
             raise UsageError("rounds", "not given", "uploads need a folder of rounds")
         folder = self._folder(self.round + 1) / _CLIENTS / checked_name(name)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make(folder.parent)
         upload.save(folder, force=True)
 
     def next(
@@ -262,7 +262,18 @@ class Federation:
             return
         folder = self._folder(number) / _CLIENTS
         if folder.is_dir() and other_than_folders(other_than(formats.FILES))(folder) is None:
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise unwritable(folder, error) from None
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and its parents. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
 
 
 def _base(current: StateDict | None, uploads: Mapping[str, StateDict]) -> str | None:

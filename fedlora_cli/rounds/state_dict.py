@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,18 @@ from torch import Tensor
 
 from fedlora_cli import formats
 from fedlora_cli.clients.sample_counts import sample_count_in
-from fedlora_cli.errors import InputError
+from fedlora_cli.errors import InputError, OutputError
 from fedlora_cli.files.documents import exists, read_object
 from fedlora_cli.files.entries import DTYPES, read_entries
 from fedlora_cli.files.folder import claimed, new_folder, other_than
 from fedlora_cli.files.locations import location
 from fedlora_cli.files.memory import Folders, file_of, weights_of
 from fedlora_cli.files.safetensors import read_contents
-from fedlora_cli.files.writing import write, write_text
+from fedlora_cli.files.writing import check_header, declare, write, write_text
 from fedlora_cli.formats.terms import CONFIG, WEIGHTS
 from fedlora_cli.remote import Location
-from fedlora_cli.reports.provenance import REPORT
+from fedlora_cli.reports.provenance import REPORT, read_report
+from fedlora_cli.text import first_line
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -57,6 +59,8 @@ class StateDict:
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
     def __post_init__(self) -> None:
+        tensors = {name: _tensor(value) for name, value in self.tensors.items()}
+        object.__setattr__(self, "tensors", tensors)
         object.__setattr__(self, "config", _plain_config(self.config))
 
     def __repr__(self) -> str:
@@ -120,7 +124,7 @@ class StateDict:
         place = location(folder)
         infos, metadata = read_contents(place / WEIGHTS)
         values = read_entries(list(infos.values()))
-        is_global = exists(place / REPORT) and "schema" in read_object(place / REPORT, finite=False)
+        is_global = exists(place / REPORT) and "schema" in read_report(place)
         return cls(
             dict(zip(infos, values, strict=True)),
             read_object(place / CONFIG),
@@ -136,35 +140,35 @@ class StateDict:
         """
         target, foreign = location(folder), other_than(formats.FILES)
         _check_tensors(str(target), self)
+        documents = _documents(str(target), self)
         with (
             claimed(target, force=force, foreign=foreign),
             new_folder(target, force=force, foreign=foreign) as place,
         ):
             write(place / WEIGHTS, self.tensors, self.metadata)
-            for name, text in _documents(self).items():
+            for name, text in documents.items():
                 write_text(place / name, text)
 
 
 def put(store: Folders, folder: str, state: StateDict) -> None:
     """Put an adapter into a folder in memory. Raises InputError."""
-    place = str(store.place(folder))
-    state = replace(state, tensors={k: _tensor(t) for k, t in state.tensors.items()})
-    _check_tensors(place, state)
+    _check_tensors(str(store.place(folder)), state)
     store.add(f"{folder}/{WEIGHTS}", weights_of(state.tensors, state.metadata))
-    for name, text in _documents(state).items():
+    for name, text in _documents(str(store.place(folder)), state).items():
         store.add(f"{folder}/{name}", file_of(text.encode()))
 
 
-def _documents(state: StateDict) -> dict[str, str]:
-    """The texts beside the weights, by file name."""
-    try:
-        config = json.dumps(state.config, indent=2, sort_keys=True) + "\n"
-    except (TypeError, ValueError) as error:
-        cure = "give a LoraConfig, or the content of an adapter_config.json"
-        raise InputError(CONFIG, f"no JSON object ({error})", cure) from None
-    texts = {CONFIG: config}
+def _documents(place: str, state: StateDict) -> dict[str, str]:
+    """The texts beside the weights, by file name. Raises InputError for samples of no number."""
+    texts = {CONFIG: json.dumps(state.config, indent=2, sort_keys=True) + "\n"}
     if state.samples is not None:
-        texts[REPORT] = json.dumps({"samples": state.samples}) + "\n"
+        if not isinstance(state.samples, numbers.Real):
+            found = f"its sample count is a {type(state.samples).__name__}"
+            raise InputError(place, found, "give a number, such as len(dataset)")
+        # Integers of numpy are numbers, but not of JSON.
+        plain = isinstance(state.samples, (int, float))
+        samples = state.samples if plain else float(state.samples)
+        texts[REPORT] = json.dumps({"samples": samples}) + "\n"
     return texts
 
 
@@ -174,16 +178,24 @@ def _tensor(value: Any) -> Any:
 
 
 def _check_tensors(place: str, state: StateDict) -> None:
+    """Raise InputError unless a weights file can hold the tensors and their names."""
     for name, tensor in state.tensors.items():
+        if not isinstance(name, str) or not name.isprintable():
+            raise InputError(place, f"a tensor named {name!r:.80}", "give tensors plain names")
         if not isinstance(tensor, Tensor):
             found = f"{name} is a {type(tensor).__name__}"
             raise InputError(place, found, "give tensors, as get_peft_model_state_dict does")
         if str(tensor.dtype) not in _DTYPES or tensor.layout != torch.strided:
             found = f"{name} has {tensor.dtype} and {tensor.layout}"
             raise InputError(place, found, "save it as float32 or bfloat16, not sparse")
+    try:
+        check_header({n: declare(tensor) for n, tensor in state.tensors.items()}, state.metadata)
+    except OutputError as error:
+        raise InputError(place, f"{error.where}: {error.found}", error.cure) from None
 
 
 def checked_name(name: str) -> str:
+    """The name of a client. Raises InputError if no folder can have it."""
     if not isinstance(name, str) or name[:1] in ("", ".") or _NOT_IN_NAMES & set(name):
         found = f"{name!r}, which is no name of a folder"
         raise InputError("a client's name", found, "give names without / that begin with no dot")
@@ -205,8 +217,11 @@ def _plain_config(config: Any) -> Any:
             return asdict(value)
         raise TypeError(f"a {type(value).__name__}")
 
+    cure = "give a LoraConfig, or the content of an adapter_config.json"
     try:
-        return json.loads(json.dumps(fields, default=plain))
-    except (TypeError, ValueError) as error:
-        cure = "give a LoraConfig, or the content of an adapter_config.json"
-        raise InputError("config", f"no JSON object ({error})", cure) from None
+        values = json.loads(json.dumps(fields, default=plain))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError("config", f"no JSON object ({first_line(error)})", cure) from None
+    if not isinstance(values, dict):
+        raise InputError("config", f"no JSON object but a {type(values).__name__}", cure)
+    return values

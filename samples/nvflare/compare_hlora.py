@@ -7,10 +7,10 @@
   the best approximation of the mean of all B A. It does not look at alpha.
 - fedlora: flexlora, the best approximation of the mean of all (alpha / r) B A.
 
-The error is ‖update - mean‖ / ‖mean‖ in the Frobenius norm, over all modules, where the update is
-that which PEFT adds to the weights, and the mean is that of the clients' updates by samples. The
-clients start from the first rows of one A, as in the first round of a federation, and train B.
-It needs neither NVFlare nor a network.
+The error is ‖update - mean‖ / ‖mean‖ in the Frobenius norm, over all modules. PEFT adds the update
+to the weights; the mean is the sample-weighted mean of the clients' updates. The clients start
+from the first rows of one A, as in the first round of a federation, and train B. The script needs
+neither NVFlare nor a network.
 """
 
 from collections.abc import Callable

@@ -257,6 +257,22 @@ def test_options_that_the_federation_knows_itself_are_refused(tmp_path: Path) ->
         Federation(AggregateOptions(previous=tmp_path))
 
 
+def test_a_folder_that_cannot_be_made_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "rounds").touch()
+    with pytest.raises(OutputError, match=r"clients: cannot be written"):
+        Federation(rounds=tmp_path / "rounds").next(uploads(tmp_path, 0))
+
+
+def test_an_upload_that_no_file_can_hold_loses_its_client_alone(tmp_path: Path) -> None:
+    clients = uploads(tmp_path, 0)
+    many = dict.fromkeys(map(str, range(150_001)), torch.ones(1))
+    clients["bob"] = replace(clients["bob"], tensors=many)
+    for rounds in (None, tmp_path / "rounds"):
+        _, report, reason = Federation(rounds=rounds).next(clients)
+        assert report is not None, reason
+        assert [(c.name, "150001 tensors" in c.reason) for c in report.left_out] == [("bob", True)]
+
+
 def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OutputError("rounds", "no space left on device", "free some space")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -208,11 +210,21 @@ def test_a_cut_at_its_own_scaling_is_a_slice(tmp_path: Path) -> None:
 Change = dict[str, Any]
 
 
-def changed(state: StateDict, *, config: Change | None = None, **tensors: Any) -> StateDict:
+def changed(
+    state: StateDict,
+    *,
+    config: Change | None = None,
+    tensors: Change | None = None,
+    samples: Any = 10,
+    **factors: Any,
+) -> StateDict:
     names = {"A": A, "B": B}
-    new = {names[name]: value for name, value in tensors.items()}
+    new = {names[name]: value for name, value in factors.items()}
     return replace(
-        state, tensors={**state.tensors, **new}, config={**state.config, **(config or {})}
+        state,
+        tensors={**state.tensors, **new, **(tensors or {})},
+        config={**state.config, **(config or {})},
+        samples=samples,
     )
 
 
@@ -227,6 +239,17 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         r"^client bob: .*lora_A\.weight has torch.float8_e5m2",
     ),
     "sparse": ({"A": torch.ones(2, 20).to_sparse()}, r"^client bob: .*torch.sparse_coo"),
+    "unprintable name": (
+        {"tensors": {"half \ud800": torch.ones(1)}},
+        r"^client bob: a tensor named 'half \\ud800'; give tensors plain names",
+    ),
+    "number as a name": ({"tensors": {7: torch.ones(1)}}, r"^client bob: a tensor named 7"),
+    "too many tensors": (
+        {"tensors": dict.fromkeys(map(str, range(150_001)), torch.ones(1))},
+        r"^client bob: the weights file: it would have 150006 tensors",
+    ),
+    "text as a count": ({"samples": "30"}, r"^client bob: its sample count is a str"),
+    "negative count": ({"samples": -1}, r"^client bob: samples: -1"),
     "DoRA": ({"config": {"use_dora": True}}, r"^client bob: "),
 }
 
@@ -284,6 +307,30 @@ def test_configs_of_peft_become_plain_values(tmp_path: Path) -> None:
     assert json.loads(json.dumps(state.config)) == state.config
     with pytest.raises(InputError, match=r"^config: no JSON object \(a object\)"):
         StateDict({}, {"r": object()})
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(InputError, match=r"^config: no JSON object \(.*recursion"):
+        StateDict({}, {"r": nested})
+    wrong: Any = [1]
+    with pytest.raises(InputError, match=r"^config: no JSON object but a list"):
+        StateDict({}, wrong)
+
+
+@pytest.mark.parametrize("samples", [np.int64(30), np.float32(30), 30.0, Fraction(30)])
+def test_every_kind_of_number_is_a_sample_count(tmp_path: Path, samples: Any) -> None:
+    states = loaded(with_heads(tmp_path))
+    states["ann"] = replace(states["ann"], samples=samples)
+    assert aggregate_state_dicts(states)[1].clients[0].samples == 30
+
+
+def test_a_global_adapter_with_a_large_report_loads(tmp_path: Path) -> None:
+    aggregate(with_heads(tmp_path), tmp_path / "global")
+    report = json.loads((tmp_path / "global/fedlora.json").read_text())
+    report["padding"] = "x" * (16 * 1024 * 1024)  # above the limit of other documents
+    (tmp_path / "global/fedlora.json").write_text(json.dumps(report))
+    state = StateDict.load(tmp_path / "global")
+    assert (state.rank, state.samples) == (5, None)
 
 
 def test_a_saved_state_dict_loads_again_and_never_replaces_other_files(tmp_path: Path) -> None:
@@ -306,6 +353,9 @@ def test_arrays_of_numpy_count_like_tensors(tmp_path: Path) -> None:
         name: replace(state, tensors={k: t.numpy() for k, t in state.tensors.items()})
         for name, state in states.items()
     }
+    arrays["ann"].save(tmp_path / "arrays")
+    states["ann"].save(tmp_path / "tensors")
+    assert_same_files(tmp_path / "arrays", tmp_path / "tensors")
     one, other = aggregate_state_dicts(states)[0], aggregate_state_dicts(arrays)[0]
     assert all(torch.equal(other.tensors[name], t) for name, t in one.tensors.items())
 
