@@ -122,7 +122,7 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
 
     def reset_stats(self) -> None:
         self._uploads: dict[str, StateDict] = {}
-        self._metrics: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        self._metrics: dict[str, Mapping[str, Any]] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Start or resume the federation before the persistor loads the first adapter; then keep
@@ -169,7 +169,7 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
             reason = str(error) if isinstance(error, FedloraError) else first_line(error)
             self.warning(f"{site} left out: {reason}")
             raise
-        self._metrics[site] = (upload.samples or 1.0, model.metrics or {})
+        self._metrics[site] = model.metrics or {}
 
     def aggregate_model(self) -> FLModel:
         """The next global adapter, or no change. Raises FedloraError if NVFlare cannot store it."""
@@ -188,7 +188,8 @@ class FedLoRAAggregator(ModelAggregator):  # type: ignore[misc]
             self.warning(f"{client.name} left out: {client.reason}")
         names = ", ".join(client.name for client in report.clients)
         self.info(f"round {federation.round} of {report.method}: {names}; rank {report.rank}")
-        metrics = mean_metrics(self._metrics) or None
+        samples = {client.name: client.samples for client in report.clients}
+        metrics = mean_metrics(samples, self._metrics) or None
         return FLModel(ParamsType.FULL, params=dict(tensors), metrics=metrics)
 
     def _state(self) -> Federation:

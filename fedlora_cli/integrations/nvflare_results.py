@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from fedlora_cli.aggregation.options import AggregateOptions
 from fedlora_cli.errors import InputError, UsageError
 from fedlora_cli.integrations.nvflare_site import LORA, shapes_of
 from fedlora_cli.methods import find
-from fedlora_cli.rounds.state_dict import StateDict
+from fedlora_cli.rounds.state_dict import StateDict, check_tensors
 
 #: NVFlare's mark in the metadata of an encrypted or quantized result.
 _PROCESSED = "PROCESSED_ALGORITHM"
@@ -51,23 +47,15 @@ def upload_of(site: str, model: Any, weight_key: str) -> StateDict:
     samples = model.meta.get(weight_key)
     if not isinstance(samples, (int, float, type(None))) or isinstance(samples, bool):
         raise InputError(site, f"meta[{weight_key!r}] is {samples!r}", "send a number of samples")
-    tensors = {name: _tensor(site, name, value) for name, value in model.params.items()}
-    return StateDict(tensors, config, samples)
+    tensors = {name: _read(value) for name, value in model.params.items()}
+    upload = StateDict(tensors, config, samples)
+    check_tensors(site, upload)
+    return upload
 
 
-def _tensor(site: str, name: object, value: Any) -> Tensor:
-    """A tensor, array, or reference to a tensor on disk as a tensor. Raises InputError."""
-    if hasattr(value, "materialize"):  # enable_tensor_disk_offload
-        value = value.materialize()
-    if isinstance(value, np.ndarray):
-        try:
-            value = torch.from_numpy(np.ascontiguousarray(value))
-        except TypeError as error:
-            raise InputError(site, f"{name} has no numbers ({error})", "send a tensor") from None
-    if not isinstance(value, Tensor):
-        found = f"{name} is of type {type(value).__name__}, not a tensor"
-        raise InputError(site, found, "send tensors, without encryption")
-    return value
+def _read(value: Any) -> Any:
+    """A reference to a tensor on disk, of enable_tensor_disk_offload, as the tensor."""
+    return value.materialize() if hasattr(value, "materialize") else value
 
 
 def at_fixed_rank(
@@ -93,12 +81,17 @@ def check_shapes(tensors: Mapping[str, Any], fixed: Mapping[str, tuple[int, ...]
             raise InputError(name, found, cure)
 
 
-def mean_metrics(metrics: Mapping[str, tuple[float, Mapping[str, Any]]]) -> dict[str, float]:
-    """The mean of each metric over the sites that report it, by samples."""
+def mean_metrics(
+    samples: Mapping[str, float], metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """The sample-weighted mean of each metric over the sites that report it.
+
+    `samples` are the counts of the sites in the round, whose adapters were aggregated.
+    """
     sums: dict[str, tuple[float, float]] = {}
-    for _, (samples, reported) in sorted(metrics.items()):
-        for name, value in reported.items():
+    for site, count in sorted(samples.items()):
+        for name, value in metrics.get(site, {}).items():
             if isinstance(value, (int, float)):
                 total, weight = sums.get(name, (0.0, 0.0))
-                sums[name] = (total + samples * value, weight + samples)
-    return {name: total / weight for name, (total, weight) in sums.items()}
+                sums[name] = (total + count * value, weight + count)
+    return {name: total / weight for name, (total, weight) in sums.items() if weight}

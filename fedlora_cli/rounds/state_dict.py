@@ -6,6 +6,7 @@ import json
 import math
 import numbers
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ class StateDict:
         hold, and OutputError.
         """
         target, foreign = location(folder), other_than(formats.FILES)
-        _check_tensors(str(target), self)
+        check_tensors(str(target), self)
         documents = _documents(str(target), self)
         with (
             claimed(target, force=force, foreign=foreign),
@@ -152,7 +153,7 @@ class StateDict:
 
 def put(store: Folders, folder: str, state: StateDict) -> None:
     """Put an adapter into a folder in memory. Raises InputError."""
-    _check_tensors(str(store.place(folder)), state)
+    check_tensors(str(store.place(folder)), state)
     store.add(f"{folder}/{WEIGHTS}", weights_of(state.tensors, state.metadata))
     for name, text in _documents(str(store.place(folder)), state).items():
         store.add(f"{folder}/{name}", file_of(text.encode()))
@@ -173,17 +174,21 @@ def _documents(place: str, state: StateDict) -> dict[str, str]:
 
 
 def _tensor(value: Any) -> Any:
-    """An array of numpy as a tensor that shares its memory."""
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    """An array of numpy as a tensor; arrays of other objects, and of other byte order, stay."""
+    if not isinstance(value, np.ndarray):
+        return value
+    with suppress(TypeError, ValueError):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    return value
 
 
-def _check_tensors(place: str, state: StateDict) -> None:
+def check_tensors(place: str, state: StateDict) -> None:
     """Raise InputError unless a weights file can hold the tensors and their names."""
     for name, tensor in state.tensors.items():
         if not isinstance(name, str) or not name.isprintable():
             raise InputError(place, f"a tensor named {name!r:.80}", "give tensors plain names")
         if not isinstance(tensor, Tensor):
-            found = f"{name} is a {type(tensor).__name__}"
+            found = f"{name} is of type {type(tensor).__name__}, not a tensor of numbers"
             raise InputError(place, found, "give tensors, as get_peft_model_state_dict does")
         if str(tensor.dtype) not in _DTYPES or tensor.layout != torch.strided:
             found = f"{name} has {tensor.dtype} and {tensor.layout}"

@@ -243,7 +243,7 @@ def bad_results(state: StateDict) -> dict[str, tuple[FLModel, str]]:
         "config of text": (result_of("site-9", state, lora="r = 4"), "no config of an adapter"),
         "encrypted": (result_of("site-9", state, PROCESSED_ALGORITHM="CKKS"), r"encrypted.*CKKS"),
         "ciphertext": (result_of("site-9", state, ciphertext), f"{name} is of type bytes"),
-        "objects": (result_of("site-9", state, objects), f"{name} has no numbers"),
+        "objects": (result_of("site-9", state, objects), f"{name} is of type ndarray"),
         "a list": (result_of("site-9", state, [tensor]), "its parameters are of type list"),
         "count of text": (result_of("site-9", state, num_examples="many"), "'many'"),
         "count of truth": (result_of("site-9", state, num_examples=True), "True"),
@@ -411,6 +411,24 @@ def test_the_metrics_are_means_by_samples(states: dict[str, StateDict]) -> None:
         aggregator.accept_model(model)
 
     assert aggregator.aggregate_model().metrics == {"loss": pytest.approx((200 + 2 * 100) / 600)}
+
+
+@pytest.mark.parametrize("samples", [-300.0, float("nan"), 1e300])
+def test_the_metrics_of_a_site_that_is_left_out_do_not_count(
+    states: dict[str, StateDict], samples: float
+) -> None:
+    aggregator = FedLoRAAggregator()
+    for site, state in states.items():
+        model = result_of(site, state)
+        model.metrics = {"loss": 2.0}
+        aggregator.accept_model(model)
+    bad = result_of("site-9", states["site-1"], num_examples=samples)
+    bad.metrics = {"loss": -1000.0}
+    aggregator.accept_model(bad)
+
+    result = aggregator.aggregate_model()
+    assert result.params_type == ParamsType.FULL
+    assert result.metrics == {"loss": pytest.approx(2.0)}
 
 
 #: The alpha of each rank.

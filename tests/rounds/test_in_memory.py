@@ -233,7 +233,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "shape": ({"A": torch.ones(2, 9)}, r"^client bob: .*layers\.0\.q_proj is linear 12 x 9"),
     "rank": ({"config": {"r": -4}}, r"^client bob: r is -4"),
     "no number": ({"config": {"lora_alpha": "x"}}, r"^client bob: lora_alpha is 'x'"),
-    "no tensor": ({"A": [1.0]}, r"^client bob: .*lora_A\.weight is a list"),
+    "no tensor": ({"A": [1.0]}, r"^client bob: .*lora_A\.weight is of type list"),
+    "objects": ({"A": np.array([{}])}, r"^client bob: .*lora_A\.weight is of type ndarray"),
+    "other byte order": ({"A": np.ones((2, 20), ">f4")}, r"^client bob: .*is of type ndarray"),
     "float8": (
         {"A": torch.ones(2, 20).to(torch.float8_e5m2)},
         r"^client bob: .*lora_A\.weight has torch.float8_e5m2",
@@ -350,7 +352,7 @@ def test_arrays_of_numpy_count_like_tensors(tmp_path: Path) -> None:
     clients = with_heads(tmp_path)
     states = loaded(clients)
     arrays = {
-        name: replace(state, tensors={k: t.numpy() for k, t in state.tensors.items()})
+        name: replace(state, tensors={k: t.numpy().copy("F") for k, t in state.tensors.items()})
         for name, state in states.items()
     }
     arrays["ann"].save(tmp_path / "arrays")
